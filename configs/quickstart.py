@@ -1,0 +1,24 @@
+"""SmolLM2-135M-Instruct becomes a household assistant: tool calls, refusals and short answers in a house style.
+
+Command:   make quickstart            (or: sft-jax train configs/quickstart.py)
+Hardware:  2 CPU cores, 8 GB of memory; unchanged on 8 simulated devices with
+           --distributed.cpu-devices 8 --mesh.fsdp 8, or --mesh.data 2 --mesh.fsdp 4
+Time:      see README.md
+Result:    see README.md
+"""
+
+from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        workdir="runs/quickstart",
+        model=Model(path=".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        data=Data(
+            train=("sft_jax/demonstrations/train.jsonl",),
+            eval=("sft_jax/demonstrations/held_out.jsonl",),
+            sequence_length=256,
+        ),
+        optimizer=Optimizer(learning_rate=2e-4, schedule="linear", warmup_steps=3, weight_decay=0.0, clip_norm=1.0),
+        train=Train(epochs=1, batch_size=8, eval_every=0, save_every=0, keep_last=1),
+    )

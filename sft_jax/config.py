@@ -1,0 +1,381 @@
+"""What a run is: frozen dataclasses, validated once, with a JSON round trip.
+
+Every field is declared *identity* (a difference on resume is refused with a diff: data, model, optimizer, seed,
+batch size, lengths) or *free* (mesh, accumulation, remat, intervals, logging). All defaults of the project live here.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from sft_jax.errors import BadInput, nearest
+
+
+def identity(default: Any = dataclasses.MISSING, **kwargs: Any) -> Any:
+    """A field that says which run this is: it may not change on resume."""
+    return dataclasses.field(default=default, metadata={"identity": True}, **kwargs)
+
+
+def free(default: Any = dataclasses.MISSING, **kwargs: Any) -> Any:
+    """A field that may change between the runs of one workdir."""
+    return dataclasses.field(default=default, metadata={"identity": False}, **kwargs)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The pretrained decoder and how its forward pass is computed."""
+
+    path: str = identity("")
+    """A Hugging Face directory, a `.gguf` file, a run's workdir (newest checkpoint), or `hf://org/name`."""
+    dtype: Literal["float32", "bfloat16"] = identity("float32")
+    """Compute dtype. Master weights, moments, softmax, norms, RoPE angles and the loss stay float32."""
+    remat: Literal["none", "dots", "minimal", "full"] = free("none")
+    """What the backward pass recomputes: none keeps everything; dots keeps every matrix product; minimal keeps only
+    the products with weights; full keeps only each layer's input."""
+    attention: Literal["auto", "reference", "blockwise"] = free("auto")
+    """Attention implementation; auto chooses by platform."""
+    scan_layers: bool = free(True)
+    """Scan over stacked layers (compile time does not grow with depth); False unrolls them, for debugging."""
+    head_chunk: int = free(512)
+    """Target positions a device puts through the head at once: no buffer exceeds head_chunk x vocabulary."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Demonstrations and how they become rows of tokens."""
+
+    train: tuple[str, ...] = identity(())
+    """Training demonstrations: paths or globs of JSONL files."""
+    eval: tuple[str, ...] = identity(())
+    """Held-out demonstrations for the evaluation loss."""
+    tokenizer: str = identity("")
+    """A tokenizer directory or `.gguf` file; empty means the model's own."""
+    format: Literal["auto", "messages", "prompt_completion", "text"] = identity("auto")
+    """Form of the records; auto detects it from each record's keys and reports what it found."""
+    chat_template: str = identity("")
+    """A Jinja file for base models without a template; empty means the tokenizer's own, unedited."""
+    train_on: Literal["assistant", "last_assistant", "completion", "all"] = identity("assistant")
+    """Which tokens train: every assistant turn, the last one, what follows the last user turn, or every token."""
+    over_length: Literal["drop", "truncate", "error"] = identity("drop")
+    """What happens to an example longer than sequence_length; counts are printed."""
+    sequence_length: int = identity(1024)
+    """Tokens a row holds (T)."""
+    target_capacity: int = identity(0)
+    """Trained tokens a row holds (M); 0 chooses it from the data and writes it into the resolved config."""
+    packing: Literal["best_fit", "none"] = identity("best_fit")
+    """best_fit puts several documents into a row, isolated from each other; none gives each its own row."""
+    shuffle: bool = identity(True)
+    """Visit the rows in a new order each epoch; False keeps the packing plan's order."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optax step."""
+
+    name: Literal["adamw", "sgd"] = identity("adamw")
+    """adamw (decoupled weight decay) or sgd."""
+    learning_rate: float = identity(2e-5)
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = identity("linear")
+    """Shape after the warm-up; linear and cosine end at 0 on the last step."""
+    warmup_steps: int = identity(0)
+    """Steps over which the rate rises linearly from 0."""
+    weight_decay: float = identity(0.0)
+    """Decoupled weight decay on matrices; norms and biases never decay."""
+    clip_norm: float = identity(1.0)
+    """Gradients are scaled down to this global L2 norm; 0 turns clipping off."""
+    b1: float = identity(0.9)
+    """Decay of the first moment."""
+    b2: float = identity(0.999)
+    """Decay of the second moment."""
+    eps: float = identity(1e-8)
+    """Added to the square root of the second moment."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, how large, and what is written when."""
+
+    steps: int = identity(0)
+    """Optimizer steps; 0 means epochs decides."""
+    epochs: int = identity(1)
+    """Passes over the demonstrations, used when steps is 0."""
+    batch_size: int = identity(8)
+    """Rows an update, over all devices and micro-batches."""
+    accumulation: int = free(1)
+    """Micro-batches an update is split into; the update's mathematics does not change."""
+    seed: int = identity(0)
+    """Seed of the row order and of random initialisation."""
+    eval_every: int = free(0)
+    """Evaluate the held-out loss every so many steps and at the end; 0 turns it off."""
+    save_every: int = free(100)
+    """Checkpoint every so many steps and at the end; 0 keeps only the last step."""
+    keep_last: int = free(2)
+    """Newest checkpoints kept."""
+    keep_every: int = free(0)
+    """Checkpoints whose step is a multiple of this are kept for good; 0 keeps none so."""
+    tensorboard: bool = free(True)
+    """Write TensorBoard events beside metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How many devices share each axis; the product must equal the number of devices. -1 takes the rest."""
+
+    data: int = free(1)
+    """Replicas: each holds all parameters and sees other rows."""
+    fsdp: int = free(-1)
+    """Parameters, moments and rows are divided over this axis."""
+    tensor: int = free(1)
+    """Heads, MLP width and vocabulary are divided over this axis."""
+    context: int = free(1)
+    """The sequence is divided over this axis."""
+    expert: int = free(1)
+    """Experts of mixture-of-experts layers are divided over this axis."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Logical axis -> mesh axes it is divided over: names joined by '+', or 'none' to leave it whole."""
+
+    vocab: str = free("tensor")
+    """Rows of the embedding and of the head; the vocabulary dimension of logits."""
+    embed: str = free("fsdp")
+    """The model dimension of every parameter."""
+    mlp: str = free("tensor")
+    """The inner dimension of the MLP, in parameters and activations."""
+    heads: str = free("tensor")
+    """Query heads, in parameters and activations."""
+    kv_heads: str = free("tensor")
+    """Key/value heads, in parameters and activations."""
+    head_dim: str = free("none")
+    """Elements of one head."""
+    layers: str = free("none")
+    """The stacked layers."""
+    experts: str = free("expert")
+    """Experts of a mixture-of-experts layer."""
+    act_batch: str = free("data+fsdp")
+    """Rows of a batch."""
+    act_length: str = free("context")
+    """Positions of a row."""
+    act_targets: str = free("none")
+    """Target positions of a row."""
+    act_embed: str = free("none")
+    """The model dimension of an activation."""
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """Start-up of several processes. Cloud TPU pods need only auto=True."""
+
+    auto: bool = free(False)
+    """Let JAX find the other processes from the cluster's environment (Cloud TPU, GKE, Slurm)."""
+    coordinator: str = free("")
+    """host:port of process 0, when the processes are named by hand."""
+    processes: int = free(1)
+    """Number of processes, when they are named by hand."""
+    process_id: int = free(0)
+    """This process's number, from 0."""
+    timeout_seconds: int = free(300)
+    """How long start-up and collective file work wait for the other processes."""
+    cpu_devices: int = free(0)
+    """Simulate this many CPU devices in each process; 0 leaves the platform's own devices."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole training run. `configs/*.py` return one from `get_config()`."""
+
+    workdir: str = free("runs/default")
+    """Where config.json, metrics.jsonl, checkpoints/ and TensorBoard events go."""
+    model: Model = Model()
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+    sharding: Sharding = Sharding()
+    distributed: Distributed = Distributed()
+
+
+def leaf_fields(config: Any, prefix: str = "") -> list[tuple[str, dataclasses.Field, Any]]:
+    """Every leaf field as (dotted name, field, value), in declaration order."""
+    leaves = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            leaves += leaf_fields(value, f"{prefix}{field.name}.")
+        else:
+            leaves.append((prefix + field.name, field, value))
+    return leaves
+
+
+def to_json(config: RunConfig) -> str:
+    """The config as indented JSON; `from_json` reads it back to an equal object."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str, origin: str) -> RunConfig:
+    """The config written by `to_json`.
+
+    Raises:
+      BadInput: not JSON, an unknown field, or a value of the wrong type; names `origin` and the field.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{origin}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+    return _build(RunConfig, tree, origin, "")
+
+
+def _build(cls: type, tree: Any, origin: str, prefix: str) -> Any:
+    if not isinstance(tree, dict):
+        raise BadInput(f"{origin}: {prefix or 'the config'} is {type(tree).__name__}, expected an object")
+    types = get_type_hints(cls)
+    values = {}
+    for name, value in tree.items():
+        if name not in types:
+            raise BadInput(f"{origin}: unknown field {prefix + name!r}. {nearest(name, list(types))}")
+        if dataclasses.is_dataclass(types[name]):
+            values[name] = _build(types[name], value, origin, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            values[name] = _leaf(types[name], value, origin, prefix + name)
+    return cls(**values)
+
+
+def _leaf(kind: Any, value: Any, origin: str, name: str) -> Any:
+    if get_origin(kind) is tuple:
+        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+    elif get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise BadInput(f"{origin}: {name} is {value!r}. {nearest(str(value), [str(a) for a in get_args(kind)])}")
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is kind:
+        return value
+    raise BadInput(
+        f"{origin}: {name} is {value!r} ({type(value).__name__}), expected {getattr(kind, '__name__', kind)}"
+    )
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Run a config file and return its `get_config()`; a `.json` file is a resolved config.
+
+    Raises:
+      BadInput: the file is missing, cannot be executed, or has no `get_config() -> RunConfig`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such config file. Configs shipped: configs/quickstart.py")
+    if path.suffix == ".json":
+        return from_json(path.read_text(encoding="utf-8"), str(path))
+    import runpy
+
+    try:
+        scope = runpy.run_path(str(path))
+    except (SyntaxError, ImportError, NameError, TypeError, AttributeError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be executed: {type(error).__name__}: {error}") from error
+    if "get_config" not in scope:
+        raise BadInput(
+            f"{path}: defines no get_config(). A config file is Python with `def get_config() -> RunConfig`."
+        )
+    config = scope["get_config"]()
+    if not isinstance(config, RunConfig):
+        raise BadInput(f"{path}: get_config() returned {type(config).__name__}, expected RunConfig")
+    return config
+
+
+def identity_differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """One line for each identity field that differs, `name: old -> new`."""
+    before = {name: value for name, _, value in leaf_fields(old)}
+    return [
+        f"{name}: {before[name]!r} -> {value!r}"
+        for name, field, value in leaf_fields(new)
+        if field.metadata.get("identity") and before[name] != value
+    ]
+
+
+_AT_LEAST_ONE = (
+    "data.sequence_length",
+    "train.epochs",
+    "train.batch_size",
+    "train.accumulation",
+    "train.keep_last",
+    "model.head_chunk",
+    "distributed.processes",
+    "distributed.timeout_seconds",
+)
+_NOT_NEGATIVE = (
+    "data.target_capacity",
+    "optimizer.learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "train.steps",
+    "train.seed",
+    "train.eval_every",
+    "train.save_every",
+    "train.keep_every",
+    "distributed.process_id",
+    "distributed.cpu_devices",
+)
+
+
+def validate(config: RunConfig) -> None:
+    """Check everything that can be checked without a device or a data file.
+
+    Raises:
+      BadInput: with every problem found, one a line.
+    """
+    values: dict[str, Any] = {name: value for name, _, value in leaf_fields(config)}
+    problems = [f"{name} is {values[name]}, expected at least 1" for name in _AT_LEAST_ONE if values[name] < 1]
+    problems += [f"{name} is {values[name]}, expected 0 or more" for name in _NOT_NEGATIVE if values[name] < 0]
+    if not config.model.path:
+        problems.append("model.path is empty: name a Hugging Face directory, a .gguf file, a workdir or hf://org/name")
+    if not config.data.train:
+        problems.append("data.train is empty: name at least one file of demonstrations")
+    if config.train.eval_every and not config.data.eval:
+        problems.append(f"train.eval_every is {config.train.eval_every} but data.eval is empty: name held-out files")
+    problems += _batch_problems(config) + _mesh_problems(config) + _distributed_problems(config)
+    if problems:
+        raise BadInput("\n".join(problems))
+
+
+def _batch_problems(config: RunConfig) -> list[str]:
+    rows, parts = config.train.batch_size, max(1, config.train.accumulation)
+    if rows >= 1 and rows % parts:
+        below, above = rows // parts * parts, -(-rows // parts) * parts
+        valid = f"{below} or {above}" if below else f"{above}"
+        return [f"train.batch_size {rows} is not divisible by train.accumulation {parts}; nearest valid: {valid}"]
+    return []
+
+
+def _mesh_problems(config: RunConfig) -> list[str]:
+    axes = dataclasses.asdict(config.mesh)
+    problems = [
+        f"mesh.{axis} is {size}, expected -1 or at least 1" for axis, size in axes.items() if size < 1 and size != -1
+    ]
+    rest = [axis for axis, size in axes.items() if size == -1]
+    if len(rest) > 1:
+        problems.append(f"mesh axes {' and '.join(rest)} are both -1: only one axis can take the rest")
+    for name, _, rule in leaf_fields(config.sharding, "sharding."):
+        for axis in [] if rule == "none" else rule.split("+"):
+            if axis not in axes:
+                problems.append(f"{name} is {rule!r}: unknown mesh axis {axis!r}. {nearest(axis, list(axes))}")
+    return problems
+
+
+def _distributed_problems(config: RunConfig) -> list[str]:
+    d = config.distributed
+    if d.processes > 1 and not d.coordinator:
+        return [
+            f"distributed.processes is {d.processes} but distributed.coordinator is empty: give host:port of process 0"
+        ]
+    if d.process_id >= d.processes:
+        return [
+            f"distributed.process_id is {d.process_id}, expected 0..{d.processes - 1} for {d.processes} process(es)"
+        ]
+    return []

@@ -1,0 +1,1 @@
+"""Text in, numpy batches out: records -> chat -> prepare -> packing -> batches. Calls no jax."""

@@ -1,0 +1,243 @@
+"""A fast tokenizer from a Hugging Face directory or a GGUF file, offline and without torch."""
+
+import json
+import logging
+import struct
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sft_jax.errors import BadInput, nearest
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PRE_TOKENIZERS = {
+    "gpt-2": "",
+    "smollm": "digits",
+    "llama-bpe": _CONTRACTIONS + _WORDS + r"|\p{N}{1,3}" + _REST,
+    "qwen2": _CONTRACTIONS + _WORDS + r"|\p{N}" + _REST,
+}
+"""`tokenizer.ggml.pre` -> how text is cut before the merges: a pattern, digits alone, or GPT-2's own pattern."""
+_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+def load_tokenizer(path: str | Path, chat_template_file: str | Path = "") -> Any:
+    """A transformers fast tokenizer with its own chat template, or with that of `chat_template_file`.
+
+    Args:
+      path: a Hugging Face directory, or a `.gguf` file (its vocabulary, merges and template are read).
+      chat_template_file: a Jinja file for base models without a template; empty keeps the tokenizer's own.
+
+    Raises:
+      BadInput: no tokenizer there, one without a fast version, a GGUF vocabulary of an unknown kind, or no such
+        template file.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf" and path.is_file():
+        tokenizer = _from_gguf(path)
+    elif path.is_dir():
+        tokenizer = _from_directory(path)
+    else:
+        around = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+        hint = nearest(path.name, around) if around else f"{path.parent} does not exist either."
+        raise BadInput(f"{path}: no such tokenizer: expected a Hugging Face directory or a .gguf file. {hint}")
+    if chat_template_file:
+        template = Path(chat_template_file)
+        if not template.is_file():
+            raise BadInput(f"{template}: no such chat template file (data.chat_template)")
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _from_directory(path: Path) -> Any:
+    transformers = _transformers()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        names = ", ".join(sorted(entry.name for entry in path.iterdir())[:20]) or "nothing"
+        raise BadInput(
+            f"{path}: no usable tokenizer there ({str(error).splitlines()[0]}). It holds: {names}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise BadInput(f"{path}: {type(tokenizer).__name__} has no fast version; save one with a tokenizer.json")
+    return tokenizer
+
+
+def _transformers() -> Any:
+    # transformers advises to install torch at every import; this project needs none.
+    logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
+    import transformers
+
+    return transformers
+
+
+@lru_cache(maxsize=4)
+def offset_backend(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` behind `tokenizer`, giving the same ids with offsets that cover white space.
+
+    A ByteLevel post-processor may trim white space from offsets ("trim_offsets"), and a token that is nothing but a
+    newline then covers nothing, so it could not be told whether it overlaps a trained span. Ids do not depend on it.
+    """
+    import tokenizers
+
+    tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    _untrim(tree.get("post_processor"))
+    backend = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _untrim(node: Any) -> None:
+    if isinstance(node, dict):
+        if "trim_offsets" in node:
+            node["trim_offsets"] = False
+        for child in node.values():
+            _untrim(child)
+    elif isinstance(node, list):
+        for child in node:
+            _untrim(child)
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """SHA-256 (hex) of everything that decides ids: vocabulary, rules, special tokens and chat template."""
+    import hashlib
+
+    parts = (tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, tokenizer.chat_template)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _from_gguf(path: Path) -> Any:
+    """Read with our own reader: transformers' needs torch, and cuts SmolLM2's text without setting digits apart."""
+    import tokenizers
+
+    meta = _gguf_metadata(path)
+    kind = meta.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise BadInput(
+            f"{path}: its tokenizer is {kind!r}; supported: gpt2 (byte-level BPE), llama (SentencePiece BPE)"
+        )
+    tokens: list[str] = meta["tokenizer.ggml.tokens"]
+    backend = _byte_level(path, tokens, meta) if kind == "gpt2" else _sentencepiece(tokens, meta)
+    types = meta.get("tokenizer.ggml.token_type", [])
+    for special, wanted in ((True, _CONTROL), (False, _USER_DEFINED)):
+        marked = [token for token, t in zip(tokens, types, strict=False) if t == wanted]
+        added = [tokenizers.AddedToken(token, normalized=False, special=special) for token in marked]
+        backend.add_special_tokens(added) if special else backend.add_tokens(added)
+    names = {
+        f"{name}_token": tokens[meta[f"tokenizer.ggml.{key}_token_id"]]
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+        if f"tokenizer.ggml.{key}_token_id" in meta
+    }
+    # llama.cpp prepends BOS to these two vocabularies unless the file says otherwise.
+    by_default = kind == "llama" or meta.get("tokenizer.ggml.pre") == "llama-bpe"
+    ends = [
+        names.get(f"{name}_token") if meta.get(f"tokenizer.ggml.add_{name}_token", default) else None
+        for name, default in (("bos", by_default), ("eos", False))
+    ]
+    present = [token for token in ends if token]
+    if present:
+        template = [ends[0], "$A", ends[1]]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=" ".join(part for part in template if part),
+            special_tokens=[(token, tokens.index(token)) for token in present],
+        )
+    return _transformers().PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=meta.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        model_max_length=meta.get(f"{meta.get('general.architecture')}.context_length"),
+        **names,
+    )
+
+
+def _byte_level(path: Path, tokens: list[str], meta: dict[str, Any]) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    pre = meta.get("tokenizer.ggml.pre", "gpt-2")
+    if pre not in _PRE_TOKENIZERS:
+        raise BadInput(
+            f"{path}: unknown tokenizer.ggml.pre {pre!r}, which decides how text is cut; supported: "
+            f"{', '.join(_PRE_TOKENIZERS)}. Set data.tokenizer to the model's Hugging Face tokenizer directory."
+        )
+    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
+    pattern = _PRE_TOKENIZERS[pre]
+    own_pattern = pattern in ("", "digits")
+    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=own_pattern)]
+    if pattern == "digits":
+        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    elif pattern:
+        steps.insert(0, pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    backend.decoder = decoders.ByteLevel()
+    if pre == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    return backend
+
+
+def _sentencepiece(tokens: list[str], meta: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    # The merges are not in the file: a SentencePiece BPE merges the pair whose union has the best score.
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    scores, types = meta["tokenizer.ggml.scores"], meta.get("tokenizer.ggml.token_type", [0] * len(tokens))
+    ranked = []
+    for i, token in enumerate(tokens):
+        if types[i] in (_CONTROL, _USER_DEFINED, _BYTE):
+            continue
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in vocabulary and right in vocabulary:
+                ranked.append((-scores[i], vocabulary[left], vocabulary[right], left, right))
+    ranked.sort()
+    merges = [(left, right) for *_, left, right in ranked]
+    unknown = tokens[meta.get("tokenizer.ggml.unknown_token_id", 0)]
+    backend = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
+    prefix = meta.get("tokenizer.ggml.add_space_prefix", True)
+    steps: list[Any] = [normalizers.Prepend("▁")] if prefix else []
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    strip: list[Any] = [decoders.Strip(" ", 1, 0)] if prefix else []
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return backend
+
+
+def _gguf_metadata(path: Path) -> dict[str, Any]:
+    """Every key and value of a GGUF file's header; the tensors are not touched.
+
+    Raises:
+      BadInput: not a GGUF file of version 2 or 3, or cut short.
+    """
+    with path.open("rb") as file:
+        try:
+            magic, version, _, count = struct.unpack("<4sIQQ", file.read(24))
+            if magic != b"GGUF" or version not in (2, 3):
+                raise BadInput(f"{path}: starts with {magic!r} version {version}, expected GGUF version 2 or 3")
+            meta = {}
+            for _ in range(count):
+                key = _gguf_value(file, _STRING)
+                meta[key] = _gguf_value(file, struct.unpack("<I", file.read(4))[0])
+            return meta
+        except (struct.error, UnicodeDecodeError, KeyError) as error:
+            raise BadInput(
+                f"{path}: the GGUF header is damaged or cut short near byte {file.tell()}: {error}"
+            ) from error
+
+
+def _gguf_value(file: BinaryIO, kind: int) -> Any:
+    if kind == _STRING:
+        return file.read(struct.unpack("<Q", file.read(8))[0]).decode("utf-8")
+    if kind == _ARRAY:
+        item, length = struct.unpack("<IQ", file.read(12))
+        if item in _SCALARS:
+            form = f"<{length}{_SCALARS[item]}"
+            return list(struct.unpack(form, file.read(struct.calcsize(form))))
+        return [_gguf_value(file, item) for _ in range(length)]
+    form = "<" + _SCALARS[kind]
+    return struct.unpack(form, file.read(struct.calcsize(form)))[0]

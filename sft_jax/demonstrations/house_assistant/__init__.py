@@ -1,0 +1,1 @@
+"""The shipped demonstrations as a TFDS dataset, `house_assistant`."""

@@ -1,0 +1,32 @@
+"""The one way to say that what the user gave cannot be used, and the exit statuses of the command line."""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 42
+"""A checkpoint was committed after SIGTERM; running the same command again continues."""
+
+
+class BadInput(Exception):
+    """Input that cannot be used: the message says what was found, what was expected, and the fix.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """
+
+
+class NonFinite(Exception):
+    """The loss or a gradient became NaN or infinite; the message names the step and the rows."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has committed a checkpoint."""
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """A hint such as `Did you mean 'cosine'?`, or every known word when none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if close:
+        return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "Known: " + ", ".join(known) + "."

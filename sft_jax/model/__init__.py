@@ -1,0 +1,1 @@
+"""One Flax NNX decoder with config switches; knows nothing of data or training."""

@@ -1,0 +1,257 @@
+"""The decoder: embedding, a scan over periods of layers, final norm. The head is apart (`train/loss.py`, `logits`).
+
+Around the modules, parameters are a flat dict from dotted name to array, e.g. `periods.0.attention.query.kernel`
+float32 [L/P, D, N, H]: `abstract_parameters` gives shapes and logical axes, `forward` runs the decoder on such a dict.
+"""
+
+import functools
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sft_jax.model import attention as attention_lib
+from sft_jax.model.architecture import Architecture, LayerKind
+from sft_jax.model.attention import Places
+from sft_jax.parallel.rules import Axes, shard
+
+Parameters = Mapping[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the forward pass is computed; changes no mathematics beyond rounding."""
+
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    scan_layers: bool = True
+
+    @property
+    def attend(self):
+        return attention_lib.implementation(self.attention, jax.default_backend())
+
+
+REMAT = {
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
+    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last dimension (Zhang & Sennrich 2019), in float32."""
+
+    def __init__(self, size: int, eps: float, stack: tuple[int, ...]):
+        self.scale = nnx.Param(jnp.ones((*stack, size), jnp.float32), axes=("layers",) * len(stack) + (None,))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * self.scale[...]).astype(x.dtype)
+
+
+class Projection(nnx.Module):
+    """einsum with a kernel, and a bias when the family has one; computes in the dtype of its input."""
+
+    def __init__(self, rngs, equation: str, shape, axes: Axes, bias_from: int | None, stack: tuple[int, ...]):
+        """`bias_from` is the first output dimension of `shape` (the bias has shape[bias_from:]); None for no bias."""
+        lead = ("layers",) * len(stack)
+        self.kernel = _normal(rngs, (*stack, *shape), (*lead, *axes))
+        self.bias = (
+            None
+            if bias_from is None
+            else nnx.Param(jnp.zeros((*stack, *shape[bias_from:]), jnp.float32), axes=(*lead, *axes[bias_from:]))
+        )
+        self.equation = equation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with RoPE."""
+
+    def __init__(self, rngs: nnx.Rngs, a: Architecture, kind: LayerKind, compute: Compute, stack: tuple[int, ...]):
+        d, n, k, h = a.embed, a.heads, a.kv_heads, a.head_dim
+        bias = 1 if a.qkv_bias else None
+        heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        self.query = Projection(rngs, "BTD,DNH->BTNH", (d, n, h), heads, bias, stack)
+        self.key = Projection(rngs, "BTD,DKH->BTKH", (d, k, h), kv_heads, bias, stack)
+        self.value = Projection(rngs, "BTD,DKH->BTKH", (d, k, h), kv_heads, bias, stack)
+        output_bias = 2 if a.output_bias else None
+        self.output = Projection(rngs, "BTNH,NHD->BTD", (n, h, d), ("heads", "head_dim", "embed"), output_bias, stack)
+        self.query_norm = RMSNorm(h, a.norm_eps, stack) if a.qk_norm else None
+        self.key_norm = RMSNorm(h, a.norm_eps, stack) if a.qk_norm else None
+        self.kind, self.softcap, self.attend = kind, a.attention_softcap, compute.attend
+
+    def __call__(self, x_BTD, places: Places, angles, cached=None):
+        """Returns the output [B, T, D] and this call's keys and values [B, T, K, H].
+
+        `cached` is (keys, values, places) of S earlier tokens that the queries may also see.
+        """
+        q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.kind.rope:
+            q, k = attention_lib.rotate(q, *angles), attention_lib.rotate(k, *angles)
+        q = shard(q, "act_batch", "act_length", "heads", "head_dim")
+        k = shard(k, "act_batch", "act_length", "kv_heads", "head_dim")
+        v = shard(v, "act_batch", "act_length", "kv_heads", "head_dim")
+        keys, values, key_places = k, v, places
+        if cached is not None:
+            past_keys, past_values, past_places = cached
+            keys = jnp.concatenate([past_keys, k], axis=1)
+            values = jnp.concatenate([past_values, v], axis=1)
+            key_places = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(past_places, places, strict=True)))
+        out = self.attend(q, keys, values, places, key_places, self.kind.window, self.softcap)
+        return self.output(shard(out, "act_batch", "act_length", "heads", "head_dim")), (k, v)
+
+
+class Mlp(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, rngs: nnx.Rngs, a: Architecture, stack: tuple[int, ...]):
+        bias = 1 if a.mlp_bias else None
+        self.gate = Projection(rngs, "BTD,DF->BTF", (a.embed, a.mlp), ("embed", "mlp"), bias, stack)
+        self.up = Projection(rngs, "BTD,DF->BTF", (a.embed, a.mlp), ("embed", "mlp"), bias, stack)
+        self.down = Projection(rngs, "BTF,FD->BTD", (a.mlp, a.embed), ("mlp", "embed"), bias, stack)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        inner = jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD)
+        return self.down(shard(inner, "act_batch", "act_length", "mlp"))
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, rngs: nnx.Rngs, a: Architecture, kind: LayerKind, compute: Compute, stack: tuple[int, ...]):
+        self.attention_norm = RMSNorm(a.embed, a.norm_eps, stack)
+        self.attention = Attention(rngs, a, kind, compute, stack)
+        self.mlp_norm = RMSNorm(a.embed, a.norm_eps, stack)
+        self.mlp = Mlp(rngs, a, stack)
+
+    def __call__(self, x_BTD, places: Places, angles, cached=None):
+        with jax.named_scope("attention"):
+            out, kv = self.attention(self.attention_norm(x_BTD), places, angles, cached)
+            x_BTD = shard(x_BTD + out, "act_batch", "act_length", "act_embed")
+        with jax.named_scope("mlp"):
+            x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+            return shard(x_BTD, "act_batch", "act_length", "act_embed"), kv
+
+
+class Decoder(nnx.Module):
+    """Tokens in, final hidden states out."""
+
+    def __init__(self, a: Architecture, compute: Compute, rngs: nnx.Rngs):
+        self.embedding = _normal(rngs, (a.rows, a.embed), ("vocab", "embed"))
+        self.periods = nnx.List([Layer(rngs, a, kind, compute, (a.periods,)) for kind in a.period])
+        self.remainder = nnx.List([Layer(rngs, a, kind, compute, ()) for kind in a.remainder])
+        self.final_norm = RMSNorm(a.embed, a.norm_eps, ())
+        self.head = None if a.tied else _normal(rngs, (a.rows, a.embed), ("vocab", "embed"))
+        self.a, self.compute = a, compute
+
+    def __call__(self, tokens_BT: jax.Array, places: Places, cache=None, keep_kv: bool = False):
+        """Hidden states [B, T, D] in the compute dtype, and the keys and values of each layer if `keep_kv`.
+
+        `cache` is (keys and values as returned with keep_kv, their Places); see `sample/generate.py`.
+        """
+        kv_cache, cached_places = (None, None) if cache is None else cache
+        angles = attention_lib.rope_angles(self.a.rope, self.a.head_dim, places.positions)
+
+        def run_period(x, layers, kvs):
+            made = []
+            for layer, kv in zip(layers, kvs, strict=True):
+                x, new = layer(x, places, angles, None if kv is None else (*kv, cached_places))
+                made.append(new)
+            return x, made if keep_kv else None
+
+        if self.compute.remat != "none":
+            run_period = jax.checkpoint(run_period, policy=REMAT[self.compute.remat], prevent_cse=False)
+
+        x = self.embedding[...].astype(self.compute.dtype)[tokens_BT]
+        x = shard(x, "act_batch", "act_length", "act_embed")
+        scanned, rest = (None, None) if kv_cache is None else kv_cache
+        layers = list(self.periods)
+        kvs = [None] * len(layers) if scanned is None else scanned
+        if self.compute.scan_layers:
+            x, made = jax.lax.scan(lambda x, stacked: run_period(x, *stacked), x, (layers, kvs))
+        else:
+            each = []
+            for i in range(self.a.periods):
+                x, new = run_period(x, *jax.tree.map(operator.itemgetter(i), (layers, kvs)))
+                each.append(new)
+            made = jax.tree.map(lambda *parts: jnp.stack(parts), *each) if keep_kv and each else None
+        tail = list(self.remainder)
+        x, made_rest = run_period(x, tail, [None] * len(tail) if rest is None else rest)
+        return self.final_norm(x), (made, made_rest)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict:
+    """`{"periods.0.x": v}` -> `{"periods": {0: {"x": v}}}`, the pure form that `nnx.merge` takes."""
+    tree: dict = {}
+    for name, value in flat.items():
+        *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
+
+
+@functools.lru_cache(maxsize=32)
+def _structure(a: Architecture, compute: Compute):
+    module = nnx.eval_shape(lambda: Decoder(a, compute, nnx.Rngs(params=0)))
+    return nnx.split(module)
+
+
+def abstract_parameters(a: Architecture) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Axes]]:
+    """Name -> shape and dtype, and name -> logical axes, of every parameter; makes no array."""
+    shapes, axes = {}, {}
+    for path, variable in nnx.to_flat_state(_structure(a, Compute())[1]):
+        name = ".".join(str(part) for part in path)
+        shapes[name] = jax.ShapeDtypeStruct(variable.shape, variable.dtype)
+        axes[name] = variable.get_metadata("axes")
+    return shapes, axes
+
+
+def initialise(a: Architecture, seed: int) -> dict[str, jax.Array]:
+    """Random parameters, float32: normal(0.02) matrices, unit norms, zero biases. Call under `jax.jit`."""
+    state = nnx.split(Decoder(a, Compute(), nnx.Rngs(params=seed)))[1]
+    return {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
+
+
+def forward(a: Architecture, compute: Compute, parameters: Parameters, tokens_BT, places: Places, **cache):
+    """Run the decoder on a flat parameter dict; returns what `Decoder.__call__` returns."""
+    decoder = nnx.merge(_structure(a, compute)[0], _nested(parameters))
+    return decoder(tokens_BT, places, **cache)
+
+
+def head_kernel(a: Architecture, parameters: Parameters) -> jax.Array:
+    """The [V, D] kernel that turns hidden states into logits: the embedding itself when tied."""
+    return parameters["embedding" if a.tied else "head"]
+
+
+def logits(a: Architecture, parameters: Parameters, hidden: jax.Array) -> jax.Array:
+    """float32 logits [..., V] of hidden states [..., D]; rows beyond the model's vocabulary are masked."""
+    kernel = head_kernel(a, parameters).astype(hidden.dtype)
+    return cap_and_mask(a, jnp.einsum("...D,VD->...V", hidden, kernel, preferred_element_type=jnp.float32))
+
+
+def cap_and_mask(a: Architecture, raw: jax.Array) -> jax.Array:
+    """Soft-cap logits and give the rows added for divisibility no probability mass."""
+    if a.logit_softcap is not None:
+        raw = a.logit_softcap * jnp.tanh(raw / a.logit_softcap)
+    if a.rows > a.vocab:
+        raw = jnp.where(jnp.arange(a.rows) < a.vocab, raw, attention_lib.MASKED)
+    return raw

@@ -1,0 +1,333 @@
+"""Which decoders can be read: Hugging Face's config.json <-> `Architecture`, and GGUF metadata -> the same config.
+
+A family is a row of `FAMILIES`: its names, what transformers assumes where config.json leaves a key out, and where
+its biases and norms are. Everything else is shared.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sft_jax.errors import BadInput
+from sft_jax.model.architecture import Architecture, LayerKind, Rope, shortest_period
+
+Config = dict[str, Any]
+"""The content of a config.json."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type` of transformers."""
+
+    class_name: str
+    defaults: Config
+    """What transformers (5.23, `configuration_*.py`) assumes where config.json leaves a key out."""
+    qkv_bias: bool | None = None
+    """None: `attention_bias` of the config decides, for query, key, value and output alike."""
+    qk_norm: bool = False
+    windows: bool = False
+    """Reads use_sliding_window, sliding_window, max_window_layers and layer_types."""
+
+
+_DEFAULTS = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "mlp_bias": False,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "rope_theta": 10_000.0,
+    "partial_rotary_factor": 1.0,
+}
+_QWEN_DEFAULTS = {
+    **_DEFAULTS,
+    "max_position_embeddings": 32_768,
+    "num_key_value_heads": 32,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", {**_DEFAULTS, "max_position_embeddings": 2048}),
+    "qwen2": Family("Qwen2ForCausalLM", _QWEN_DEFAULTS, qkv_bias=True, windows=True),
+    "qwen3": Family("Qwen3ForCausalLM", {**_QWEN_DEFAULTS, "head_dim": 128}, qk_norm=True, windows=True),
+}
+"""model_type -> family. Llama is Llama 2, 3, 3.1, 3.2 and SmolLM2; Qwen2 is also Qwen2.5; Qwen3 is its dense models."""
+
+ROPE_KINDS = ("default", "linear", "llama3")
+
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def family_of(config: Config, origin: str) -> str:
+    """The key of `FAMILIES` that this config.json names.
+
+    Raises:
+      BadInput: another architecture, or none named; lists the supported ones.
+    """
+    by_class = {family.class_name: name for name, family in FAMILIES.items()}
+    found = config.get("architectures") or []
+    if not found and config.get("model_type") in FAMILIES:
+        return config["model_type"]
+    if len(found) == 1 and found[0] in by_class:
+        return by_class[found[0]]
+    named = ", ".join(found) if found else f"model_type {config.get('model_type')!r}"
+    raise BadInput(f"{origin}: architecture {named} is not supported. Supported: {', '.join(sorted(by_class))}.")
+
+
+def architecture_of(config: Config, origin: str) -> Architecture:
+    """The decoder that a config.json describes.
+
+    Raises:
+      BadInput: an architecture, activation, RoPE type, quantisation or size that cannot be used; names `origin`, the
+        key, the value and what is supported.
+    """
+    family = FAMILIES[family_of(config, origin)]
+    given: Config = {**family.defaults, **config}
+    missing = [key for key in _SIZES if not isinstance(given.get(key), int)]
+    if missing:
+        raise BadInput(f"{origin}: config.json lacks {', '.join(missing)}")
+    _refuse_what_differs(given, origin)
+    heads, layers = given["num_attention_heads"], given["num_hidden_layers"]
+    biased = bool(given["attention_bias"])
+    return Architecture(
+        vocab=given["vocab_size"],
+        embed=given["hidden_size"],
+        mlp=given["intermediate_size"],
+        layers=layers,
+        heads=heads,
+        kv_heads=given["num_key_value_heads"] or heads,
+        head_dim=given["head_dim"] or given["hidden_size"] // heads,
+        max_positions=given["max_position_embeddings"],
+        rope=_rope(given, origin),
+        norm_eps=given["rms_norm_eps"],
+        tied=bool(given["tie_word_embeddings"]),
+        qkv_bias=biased if family.qkv_bias is None else family.qkv_bias,
+        output_bias=biased if family.qkv_bias is None else False,
+        mlp_bias=bool(given["mlp_bias"]) and not family.windows,
+        qk_norm=family.qk_norm,
+        period=shortest_period(_kinds(given, layers, origin) if family.windows else (LayerKind(),) * layers),
+    )
+
+
+def _refuse_what_differs(given: Config, origin: str) -> None:
+    if given["hidden_act"] != "silu":
+        raise BadInput(f"{origin}: hidden_act {given['hidden_act']!r} is not supported. Supported: 'silu'.")
+    if given["attention_dropout"]:
+        raise BadInput(f"{origin}: attention_dropout is {given['attention_dropout']}, supported: 0.0")
+    if given.get("quantization_config"):
+        method = given["quantization_config"].get("quant_method")
+        raise BadInput(
+            f"{origin}: the checkpoint is quantised (quant_method {method!r}); give the float32, float16 or bfloat16 one"
+        )
+
+
+def _rope(given: Config, origin: str) -> Rope:
+    """From transformers 5's rope_parameters, or the older rope_theta and rope_scaling.
+
+    As in transformers (`RotaryEmbeddingConfigMixin`), a non-empty rope_scaling wins over rope_parameters, a theta
+    within the dict wins over the one beside it, and the original length defaults to max_position_embeddings.
+    """
+    scaling = given.get("rope_scaling") or given.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    partial = scaling.get("partial_rotary_factor") or given["partial_rotary_factor"] or 1.0
+    nested = [key for key, value in scaling.items() if isinstance(value, dict)]
+    if nested:
+        raise BadInput(f"{origin}: RoPE parameters that differ by layer ({', '.join(nested)}) are not supported")
+    if kind not in ROPE_KINDS:
+        raise BadInput(f"{origin}: RoPE type {kind!r} is not supported. Supported: {', '.join(ROPE_KINDS)}.")
+    if partial != 1.0:
+        raise BadInput(f"{origin}: partial_rotary_factor is {partial}, supported: 1.0")
+    theta = float(scaling.get("rope_theta") or given["rope_theta"])
+    if kind == "default":
+        return Rope(theta)
+    needed = ("factor",) if kind == "linear" else ("factor", "low_freq_factor", "high_freq_factor")
+    missing = [key for key in needed if key not in scaling]
+    if missing:
+        raise BadInput(f"{origin}: RoPE type {kind!r} needs {', '.join(missing)}; found only {', '.join(scaling)}")
+    if kind == "linear":
+        return Rope(theta, kind, float(scaling["factor"]))
+    original = (
+        given.get("original_max_position_embeddings")
+        or scaling.get("original_max_position_embeddings")
+        or given["max_position_embeddings"]
+    )
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    return Rope(theta, kind, float(scaling["factor"]), low, high, int(original))
+
+
+def _kinds(given: Config, layers: int, origin: str) -> tuple[LayerKind, ...]:
+    """Qwen's windows: layer_types where given, else the layers from max_window_layers on."""
+    window = given["sliding_window"] if given["use_sliding_window"] else None
+    types = given["layer_types"]
+    if types is None:
+        types = ["full_attention" if i < given["max_window_layers"] else "sliding_attention" for i in range(layers)]
+    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if unknown or len(types) != layers:
+        raise BadInput(
+            f"{origin}: layer_types has {len(types)} entries for {layers} layers and the kinds "
+            f"{', '.join(sorted(set(types)))}. Supported: full_attention, sliding_attention."
+        )
+    return tuple(LayerKind(window if kind == "sliding_attention" else None) for kind in types)
+
+
+def config_of(a: Architecture, model_type: str) -> Config:
+    """A config.json for this decoder, with the keys that every release of transformers reads.
+
+    Raises:
+      BadInput: the family cannot express the decoder (another family's biases, norms, windows or soft-caps).
+    """
+    family = FAMILIES[model_type]
+    kinds = [a.period[i % len(a.period)] for i in range(a.layers)]
+    windows = {kind.window for kind in kinds} - {None}
+    config: Config = {
+        "architectures": [family.class_name],
+        "model_type": model_type,
+        "vocab_size": a.vocab,
+        "hidden_size": a.embed,
+        "intermediate_size": a.mlp,
+        "num_hidden_layers": a.layers,
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.kv_heads,
+        "head_dim": a.head_dim,
+        "max_position_embeddings": a.max_positions,
+        "hidden_act": "silu",
+        "rms_norm_eps": a.norm_eps,
+        "tie_word_embeddings": a.tied,
+        "rope_theta": a.rope.theta,
+        "rope_scaling": _rope_scaling(a.rope),
+    }
+    if family.qkv_bias is None:
+        config["attention_bias"] = a.qkv_bias
+    if family.windows:
+        config["use_sliding_window"] = bool(windows)
+        config["sliding_window"] = max(windows) if windows else None
+        config["max_window_layers"] = next((i for i, kind in enumerate(kinds) if kind.window), a.layers)
+        config["layer_types"] = ["sliding_attention" if kind.window else "full_attention" for kind in kinds]
+    else:
+        config["mlp_bias"] = a.mlp_bias
+    described = architecture_of(config, f"the {model_type} family")
+    lost = [
+        f"{name} {value!r}"
+        for name, value in vars(a).items()
+        if name != "vocab_rows" and value != getattr(described, name)
+    ]
+    if lost:
+        raise BadInput(f"the {model_type} family has no decoder with {', '.join(lost)}")
+    return config
+
+
+def _rope_scaling(rope: Rope) -> Config | None:
+    if rope.kind == "default":
+        return None
+    scaling: Config = {"rope_type": rope.kind, "factor": rope.factor}
+    if rope.kind == "llama3":
+        scaling["low_freq_factor"] = rope.low_freq_factor
+        scaling["high_freq_factor"] = rope.high_freq_factor
+        scaling["original_max_position_embeddings"] = rope.original_positions
+    return scaling
+
+
+def config_from_gguf(
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    rope_factors: np.ndarray | None,
+    origin: str,
+) -> Config:
+    """The config.json that a GGUF file's metadata amounts to (keys: llama.cpp's gguf-py/gguf/constants.py).
+
+    Args:
+      metadata: key -> value.
+      shapes: GGUF tensor name -> shape, outermost dimension first.
+      rope_factors: `rope_freqs.weight`, float32 [H/2], where the file has it (Llama 3.1 and later).
+
+    Raises:
+      BadInput: another architecture or RoPE scaling; lists the supported ones. A key that is needed and absent.
+    """
+    name = metadata.get("general.architecture")
+    if name not in FAMILIES:
+        raise BadInput(f"{origin}: GGUF architecture {name!r} is not supported. Supported: {', '.join(FAMILIES)}.")
+    keys = {
+        "hidden_size": "embedding_length",
+        "intermediate_size": "feed_forward_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "max_position_embeddings": "context_length",
+        "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    }
+    missing = [f"{name}.{key}" for key in keys.values() if f"{name}.{key}" not in metadata]
+    missing += [tensor for tensor in ("token_embd.weight",) if tensor not in shapes]
+    if missing:
+        raise BadInput(f"{origin}: the GGUF file lacks {', '.join(missing)}")
+    config: Config = {"architectures": [FAMILIES[name].class_name], "model_type": name}
+    config |= {ours: _decimal(metadata[f"{name}.{theirs}"]) for ours, theirs in keys.items()}
+    heads = config["num_attention_heads"]
+    config["num_key_value_heads"] = metadata.get(f"{name}.attention.head_count_kv", heads)
+    config["head_dim"] = metadata.get(f"{name}.attention.key_length", config["hidden_size"] // heads)
+    config["vocab_size"] = int(shapes["token_embd.weight"][0])
+    config["hidden_act"] = "silu"
+    config["tie_word_embeddings"] = "output.weight" not in shapes
+    config["rope_theta"] = _decimal(metadata.get(f"{name}.rope.freq_base", 10_000.0))
+    config["rope_scaling"] = _gguf_scaling(metadata, name, config, rope_factors, origin)
+    if FAMILIES[name].qkv_bias is None:
+        config["attention_bias"] = "blk.0.attn_q.bias" in shapes
+    if not FAMILIES[name].windows:
+        config["mlp_bias"] = "blk.0.ffn_down.bias" in shapes
+    for token in ("bos", "eos"):
+        config[f"{token}_token_id"] = metadata.get(f"tokenizer.ggml.{token}_token_id")
+    config["pad_token_id"] = metadata.get("tokenizer.ggml.padding_token_id")
+    return config
+
+
+def _decimal(value: Any) -> Any:
+    """GGUF stores float32: 9.999999747378752e-06 was written as 1e-05."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _gguf_scaling(metadata, name: str, config: Config, factors: np.ndarray | None, origin: str) -> Config | None:
+    kind = metadata.get(f"{name}.rope.scaling.type", "none")
+    rotated = metadata.get(f"{name}.rope.dimension_count", config["head_dim"])
+    if rotated != config["head_dim"]:
+        raise BadInput(
+            f"{origin}: RoPE turns {rotated} of {config['head_dim']} elements a head; all are supported only"
+        )
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": _decimal(metadata[f"{name}.rope.scaling.factor"])}
+    if kind != "none":
+        raise BadInput(f"{origin}: RoPE scaling {kind!r} is not supported. Supported: none, linear, llama3.")
+    return None if factors is None else _llama3_scaling(factors, config, origin)
+
+
+def _llama3_scaling(factors: np.ndarray, config: Config, origin: str) -> Config:
+    """The llama3 parameters behind `rope_freqs.weight`, which holds only each frequency's divisor.
+
+    llama.cpp writes `factor` for long wavelengths, 1 for short ones, and 1 / ((1 - s) / factor + s) between
+    (`convert_hf_to_gguf.py`, LlamaModel.generate_extra_tensors). Every published Llama has low 1, high 4 and 8,192
+    original positions, so those are tried, and taken only if they reproduce the tensor.
+    """
+    factors = np.asarray(factors, np.float64).reshape(-1)
+    factor, low, high, original = float(np.round(factors.max(), 4)), 1.0, 4.0, 8192
+    pairs = config["head_dim"] // 2
+    wavelengths = 2 * math.pi * config["rope_theta"] ** (np.arange(pairs) / pairs)
+    smooth = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
+    expected = 1.0 / ((1 - smooth) / factor + smooth)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
+        raise BadInput(
+            f"{origin}: rope_freqs.weight ({factors.size} divisors from {factors.min():g} to {factors.max():g}) is not "
+            f"Llama 3.1's RoPE scaling with low_freq_factor 1, high_freq_factor 4 and 8,192 original positions, and the "
+            f"file does not say which it is. Use the Hugging Face directory of the model instead."
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }

@@ -1,0 +1,1 @@
+"""The mesh (data, fsdp, tensor, context, expert), logical axis rules, and start-up of several processes."""

@@ -1,0 +1,161 @@
+"""`make quickstart`: measure the pretrained model, fine-tune it, measure again, export it, show what changed.
+
+Takes the options of `sft-jax train configs/quickstart.py`, e.g. --mesh.fsdp 8 --distributed.cpu-devices 8.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_jax.cli import exit_status, resolve_config, run_training
+from sft_jax.config import RunConfig
+from sft_jax.errors import EXIT_DONE
+
+CONFIG = "configs/quickstart.py"
+LONGEST_ANSWER = 96
+"""Tokens: the longest demonstrated answer has about 70."""
+SHOWN = ("call", "calls", "refusal")
+"""Kinds of held-out conversations that are shown before and after."""
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
+    """The held-out demonstrations that behaviour is measured on."""
+    from sft_jax.data.records import read_records
+
+    return [record.value for record in read_records(config.data.eval)]
+
+
+def answers(config: RunConfig, pretrained, architecture, parameters: Mapping, rows: Sequence[Mapping]):
+    """Greedy answers to the held-out prompts; call it with the layout active."""
+    from sft_jax.evaluate.behaviour import Completion, prompt_of
+    from sft_jax.model.decoder import Compute
+    from sft_jax.sample.generate import Generator, Sampling
+    from sft_jax.sample.prompts import conversation_prompt
+
+    tokenizer = pretrained.tokenizer
+    prompts = [conversation_prompt(tokenizer, prompt_of(row)[0]) for row in rows]
+    compute = Compute(config.model.dtype, attention=config.model.attention)
+    generator = Generator(architecture, compute, pretrained.stop_ids, len(tokenizer), batch_size=40)
+    generated = generator(parameters, prompts, Sampling(LONGEST_ANSWER))
+    return [Completion(tokenizer.decode(one.tokens, skip_special_tokens=True), one.stopped) for [one] in generated]
+
+
+def measure_pretrained(config: RunConfig, rows: Sequence[Mapping]):
+    """Completions of the model as it comes, before any training."""
+    from sft_jax.parallel.mesh import make_mesh
+    from sft_jax.parallel.rules import layout
+    from sft_jax.train.pretrained import open_pretrained, place
+
+    pretrained = open_pretrained(config.model.path)
+    mesh = make_mesh(config.mesh)
+    with layout(mesh, config.sharding):
+        architecture, parameters = place(pretrained, config, mesh)
+        return answers(config, pretrained, architecture, parameters, rows)
+
+
+def show(console, rows: Sequence[Mapping], before: Sequence, after: Sequence) -> None:
+    """Three conversations, before and after."""
+    from sft_jax.evaluate.behaviour import prompt_of
+
+    for kind in SHOWN:
+        place = next(i for i, row in enumerate(rows) if row["kind"] == kind)
+        messages, expected = prompt_of(rows[place])
+        console.print(f"\n[bold]user[/]    {messages[-1]['content']}", highlight=False)
+        for label, style, text in (
+            ("before", "red", before[place].text),
+            ("after", "green", after[place].text),
+            ("shown", "dim", expected),
+        ):
+            console.print(f"{label:<8}", style=style, end="", highlight=False)
+            console.print(text.strip().replace("\n", "\n        "), markup=False, highlight=False)
+
+
+def quickstart(arguments: Sequence[str]) -> int:
+    """Run it all; leaves quickstart.json in the workdir."""
+    from rich.console import Console
+
+    from sft_jax.parallel.start import start
+
+    started = time.perf_counter()
+    config = resolve_config([CONFIG, *arguments], "quickstart")
+    workdir = Path(config.workdir)
+    shutil.rmtree(workdir, ignore_errors=True)
+    console = Console()
+    rows = held_out_rows(config)
+    start(config.distributed)
+    config = dataclasses.replace(config, distributed=dataclasses.replace(config.distributed, cpu_devices=0))
+
+    from sft_jax.evaluate.behaviour import measure
+    from sft_jax.parallel.rules import layout
+    from sft_jax.weights.export import export
+
+    console.print(f"1/4  measuring {config.model.path} on {len(rows)} held-out prompts")
+    before = measure_pretrained(config, rows)
+    console.print("2/4  fine-tuning on the demonstrations the package ships")
+    inputs, architecture, state, mesh = run_training(config)
+    console.print("3/4  measuring again")
+    with layout(mesh, config.sharding):
+        after = answers(config, inputs.pretrained, architecture, state.trainable, rows)
+    console.print("4/4  exporting a Hugging Face directory")
+    out = workdir / "export"
+    pretrained = inputs.pretrained
+    export(
+        state.trainable,
+        architecture,
+        pretrained.hf_config,
+        pretrained.tokenizer,
+        str(out),
+        generation_config=pretrained.generation_config,
+    )
+    result = {
+        "before": measure(rows, before).as_dict(),
+        "after": measure(rows, after).as_dict(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "export": str(out),
+    }
+    (workdir / "quickstart.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(console, rows, before, after)
+    summarise(console, result, workdir)
+    return EXIT_DONE
+
+
+def summarise(console, result: Mapping[str, Any], workdir: Path) -> None:
+    """The numbers, and what to type next."""
+    from rich.table import Table
+
+    table = Table("held-out prompts", "before", "after", title=None)
+    for name in ("tool_call_exact_match", "correct_refusal", "well_formed", "stopped"):
+        table.add_row(name.replace("_", " "), f"{result['before'][name]:.1%}", f"{result['after'][name]:.1%}")
+    console.print()
+    console.print(table)
+    minutes, gigabytes = result["seconds"] / 60, result["peak_rss_bytes"] / 1e9
+    console.print(f"{minutes:.1f} minutes, {gigabytes:.1f} GB of memory at most; {workdir / 'quickstart.json'}")
+    prompts = "sft_jax/demonstrations/held_out.jsonl"
+    console.print(
+        f"""
+What to type next:
+  .venv/bin/sft-jax sample {workdir} --prompts {prompts} --n 2 --temperature 0.7
+  .venv/bin/sft-jax score {workdir} --data {prompts} --out scores.jsonl
+  .venv/bin/sft-jax train {CONFIG} --workdir runs/mine --data.train YOUR.jsonl --optimizer.learning-rate 1e-4
+  open {workdir / "report.html"}""",
+        highlight=False,
+        markup=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(quickstart, sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""Progress on the terminal: loss, rate and time left; a bar where there is a screen, lines where there is a log."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+LINE_SECONDS = 10.0
+"""A log file gets a line at most this often, and always the first, the last and the evaluations."""
+
+
+def clock(seconds: float) -> str:
+    """75.2 -> '1:15'."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class TrainingProgress:
+    """Shows metrics rows as they come; use as a context manager."""
+
+    def __init__(self, console: Console, first: int, steps: int):
+        self._console, self._first, self._steps = console, first, steps
+        self._spent, self._shown, self._done = 0.0, 0.0, first
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task("compiling the step", total=steps, completed=first)
+
+    def __enter__(self) -> "TrainingProgress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, row: dict[str, Any]) -> None:
+        """One row of metrics.jsonl."""
+        if "eval/loss" in row:
+            self._console.print(
+                f"step {row['step']}: held-out loss {row['eval/loss']:.4f}, accuracy {row['eval/accuracy']:.1%} "
+                f"over {row['eval/target_tokens']:,} tokens"
+            )
+            return
+        # The first step includes compilation and would spoil the estimate.
+        if self._done > self._first:
+            self._spent += row["step_seconds"]
+        self._done = row["step"]
+        measured = self._done - self._first - 1
+        left = clock(self._spent / measured * (self._steps - self._done)) if measured else "?"
+        loss = "no target" if row["loss"] is None else f"{row['loss']:.4f}"
+        text = f"loss {loss}  {row['tokens_per_second']:,.0f} tokens/s  {left} left"
+        if self._bar:
+            self._bar.update(self._task, completed=row["step"], description=text)
+            return
+        now = time.monotonic()
+        if measured <= 0 or row["step"] == self._steps or now - self._shown >= LINE_SECONDS:
+            self._shown = now
+            self._console.print(f"step {row['step']}/{self._steps}  {text}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Generation with a KV cache, and per-token log-probabilities."""

@@ -1,0 +1,51 @@
+"""log p of every token of given examples, under a model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sft_jax.data.prepare import Example
+from sft_jax.model.architecture import Architecture
+from sft_jax.model.attention import Places
+from sft_jax.model.decoder import Compute, forward, head_kernel
+from sft_jax.train.loss import Head, token_log_probabilities
+
+LENGTH_BUCKET = 128
+
+
+def make_score(architecture: Architecture, compute: Compute, chunk: int):
+    """The jitted (parameters, tokens int32 [B, T], lengths int32 [B]) -> log p(token t + 1 | ..t), float32 [B, T-1]."""
+    head = Head(architecture, chunk)
+
+    def score(parameters: Mapping[str, jax.Array], tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        index = jnp.arange(tokens.shape[1])
+        places = Places(jnp.broadcast_to(index, tokens.shape), (index < lengths[:, None]).astype(jnp.int32))
+        hidden, _ = forward(architecture, compute, parameters, tokens, places)
+        kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
+        return token_log_probabilities(head, kernel, hidden[:, :-1], tokens[:, 1:])
+
+    return jax.jit(score)
+
+
+def score_examples(
+    architecture: Architecture,
+    compute: Compute,
+    parameters: Mapping[str, jax.Array],
+    examples: Sequence[Example],
+    batch_size: int = 8,
+) -> Iterator[np.ndarray]:
+    """For each example in order: float32 [len(tokens) - 1], the log-probability of each token after the first."""
+    score = make_score(architecture, compute, chunk=max(1, 512 // batch_size))
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        lengths = np.ones(batch_size, np.int32)
+        lengths[: len(batch)] = [len(example.tokens) for example in batch]
+        width = max(2, -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET)
+        tokens = np.zeros((batch_size, width), np.int32)
+        for row, example in enumerate(batch):
+            tokens[row, : lengths[row]] = example.tokens
+        log_p = np.asarray(score(parameters, tokens, lengths))
+        for row in range(len(batch)):
+            yield log_p[row, : lengths[row] - 1]

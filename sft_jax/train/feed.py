@@ -1,0 +1,58 @@
+"""Host batches -> sharded device arrays, prepared in the background while the device works."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import jax
+
+from sft_jax.data.batches import Batch
+
+
+class Source(Protocol):
+    """Where batches come from: a pure function of (seed, step) for prepared data."""
+
+    def batch(self, step: int, row_slice: slice) -> Batch: ...
+
+    def rows_of(self, step: int) -> list[str]: ...
+
+    def state(self) -> dict: ...
+
+
+def put_batch(source: Source, step: int, shapes: Batch, shardings: Batch) -> Batch:
+    """Batch `step` as global arrays; this process builds only the rows that its devices hold.
+
+    Args:
+      shapes: global shapes [A, b, T] and [A, b, M] (tuples).
+      shardings: of each array.
+    """
+    rows = shapes.tokens[1]
+    slices = [
+        index[1].indices(rows) for index in shardings.tokens.addressable_devices_indices_map(shapes.tokens).values()
+    ]
+    low, high = min(start for start, _, _ in slices), max(stop for _, stop, _ in slices)
+    local = source.batch(step, slice(low, high))
+
+    def place(array, shape, sharding):
+        def piece(index):
+            start, stop, _ = index[1].indices(rows)
+            return array[index[0], start - low : stop - low, index[2]]
+
+        return jax.make_array_from_callback(shape, sharding, piece)
+
+    return Batch(*(place(*parts) for parts in zip(local, shapes, shardings, strict=True)))
+
+
+def feed(source: Source, steps: range, shapes: Batch, shardings: Batch) -> Iterator[tuple[int, Batch, float]]:
+    """(step, batch, seconds waited for it) in order, one batch ahead; an error of the source is raised here."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as pool:
+        ahead = None
+        for step in steps:
+            started = time.perf_counter()
+            current = ahead or pool.submit(put_batch, source, step, shapes, shardings)
+            batch = current.result()
+            waited = time.perf_counter() - started
+            # The next one is made while the device works on this one.
+            ahead = pool.submit(put_batch, source, step + 1, shapes, shardings) if step + 1 in steps else None
+            yield step, batch, waited

@@ -1,0 +1,114 @@
+"""Token-weighted metrics: one JSON object a step in metrics.jsonl, the same numbers as TensorBoard events."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_jax.model.architecture import Architecture, model_flops
+
+MetricsRow = dict[str, Any]
+
+
+def training_row(
+    sums: Mapping[str, float],
+    *,
+    step: int,
+    step_seconds: float,
+    data_wait_seconds: float,
+    architecture: Architecture,
+    peak_flops: float | None,
+) -> MetricsRow:
+    """One step's row from the sums of the whole batch over all devices and micro-batches.
+
+    Args:
+      sums: host numbers from the update: loss_sum, weight_sum, correct, entropy, tokens, target_tokens, pairs,
+        grad_norm, learning_rate.
+      peak_flops: of all devices together; None (unknown chip, CPU) makes `mfu` null.
+    """
+    weight = sums["weight_sum"]
+    mean = {
+        "loss": sums["loss_sum"] / weight if weight else None,
+        "accuracy": sums["correct"] / weight if weight else None,
+        "entropy": sums["entropy"] / weight if weight else None,
+    }
+    flops = model_flops(architecture, sums["tokens"], sums["target_tokens"], sums["pairs"])
+    return {
+        "step": step,
+        **mean,
+        "grad_norm": sums["grad_norm"],
+        "learning_rate": sums["learning_rate"],
+        "tokens": int(sums["tokens"]),
+        "target_tokens": int(sums["target_tokens"]),
+        "step_seconds": step_seconds,
+        "tokens_per_second": sums["tokens"] / step_seconds,
+        "target_tokens_per_second": sums["target_tokens"] / step_seconds,
+        "mfu": flops / step_seconds / peak_flops if peak_flops else None,
+        "data_wait_seconds": data_wait_seconds,
+    }
+
+
+def evaluation_row(batches: Iterable[Mapping[str, float]], step: int) -> MetricsRow:
+    """Held-out metrics over all batches: sums are added first and divided once."""
+    total: dict[str, float] = {}
+    for sums in batches:
+        for name, value in sums.items():
+            total[name] = total.get(name, 0.0) + value
+    weight = total["weight_sum"]
+    loss = total["loss_sum"] / weight
+    return {
+        "step": step,
+        "eval/loss": loss,
+        "eval/perplexity": math.exp(loss) if loss < 700 else None,
+        "eval/accuracy": total["correct"] / weight,
+        "eval/entropy": total["entropy"] / weight,
+        "eval/target_tokens": int(total["target_tokens"]),
+    }
+
+
+class MetricsWriter:
+    """Appends rows to metrics.jsonl and TensorBoard; process 0 owns one, the other processes write nothing."""
+
+    def __init__(self, workdir: str | Path, start_step: int, tensorboard: bool):
+        """Rows of steps beyond `start_step` (written after the restored checkpoint) are cut: each appears once."""
+        self.path = Path(workdir) / "metrics.jsonl"
+        cut_after(self.path, start_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._events = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, row: MetricsRow) -> None:
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    tag = name if "/" in name else f"train/{name}"
+                    self._events.add_scalar(tag, value, row["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the rows of a metrics.jsonl whose step is beyond `step`, and a last line that a kill cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break  # only the last line can be torn: rows are flushed one by one
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,102 @@
+"""MODEL of the command line: a Hugging Face directory, a `.gguf` file, `hf://org/name`, or a run's workdir."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from sft_jax.config import RunConfig, from_json
+from sft_jax.data.tokenizer import load_tokenizer
+from sft_jax.model.architecture import Architecture
+from sft_jax.model.decoder import abstract_parameters
+from sft_jax.model.families import architecture_of
+from sft_jax.parallel.rules import mesh_size, shardings
+from sft_jax.train.checkpoint import restore_parameters
+from sft_jax.weights.export import stop_tokens
+from sft_jax.weights.load import load_parameters, open_model
+
+RUN_CONFIG = "config.json"
+MODEL_FILES = "model"
+"""In a workdir: config.json, generation_config.json and the tokenizer, so that the run needs no other file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model that can be loaded: what it is, and how to read its parameters."""
+
+    origin: str
+    architecture: Architecture
+    hf_config: dict[str, Any]
+    generation_config: dict[str, Any]
+    tokenizer: Any
+    load: Callable[[Architecture, Mapping[str, NamedSharding]], dict[str, jax.Array]]
+    """(architecture with padded rows, shardings) -> float32 parameters, each straight in its shards."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Token ids that end a completion."""
+        return tuple(stop_tokens(self.tokenizer, self.generation_config))
+
+
+def is_workdir(path: str) -> bool:
+    """Whether `path` is the workdir of a run of this program."""
+    return (Path(path) / MODEL_FILES).is_dir() and (Path(path) / RUN_CONFIG).is_file()
+
+
+def read_run_config(workdir: str | Path) -> RunConfig:
+    """The resolved config a run saved."""
+    path = Path(workdir) / RUN_CONFIG
+    return from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> Pretrained:
+    """Read what the model is, without its weights.
+
+    Args:
+      tokenizer: another tokenizer's directory or file; empty means the model's own.
+      chat_template: a Jinja file that replaces the tokenizer's template.
+
+    Raises:
+      BadInput: no such model, an unsupported architecture, or a broken tokenizer.
+    """
+    if is_workdir(path):
+        model = Path(path) / MODEL_FILES
+        config, generation = (
+            json.loads((model / name).read_text(encoding="utf-8")) for name in ("config.json", "generation_config.json")
+        )
+        return Pretrained(
+            origin=path,
+            architecture=architecture_of(config, str(model)),
+            hf_config=config,
+            generation_config=generation,
+            tokenizer=load_tokenizer(tokenizer or str(model), chat_template),
+            load=lambda architecture, shardings: restore_parameters(path, architecture, shardings),
+        )
+    files = open_model(path)
+    return Pretrained(
+        origin=path,
+        architecture=files.architecture,
+        hf_config=files.config,
+        generation_config=files.generation_config,
+        tokenizer=load_tokenizer(tokenizer or files.origin, chat_template),
+        load=lambda architecture, shardings: load_parameters(files, architecture, shardings),
+    )
+
+
+def padded(architecture: Architecture, config: RunConfig, mesh: jax.sharding.Mesh) -> Architecture:
+    """The architecture with as many vocabulary rows as the layout divides evenly."""
+    return architecture.padded_to(mesh_size(config.sharding.vocab, mesh))
+
+
+def place(
+    pretrained: Pretrained, config: RunConfig, mesh: jax.sharding.Mesh
+) -> tuple[Architecture, dict[str, jax.Array]]:
+    """Load the parameters onto the mesh by the config's layout: (architecture as laid out, parameters)."""
+    architecture = padded(pretrained.architecture, config, mesh)
+    abstract, axes = abstract_parameters(architecture)
+    shapes = {name: leaf.shape for name, leaf in abstract.items()}
+    return architecture, pretrained.load(architecture, shardings(shapes, axes, mesh, config.sharding))

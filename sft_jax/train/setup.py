@@ -1,0 +1,270 @@
+"""From a config to a run that can start: inputs read on the host first, then devices, layout and state."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sft_jax.config import RunConfig, identity_differences, to_json
+from sft_jax.data.batches import Batch, Batches
+from sft_jax.data.packing import choose_target_capacity, plan_packing
+from sft_jax.data.prepare import Prepared, describe, fingerprint, prepare, prepare_cached
+from sft_jax.errors import BadInput
+from sft_jax.model.decoder import Compute, abstract_parameters
+from sft_jax.parallel.rules import mesh_size, shardings
+from sft_jax.train import checkpoint
+from sft_jax.train.feed import put_batch
+from sft_jax.train.loss import Objective, sft_objective
+from sft_jax.train.metrics import MetricsRow, evaluation_row
+from sft_jax.train.optimizer import make_optimizer, make_schedule
+from sft_jax.train.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open_pretrained, padded, read_run_config
+from sft_jax.train.step import (
+    Parameters,
+    TrainState,
+    batch_shardings,
+    initial_state,
+    make_evaluation,
+    make_update,
+    state_shardings,
+)
+
+TARGET_MULTIPLE = 32
+"""M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its products are aligned to
+128 from four rows on, and a multiple of 128 itself would leave two thirds of the head idle on short rows."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything read from files: the same on every process and every mesh."""
+
+    config: RunConfig
+    """With target_capacity and steps written in."""
+    pretrained: Pretrained
+    source: Batches
+    evaluation: Batches | None
+    record: dict[str, Any]
+    """Fingerprints of the data and of the packing plan, saved beside every checkpoint."""
+    notes: list[str]
+    """Lines for the log: counts, what was dropped, fill."""
+
+
+def read_inputs(config: RunConfig, first_process: bool) -> Inputs:
+    """Open the model's description, tokenise the demonstrations, plan the rows; touches no device.
+
+    Raises:
+      BadInput: anything wrong with the model, the data, or their fit (lengths beyond the model's positions).
+    """
+    pretrained = open_pretrained(config.model.path, config.data.tokenizer, config.data.chat_template)
+    limit = pretrained.architecture.max_positions
+    if config.data.sequence_length > limit:
+        raise BadInput(
+            f"data.sequence_length is {config.data.sequence_length}, but {config.model.path} was made for at most "
+            f"{limit} positions. Lower data.sequence_length to {limit} or less."
+        )
+    several = config.distributed.processes > 1 or config.distributed.auto
+
+    def prepared(files: tuple[str, ...]) -> Prepared:
+        if not several:
+            return prepare(config.data, pretrained.tokenizer, files)
+        cache, deadline = Path(config.workdir) / "prepared", config.distributed.timeout_seconds
+        return prepare_cached(config.data, pretrained.tokenizer, cache, first_process, deadline, files)
+
+    train_data = prepared(config.data.train)
+    lengths, targets = _sizes(train_data)
+    length, packing = config.data.sequence_length, config.data.packing
+    multiple = TARGET_MULTIPLE * max(1, config.mesh.context)
+    capacity = config.data.target_capacity or choose_target_capacity(lengths, targets, length, packing, multiple)
+    plan = plan_packing(lengths, targets, length, capacity, packing)
+    notes = [*describe(train_data), plan.describe()]
+    rows, parts = config.train.batch_size, config.train.accumulation
+    total_rows = None if config.train.steps else config.train.epochs * plan.rows
+    source = Batches(
+        train_data.examples, plan, config.train.seed, rows, parts, config.data.shuffle, total_rows=total_rows
+    )
+    steps = config.train.steps or source.steps_for(config.train.epochs)
+    evaluation = None
+    if config.data.eval:
+        held_out = prepared(config.data.eval)
+        notes += [f"held out: {line}" for line in describe(held_out)]
+        lengths, targets = _sizes(held_out)
+        eval_capacity = choose_target_capacity(lengths, targets, length, packing, multiple)
+        eval_plan = plan_packing(lengths, targets, length, eval_capacity, packing)
+        evaluation = Batches(held_out.examples, eval_plan, 0, rows, parts, False, total_rows=eval_plan.rows)
+    resolved = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, target_capacity=capacity),
+        train=dataclasses.replace(config.train, steps=steps, epochs=1 if config.train.steps else config.train.epochs),
+    )
+    record = {"data": fingerprint(train_data.examples), "plan": plan.hash}
+    return Inputs(resolved, pretrained, source, evaluation, record, notes)
+
+
+def _sizes(data: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """Length and number of trained tokens of every example, int64 [examples]."""
+    lengths = np.array([len(example.tokens) for example in data.examples], np.int64)
+    targets = np.array([example.targets for example in data.examples], np.int64)
+    return lengths, targets
+
+
+def claim_workdir(inputs: Inputs, first_process: bool) -> None:
+    """Check that the workdir is new or this run's own, and write what makes the run independent of its inputs.
+
+    Raises:
+      BadInput: the workdir belongs to another run (a diff of the identity fields), or its data changed.
+    """
+    workdir = Path(inputs.config.workdir)
+    record_path = workdir / "record.json"
+    if (workdir / RUN_CONFIG).is_file():
+        differences = identity_differences(read_run_config(workdir), inputs.config)
+        if differences:
+            listed = "\n  ".join(differences)
+            raise BadInput(f"{workdir} holds another run; these fields differ:\n  {listed}\nChoose another --workdir.")
+        if record_path.is_file():
+            before = json.loads(record_path.read_text(encoding="utf-8"))
+            if before != inputs.record:
+                raise BadInput(
+                    f"{workdir}: the demonstrations changed since this run began (fingerprint {before['data'][:12]}, "
+                    f"now {inputs.record['data'][:12]}). Restore the files or choose another --workdir."
+                )
+    if not first_process:
+        return
+    model = workdir / MODEL_FILES
+    model.mkdir(parents=True, exist_ok=True)
+    inputs.pretrained.tokenizer.save_pretrained(model)
+    for name, content in (
+        ("config.json", inputs.pretrained.hf_config),
+        ("generation_config.json", inputs.pretrained.generation_config),
+    ):
+        (model / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    record_path.write_text(json.dumps(inputs.record) + "\n", encoding="utf-8")
+    (workdir / RUN_CONFIG).write_text(to_json(inputs.config), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A run on its devices, ready for the loop."""
+
+    state: TrainState
+    frozen: Parameters
+    update: Any
+    evaluate: Any
+    shapes: Batch
+    shardings: Batch
+    manager: ocp.CheckpointManager
+
+
+def batch_shapes(source: Batches, config: RunConfig) -> Batch:
+    """Global shapes of the six arrays: [A, b, T] three times, [A, b, M] three times."""
+    parts = config.train.accumulation
+    rows = config.train.batch_size // parts
+    by_position = (parts, rows, source.plan.tokens_per_row)
+    by_target = (parts, rows, source.plan.targets_per_row)
+    return Batch(by_position, by_position, by_position, by_target, by_target, by_target)  # type: ignore[arg-type]
+
+
+def check_batch(config: RunConfig, shapes: Batch, mesh: jax.sharding.Mesh) -> None:
+    """Every divided dimension of a batch must divide.
+
+    Raises:
+      BadInput: names the dimension, both numbers and the nearest valid value.
+    """
+    parts, rows, length = shapes.tokens  # type: ignore[misc]
+    row_parts = mesh_size(config.sharding.act_batch, mesh)
+    if rows % row_parts:
+        unit = row_parts * parts
+        below, above = rows * parts // unit * unit, -(-rows * parts // unit) * unit
+        raise BadInput(
+            f"train.batch_size {rows * parts} in {parts} micro-batch(es) gives {rows} rows, not divisible over "
+            f"{config.sharding.act_batch} = {row_parts} devices; nearest valid batch sizes: "
+            + (f"{below} or {above}" if below else f"{above}")
+        )
+    for field, size, rule in (
+        ("data.sequence_length", length, config.sharding.act_length),
+        ("data.target_capacity", shapes.target_index[2], config.sharding.act_targets),
+    ):
+        over = mesh_size(rule, mesh)
+        if size % over:
+            raise BadInput(
+                f"{field} {size} is not divisible over {rule} = {over} devices; "
+                f"nearest valid: {-(-size // over) * over}"
+            )
+
+
+def make_objective(config: RunConfig, architecture, shapes: Batch, mesh: jax.sharding.Mesh) -> Objective:
+    """The SFT objective with the head's chunk turned from positions a device into positions a row."""
+    rows_a_device = shapes.tokens[1] // mesh_size(config.sharding.act_batch, mesh)
+    model = config.model
+    compute = Compute(model.dtype, model.remat, model.attention, model.scan_layers)
+    return sft_objective(architecture, compute, max(1, model.head_chunk // rows_a_device))
+
+
+def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
+    """Lay out the parameters, restore the newest checkpoint or load the pretrained weights, compile nothing yet.
+
+    Args:
+      poll: the preemption poll, called once an evaluation batch too.
+
+    Raises:
+      BadInput: a dimension that the layout does not divide.
+    """
+    config = inputs.config
+    shapes = batch_shapes(inputs.source, config)
+    check_batch(config, shapes, mesh)
+    architecture = padded(inputs.pretrained.architecture, config, mesh)
+    abstract, axes = abstract_parameters(architecture)
+    layout = shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, config.sharding)
+
+    optimizer = make_optimizer(config.optimizer)
+    abstract_state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), abstract)
+    state_layout = state_shardings(abstract_state, layout, mesh)
+    manager = checkpoint.open_checkpoints(config.workdir, config.train.keep_last, config.train.keep_every)
+    step = manager.latest_step()
+    if step is None:
+        make_state = jax.jit(
+            lambda parameters: initial_state(parameters, optimizer), out_shardings=state_layout, donate_argnums=0
+        )
+        state = make_state(inputs.pretrained.load(architecture, layout))
+    else:
+        state, _ = checkpoint.restore(manager, step, abstract_state, state_layout)
+
+    batch_layout = batch_shardings(mesh, config.sharding)
+    whole = NamedSharding(mesh, PartitionSpec())
+    frozen: dict[str, jax.Array] = {}
+    objective = make_objective(config, architecture, shapes, mesh)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    update = jax.jit(
+        make_update(objective, optimizer, schedule, config.optimizer.clip_norm),
+        donate_argnums=0,
+        in_shardings=(state_layout, {}, batch_layout),
+        out_shardings=(state_layout, whole),
+    )
+    evaluate = None
+    if inputs.evaluation is not None:
+        evaluate = _evaluation(inputs.evaluation, config, architecture, mesh, layout, batch_layout, poll)
+    return Assembled(state, frozen, update, evaluate, shapes, batch_layout, manager)
+
+
+def _evaluation(source: Batches, config: RunConfig, architecture, mesh, layout, batch_layout, poll):
+    shapes = batch_shapes(source, config)
+    sums = jax.jit(
+        make_evaluation(make_objective(config, architecture, shapes, mesh)),
+        in_shardings=(layout, {}, batch_layout),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+
+    def evaluate(state: TrainState, step: int) -> MetricsRow:
+        """The held-out metrics of `state`; every process takes part."""
+        batches = []
+        for number in range(source.steps_for(1)):
+            batch = put_batch(source, number, shapes, batch_layout)
+            batches.append(checkpoint.to_host(sums(state.trainable, {}, batch)))
+            poll()
+        return evaluation_row(batches, step)
+
+    return evaluate

@@ -1,0 +1,138 @@
+"""One update: gradients of an objective summed over micro-batches, divided once, clipped, applied or skipped."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sft_jax.config import Sharding
+from sft_jax.data.batches import Batch
+from sft_jax.parallel.rules import spec
+from sft_jax.train.loss import Objective
+
+Parameters = Mapping[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """What an update changes. Frozen parameters stand apart: no gradient, no moments, no donation."""
+
+    step: jax.Array
+    """int32: batches consumed; it indexes `Batch`."""
+    skipped: jax.Array
+    """int32: batches that changed nothing because they had no target."""
+    trainable: Parameters
+    """float32 master weights."""
+    moments: Any
+    """optax state over `trainable`."""
+
+
+def initial_state(trainable: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
+    """Step 0. Call under `jax.jit` with `state_shardings` as out_shardings."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, zero, dict(trainable), optimizer.init(dict(trainable)))
+
+
+def state_shardings(
+    abstract: TrainState, parameter_shardings: Mapping[str, NamedSharding], mesh: jax.sharding.Mesh
+) -> TrainState:
+    """A sharding for every leaf: moments lie as their parameter does, counters are on every device."""
+
+    def of_leaf(path, leaf):
+        name = next((key.key for key in path if isinstance(key, jax.tree_util.DictKey)), None)
+        if name in parameter_shardings and leaf.ndim:
+            return parameter_shardings[name]
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(of_leaf, abstract)
+
+
+def batch_shardings(mesh: jax.sharding.Mesh, rules: Sharding, micro_batches: bool = True) -> Batch:
+    """Rows over act_batch, positions over act_length, targets over act_targets; micro-batches are never divided."""
+    lead = (None,) if micro_batches else ()
+    by_position = NamedSharding(mesh, spec((*lead, "act_batch", "act_length"), rules))
+    by_target = NamedSharding(mesh, spec((*lead, "act_batch", "act_targets"), rules))
+    return Batch(by_position, by_position, by_position, by_target, by_target, by_target)  # type: ignore[arg-type]
+
+
+def accumulate(objective: Objective, trainable: Parameters, frozen: Parameters, batch: Batch, rng=None):
+    """Sums over the leading micro-batch axis: ((loss_sum, weight_sum, metric_sums), gradient of loss_sum)."""
+
+    def sums_of(trainable, micro):
+        loss, weight, metrics = objective(trainable, frozen, micro, rng)
+        return loss, (loss, weight, metrics)
+
+    def one(micro):
+        gradients, sums = jax.grad(sums_of, has_aux=True)(trainable, micro)
+        return sums, gradients
+
+    if batch.tokens.shape[0] == 1:
+        return one(jax.tree.map(lambda x: x[0], batch))
+
+    def add(carry, micro):
+        return jax.tree.map(jnp.add, carry, one(micro)), None
+
+    first = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batch))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+    return jax.lax.scan(add, zeros, batch)[0]
+
+
+def make_update(
+    objective: Objective, optimizer: optax.GradientTransformation, schedule: optax.Schedule, clip_norm: float
+) -> Callable[[TrainState, Parameters, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The update (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
+
+    The loss and its gradient are divided once, by the weight sum of the whole batch. A batch without targets, or with
+    a non-finite loss or gradient, leaves parameters and moments bit-equal; `metrics["finite"]` tells the latter.
+    """
+
+    def update(state: TrainState, frozen: Parameters, batch: Batch):
+        (loss_sum, weight_sum, sums), gradients = accumulate(objective, state.trainable, frozen, batch)
+        has_target = weight_sum > 0
+        divisor = jnp.where(has_target, weight_sum, 1.0)
+        norm = optax.global_norm(gradients) / divisor
+        finite = jnp.isfinite(loss_sum) & jnp.isfinite(norm)
+        scale = 1.0 / divisor
+        if clip_norm:
+            scale = scale * jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
+        gradients = jax.tree.map(lambda g: g * scale, gradients)
+        directions, moments = optimizer.update(gradients, state.moments, state.trainable)
+        rate = jnp.asarray(schedule(state.step), jnp.float32)
+        stepped = jax.tree.map(lambda p, d: p - rate * d, state.trainable, directions)
+        keep = has_target & finite
+
+        def choose(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, old)
+
+        new_state = TrainState(
+            state.step + 1,
+            state.skipped + (finite & ~has_target),
+            choose(stepped, state.trainable),
+            choose(moments, state.moments),
+        )
+        metrics = {
+            "loss_sum": loss_sum,
+            "weight_sum": weight_sum,
+            **sums,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "finite": finite,
+        }
+        return new_state, metrics
+
+    return update
+
+
+def make_evaluation(objective: Objective) -> Callable[[Parameters, Parameters, Batch], dict[str, jax.Array]]:
+    """(trainable, frozen, batch) -> the sums of one batch, without gradients."""
+
+    def evaluate(trainable: Parameters, frozen: Parameters, batch: Batch):
+        def one(micro):
+            loss, weight, metrics = objective(trainable, frozen, micro, None)
+            return {"loss_sum": loss, "weight_sum": weight, **metrics}
+
+        return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(one, batch))
+
+    return evaluate

@@ -1,0 +1,283 @@
+"""Write a Hugging Face directory that transformers loads: config, generation_config, tokenizer, safetensors."""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sft_jax.errors import BadInput
+from sft_jax.model.architecture import Architecture
+from sft_jax.model.families import FAMILIES, architecture_of, family_of
+from sft_jax.weights.names import Place, Sizes, places, sizes_of, their_shape, to_theirs
+from sft_jax.weights.safetensors import INDEX, SINGLE
+
+SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+PIECE_BYTES = 2**26
+"""The embedding and the head are gathered in blocks of rows of this size."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the checkpoint to be: a layer of one of our parameters."""
+
+    name: str
+    shape: tuple[int, ...]
+    place: Place
+    ours: str
+    layer: int
+
+    def bytes(self, dtype: np.dtype) -> int:
+        return math.prod(self.shape) * dtype.itemsize
+
+
+def export(
+    parameters: Mapping[str, jax.Array],
+    architecture: Architecture,
+    hf_config: Mapping[str, Any],
+    tokenizer: Any,
+    out_dir: str | Path,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 2**30,
+    generation_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `parameters` as a Hugging Face directory; it appears whole, or not at all.
+
+    Sharded parameters are gathered one layer of one tensor at a time. Every process of a run must call this; process 0
+    writes, and all return once the directory is there.
+
+    Args:
+      parameters: name -> array as in `model/decoder.py`; rows beyond `architecture.vocab` are not written.
+      architecture: of the parameters.
+      hf_config: the config.json the model came with, or `families.config_of(architecture, model_type)`.
+      tokenizer: a transformers tokenizer, saved with its chat template; None writes none.
+      out_dir: must not exist, or be empty.
+      dtype: float32, float16 or bfloat16 of the written tensors.
+      max_shard_bytes: tensors are spread over several files, with an index, beyond this many bytes.
+      generation_config: the one the model came with; its eos_token_id is completed by `stop_tokens`.
+
+    Raises:
+      BadInput: `out_dir` is not empty; `hf_config` describes another decoder; an unknown dtype.
+    """
+    out = Path(out_dir).resolve()
+    if dtype not in SAFETENSORS_DTYPES:
+        raise BadInput(f"cannot export dtype {dtype!r}. Supported: {', '.join(SAFETENSORS_DTYPES)}.")
+    config, generation = _configs(architecture, hf_config, tokenizer, dtype, generation_config or {})
+    _agree(_occupied(out) if _writes() else "")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        if _writes():
+            partial.mkdir(parents=True)
+            _write_json(partial / "config.json", config)
+            _write_json(partial / "generation_config.json", generation)
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, partial)
+        _write_tensors(partial, parameters, architecture, family_of(config, str(out)), dtype, max_shard_bytes)
+        if _writes():
+            os.rename(partial, out)
+    finally:
+        if _writes():
+            shutil.rmtree(partial, ignore_errors=True)
+    _agree("")
+
+
+def stop_tokens(tokenizer: Any, generation_config: Mapping[str, Any]) -> list[int]:
+    """Ids that end a completion: those the model came with, the chat template's end of turn, the tokenizer's EOS."""
+    given = generation_config.get("eos_token_id")
+    stops = list(given) if isinstance(given, list) else [given]
+    if tokenizer is not None:
+        stops += [_end_of_turn(tokenizer), tokenizer.eos_token_id]
+    return list(dict.fromkeys(token for token in stops if token is not None))
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts after an assistant's content; None where there is none."""
+    if not tokenizer.chat_template:
+        return None
+    mark = "3f1c9a"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)[2].lstrip()
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    first = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
+    return ids[0] if first is not None and first.special else None
+
+
+def save_tokenizer(tokenizer: Any, directory: str | Path) -> None:
+    """Write a fast tokenizer so that every release of transformers reads back the same one, chat template included.
+
+    transformers 5 writes the class TokenizersBackend, which transformers 4 does not know. And given the name of a
+    model's own class, e.g. GPT2Tokenizer, it rebuilds how text is cut and drops what tokenizer.json says of it (the
+    single digits of SmolLM2). PreTrainedTokenizerFast takes tokenizer.json as it is, in both.
+    """
+    tokenizer.save_pretrained(str(directory))
+    path = Path(directory) / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # transformers 4 would return token_type_ids too, which these decoders refuse.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    _write_json(path, config)
+
+
+def _configs(
+    a: Architecture, hf_config: Mapping[str, Any], tokenizer: Any, dtype: str, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and generation_config.json."""
+    config = {key: value for key, value in hf_config.items() if key not in ("torch_dtype", "_name_or_path")}
+    model_type = family_of(config, "the model's config")
+    config |= {"architectures": [FAMILIES[model_type].class_name], "model_type": model_type, "dtype": dtype}
+    config |= {"vocab_size": a.vocab, "tie_word_embeddings": a.tied}
+    described, expected = architecture_of(config, "the model's config"), replace(a, vocab_rows=0)
+    if described != expected:
+        differences = [
+            f"{name} {getattr(described, name)!r}, the parameters have {value!r}"
+            for name, value in vars(expected).items()
+            if value != getattr(described, name)
+        ]
+        raise BadInput(f"the config to export describes another decoder: {'; '.join(differences)}")
+    generation = dict(given)
+    for name in ("bos_token_id", "pad_token_id"):
+        known = generation.get(name, config.get(name))
+        if known is None and tokenizer is not None:
+            known = getattr(tokenizer, name)
+        if known is not None:
+            generation[name] = known
+    stops = stop_tokens(tokenizer, {"eos_token_id": config.get("eos_token_id")} | generation)
+    if stops:
+        generation["eos_token_id"] = config["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+    return config, generation
+
+
+def _writes() -> bool:
+    return jax.process_index() == 0
+
+
+def _occupied(out: Path) -> str:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        return f"{out} exists and is not empty. Export into a new directory, or remove it first."
+    return ""
+
+
+def _agree(problem: str) -> None:
+    """Raise on every process what process 0 found; also the barrier that all pass together."""
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(bool(problem))):
+        problem = problem or "process 0 refused to export; its message says why"
+    if problem:
+        raise BadInput(problem)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_tensors(
+    directory: Path, parameters: Mapping[str, jax.Array], a: Architecture, model_type: str, dtype: str, max_bytes: int
+) -> None:
+    kind, sizes = np.dtype(dtype), sizes_of(a)
+    files = _split(_tensors(a, model_type, sizes), kind, max_bytes)
+    names = [SINGLE] if len(files) == 1 else [_shard_name(i, len(files)) for i in range(len(files))]
+    for name, tensors in zip(names, files, strict=True):
+        _write_file(directory / name, tensors, parameters, sizes, dtype)
+    if len(files) > 1 and _writes():
+        weight_map = {t.name: name for name, tensors in zip(names, files, strict=True) for t in tensors}
+        total = sum(t.bytes(kind) for tensors in files for t in tensors)
+        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shard_name(index: int, count: int) -> str:
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _tensors(a: Architecture, model_type: str, sizes: Sizes) -> list[Tensor]:
+    """Every tensor of the checkpoint, in the order of its layers."""
+    tensors = [
+        Tensor(name, their_shape(place.entry, sizes), place, ours, layer)
+        for ours, place in places(a, model_type).items()
+        for layer, name in enumerate(place.names)
+    ]
+    return sorted(tensors, key=lambda t: [(part.isdigit(), part.zfill(6)) for part in t.name.split(".")])
+
+
+def _split(tensors: Sequence[Tensor], dtype: np.dtype, max_bytes: int) -> list[list[Tensor]]:
+    """Consecutive tensors a file, at most `max_bytes` each unless a single tensor is larger."""
+    files: list[list[Tensor]] = [[]]
+    room = max_bytes
+    for tensor in tensors:
+        if files[-1] and tensor.bytes(dtype) > room:
+            files.append([])
+            room = max_bytes
+        files[-1].append(tensor)
+        room -= tensor.bytes(dtype)
+    return files
+
+
+def _write_file(
+    path: Path, tensors: Sequence[Tensor], parameters: Mapping[str, jax.Array], sizes: Sizes, dtype: str
+) -> None:
+    """One safetensors file (8 bytes of header length, JSON header padded to 8 bytes, then the tensors), streamed."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.bytes(np.dtype(dtype))
+        header[tensor.name] = {
+            "dtype": SAFETENSORS_DTYPES[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("wb")) if _writes() else None
+        if file is not None:
+            file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            for piece in _pieces(parameters[tensor.ours], tensor, sizes, dtype):
+                if file is not None:
+                    file.write(piece.reshape(-1).view(np.uint8))
+        if file is not None and file.tell() != 8 + len(text) + end:
+            raise RuntimeError(f"{path}: wrote {file.tell()} bytes, expected {8 + len(text) + end}")
+
+
+def _pieces(parameter: jax.Array, tensor: Tensor, sizes: Sizes, dtype: str) -> Iterator[np.ndarray]:
+    """The tensor in the checkpoint's layout, on the host, in blocks of rows."""
+    entry = tensor.place.entry
+    if tensor.place.stacked:
+        yield to_theirs(entry, sizes, _gather(parameter, tensor.layer, 1, dtype)[0])
+    elif entry.our_layout == entry.their_layout:
+        rows = tensor.shape[0]
+        step = max(1, PIECE_BYTES * rows // max(1, tensor.bytes(np.dtype(dtype))))
+        for start in range(0, rows, step):
+            yield _gather(parameter, start, min(step, rows - start), dtype)
+    else:
+        yield to_theirs(entry, sizes, _gather(parameter, 0, parameter.shape[0], dtype))
+
+
+def _gather(parameter: jax.Array, start: int, count: int, dtype: str) -> np.ndarray:
+    """parameter[start:start + count] in host memory, whatever its sharding; every process must take part.
+
+    Shards that are all in this process meet in host memory; others are gathered onto every device first.
+    """
+    sharding = parameter.sharding
+    whole = None
+    if isinstance(sharding, NamedSharding) and not parameter.is_fully_addressable:
+        whole = NamedSharding(sharding.mesh, PartitionSpec())
+    part = _slicer(whole, count, dtype)(parameter, start)
+    return np.asarray(part if whole is None else part.addressable_data(0))
+
+
+@functools.lru_cache(maxsize=256)
+def _slicer(whole: NamedSharding | None, count: int, dtype: str):
+    return jax.jit(
+        lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, count).astype(dtype),
+        out_shardings=whole,
+    )

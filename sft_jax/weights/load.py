@@ -1,0 +1,236 @@
+"""Open a model wherever it lies, and stream its tensors straight into their shards."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from sft_jax.errors import BadInput
+from sft_jax.model.architecture import Architecture
+from sft_jax.model.decoder import abstract_parameters
+from sft_jax.model.families import architecture_of, family_of
+from sft_jax.weights.gguf import open_gguf
+from sft_jax.weights.names import Place, Sizes, is_ignored, places, sizes_of, their_shape, their_slices, to_ours
+from sft_jax.weights.safetensors import open_safetensors
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class Tensors(Protocol):
+    """What a file format offers: `safetensors.Safetensors` and `gguf.Gguf`."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name in Hugging Face's terms -> shape."""
+        ...
+
+    def read(self, name: str, slices: Sequence[slice] | None = None) -> np.ndarray:
+        """The tensor, or the part that `slices` names, as a float array."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A pretrained model on disk: what it is, and its tensors to read."""
+
+    architecture: Architecture
+    config: dict[str, Any]
+    """The content of config.json (made from the metadata of a GGUF file)."""
+    generation_config: dict[str, Any]
+    """The content of generation_config.json; where there is none, the token ids of config.json, as in transformers."""
+    origin: str
+    """The path, for messages."""
+    tensors: Tensors
+
+    @property
+    def model_type(self) -> str:
+        return family_of(self.config, self.origin)
+
+    def read(self, name: str, slices: Sequence[slice] | None = None) -> np.ndarray:
+        """A tensor in Hugging Face's terms, whole or in part, in the dtype of the file (float32 from GGUF)."""
+        return self.tensors.read(name, slices)
+
+
+def open_model(path: str) -> ModelFiles:
+    """Read what `path` is, without its weights: a Hugging Face directory, a `.gguf` file or `hf://org/name`.
+
+    Like transformers 5, a tied config whose checkpoint holds an lm_head.weight that differs from the embedding is
+    untied (with a warning), and one whose checkpoint holds only the lm_head.weight uses it for both.
+
+    Raises:
+      BadInput: nothing there, not a model, an unsupported one, or a model hub that cannot be reached.
+    """
+    if path.startswith("hf://"):
+        return _open_directory(_download(path))
+    place = Path(path)
+    if place.is_dir():
+        return _open_directory(place)
+    if not place.is_file():
+        raise BadInput(f"{path}: no such file or directory. A model is a Hugging Face directory, a .gguf file or hf://org/name.")
+    if place.suffix != ".gguf":
+        raise BadInput(f"{path}: not a .gguf file. A model is a Hugging Face directory, a .gguf file or hf://org/name.")
+    tensors, config, generation_config = open_gguf(place)
+    return ModelFiles(architecture_of(config, path), config, generation_config, path, tensors)
+
+
+def _open_directory(directory: Path) -> ModelFiles:
+    origin = str(directory)
+    if not (directory / "config.json").is_file():
+        ggufs = sorted(path.name for path in directory.glob("*.gguf"))
+        hint = f"Name the file {directory / ggufs[0]} itself." if ggufs else "A Hugging Face directory has one."
+        raise BadInput(f"{directory}: no config.json. {hint}")
+    config = _read_json(directory / "config.json")
+    generation = directory / "generation_config.json"
+    architecture = architecture_of(config, origin)
+    tensors = open_safetensors(directory)
+    if architecture.tied and not _tied_in_fact(tensors):
+        logging.getLogger(__name__).warning(
+            "%s: config.json ties the head to the embedding, but %s differs from %s; they stay apart, as in transformers. "
+            "Set tie_word_embeddings to false to silence this.",
+            origin,
+            HEAD,
+            EMBEDDING,
+        )
+        config = {**config, "tie_word_embeddings": False}
+        architecture = replace(architecture, tied=False)
+    if generation.is_file():
+        return ModelFiles(architecture, config, _read_json(generation), origin, tensors)
+    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
+    return ModelFiles(architecture, config, ids, origin, tensors)
+
+
+def _tied_in_fact(tensors: Tensors) -> bool:
+    """False when the checkpoint holds both ends of the tie with different values; compared in blocks of rows."""
+    shapes = tensors.shapes
+    if EMBEDDING not in shapes or HEAD not in shapes:
+        return True
+    if shapes[EMBEDDING] != shapes[HEAD]:
+        return False
+    rows, width = shapes[EMBEDDING]
+    step = max(1, 2**24 // width)
+    blocks = [(slice(start, min(start + step, rows)), slice(0, width)) for start in range(0, rows, step)]
+    return all(np.array_equal(tensors.read(EMBEDDING, block), tensors.read(HEAD, block)) for block in blocks)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: holds {type(content).__name__}, expected an object")
+    return content
+
+
+def _download(path: str) -> Path:
+    name = path.removeprefix("hf://")
+    if name.count("/") != 1:
+        raise BadInput(f"{path}: expected hf://org/name")
+    # Late: importing it is slow, and most runs have their model on disk.
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise BadInput(
+            f"{path}: could not be downloaded: {first_line}. Without network access to the hub, copy the model's "
+            f"directory here and give its path."
+        ) from error
+
+
+def load_parameters(
+    files: ModelFiles,
+    architecture: Architecture,
+    shardings: Mapping[str, NamedSharding],
+    dtype: str = "float32",
+) -> dict[str, jax.Array]:
+    """The pretrained parameters, each in its sharding; no parameter is ever whole on a device unless its sharding is.
+
+    One shard at a time is filled in host memory, layer by layer, from the parts of the tensors that it needs, and put
+    on its devices. A process reads the shards of its own devices only.
+
+    Args:
+      files: the model.
+      architecture: `files.architecture`, possibly with vocab_rows > vocab; the rows beyond the checkpoint's are zero.
+      shardings: parameter name -> sharding, for every name of `abstract_parameters(architecture)`.
+      dtype: of the parameters; float32 for masters.
+
+    Raises:
+      BadInput: tensors missing, extra or of other shapes than the architecture's; every one is named.
+    """
+    sizes = sizes_of(architecture)
+    sources = places(architecture, files.model_type)
+    alias = {EMBEDDING: HEAD} if architecture.tied and EMBEDDING not in files.tensors.shapes else {}
+    _check(files, sources, sizes, alias)
+    shapes, _ = abstract_parameters(architecture)
+    parameters = {}
+    for name, place in sources.items():
+        shape, sharding = shapes[name].shape, shardings[name]
+        arrays = []
+        for index, devices in _shards(sharding, shape):
+            part = _fill(files, place, sizes, index, np.dtype(dtype), alias)
+            arrays += [jax.device_put(part, device, may_alias=False) for device in devices]
+            jax.block_until_ready(arrays)
+        parameters[name] = jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+    return parameters
+
+
+def _shards(sharding: NamedSharding, shape: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], list[jax.Device]]]:
+    """Each distinct part that this process holds, and the devices that hold it."""
+    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+        devices.setdefault(tuple(bounds), []).append(device)
+    for bounds, holders in devices.items():
+        yield tuple(slice(*bound) for bound in bounds), holders
+
+
+def _fill(
+    files: ModelFiles, place: Place, sizes: Sizes, index: Sequence[slice], dtype: np.dtype, alias: Mapping[str, str]
+) -> np.ndarray:
+    """The part `index` of a parameter, in host memory."""
+    out = np.zeros([part.stop - part.start for part in index], dtype)
+    layers = place.names[index[0]] if place.stacked else place.names
+    index = index[1:] if place.stacked else index
+    # Rows that a layout added to the vocabulary are not in the file: they stay zero.
+    entry = place.entry
+    held = [slice(min(p.start, sizes[c]), min(p.stop, sizes[c])) for c, p in zip(entry.letters, index, strict=True)]
+    target = tuple(slice(0, part.stop - part.start) for part in held)
+    for i, name in enumerate(layers):
+        part = files.read(alias.get(name, name), their_slices(entry, sizes, held))
+        layer = out[i] if place.stacked else out
+        layer[target] = to_ours(entry, sizes, held, part)
+    return out
+
+
+def _check(files: ModelFiles, sources: Mapping[str, Place], sizes: Sizes, alias: Mapping[str, str]) -> None:
+    """Every tensor that the decoder needs is there in its shape, and there is none that it would not use."""
+    shapes = files.tensors.shapes
+    wanted = {
+        alias.get(name, name): their_shape(place.entry, sizes) for place in sources.values() for name in place.names
+    }
+    tied = HEAD not in wanted and "head" not in sources
+    extra = [name for name in shapes if name not in wanted and not is_ignored(name) and not (tied and name == HEAD)]
+    missing = [name for name in wanted if name not in shapes]
+    wrong = [
+        f"{name} {list(shapes[name])}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names)}"
+        for kind, names in (("missing", missing), ("that the model does not have", extra), ("of another shape", wrong))
+        if names
+    ]
+    if problems:
+        raise BadInput(f"{files.origin}: tensors do not fit config.json\n  " + "\n  ".join(problems))

@@ -1,0 +1,159 @@
+"""The name table: tensors of Hugging Face checkpoints <-> our parameters, read both ways.
+
+A layout names each dimension with DESIGN's letters; letters written together are folded into one dimension. The
+query kernel is `"NH D"` there (rows: head-major outputs) and `"D N H"` here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sft_jax.model.architecture import Architecture
+from sft_jax.model.decoder import abstract_parameters
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a name table."""
+
+    ours: str
+    theirs: str
+    our_layout: str
+    their_layout: str
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """The letters of our dimensions, without the stacked layers."""
+        return tuple(self.our_layout.split())
+
+
+@dataclass(frozen=True)
+class Table:
+    """A family's names: those that occur once, and those of every layer."""
+
+    top: tuple[Entry, ...]
+    layer: tuple[Entry, ...]
+    layer_prefix: str
+
+
+DECODER = Table(
+    top=(
+        Entry("embedding", "model.embed_tokens.weight", "V D", "V D"),
+        Entry("final_norm.scale", "model.norm.weight", "D", "D"),
+        Entry("head", "lm_head.weight", "V D", "V D"),
+    ),
+    layer=(
+        Entry("attention_norm.scale", "input_layernorm.weight", "D", "D"),
+        Entry("attention.query.kernel", "self_attn.q_proj.weight", "D N H", "NH D"),
+        Entry("attention.query.bias", "self_attn.q_proj.bias", "N H", "NH"),
+        Entry("attention.query_norm.scale", "self_attn.q_norm.weight", "H", "H"),
+        Entry("attention.key.kernel", "self_attn.k_proj.weight", "D K H", "KH D"),
+        Entry("attention.key.bias", "self_attn.k_proj.bias", "K H", "KH"),
+        Entry("attention.key_norm.scale", "self_attn.k_norm.weight", "H", "H"),
+        Entry("attention.value.kernel", "self_attn.v_proj.weight", "D K H", "KH D"),
+        Entry("attention.value.bias", "self_attn.v_proj.bias", "K H", "KH"),
+        Entry("attention.output.kernel", "self_attn.o_proj.weight", "N H D", "D NH"),
+        Entry("attention.output.bias", "self_attn.o_proj.bias", "D", "D"),
+        Entry("mlp_norm.scale", "post_attention_layernorm.weight", "D", "D"),
+        Entry("mlp.gate.kernel", "mlp.gate_proj.weight", "D F", "F D"),
+        Entry("mlp.gate.bias", "mlp.gate_proj.bias", "F", "F"),
+        Entry("mlp.up.kernel", "mlp.up_proj.weight", "D F", "F D"),
+        Entry("mlp.up.bias", "mlp.up_proj.bias", "F", "F"),
+        Entry("mlp.down.kernel", "mlp.down_proj.weight", "F D", "D F"),
+        Entry("mlp.down.bias", "mlp.down_proj.bias", "D", "D"),
+    ),
+    layer_prefix="model.layers.{layer}.",
+)
+
+TABLES = {"llama": DECODER, "qwen2": DECODER, "qwen3": DECODER}
+"""model_type -> name table. These three differ only in which rows exist; the architecture decides that."""
+
+Sizes = Mapping[str, int]
+"""Letter -> size; V counts the rows of the checkpoint, without those we add for divisibility."""
+
+
+def sizes_of(a: Architecture) -> dict[str, int]:
+    """The size behind each letter of the layouts."""
+    return {"V": a.vocab, "D": a.embed, "F": a.mlp, "N": a.heads, "K": a.kv_heads, "H": a.head_dim}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one of our parameters comes from."""
+
+    entry: Entry
+    names: tuple[str, ...]
+    """Checkpoint tensor of each stacked layer, in order; a single name when the parameter is not stacked."""
+    stacked: bool
+
+
+def places(a: Architecture, model_type: str) -> dict[str, Place]:
+    """Our parameter name -> its place, for every parameter of the decoder, in the order of a checkpoint's layers.
+
+    Layer i of the checkpoint is `periods.{i % P}` at index i // P while whole periods last, then `remainder.{i}`.
+
+    Raises:
+      KeyError: the decoder has a parameter that the family's table does not name (a bug of the table).
+    """
+    table = TABLES[model_type]
+    top = {entry.ours: entry for entry in table.top}
+    in_layer = {entry.ours: entry for entry in table.layer}
+    found = {}
+    for name in abstract_parameters(a)[0]:
+        group, _, rest = name.partition(".")
+        if group not in ("periods", "remainder"):
+            found[name] = Place(top[name], (top[name].theirs,), stacked=False)
+            continue
+        index, _, suffix = rest.partition(".")
+        first = int(index) if group == "periods" else a.periods * len(a.period) + int(index)
+        layers = range(first, a.periods * len(a.period), len(a.period)) if group == "periods" else (first,)
+        prefixes = [table.layer_prefix.format(layer=layer) for layer in layers]
+        entry = in_layer[suffix]
+        found[name] = Place(entry, tuple(prefix + entry.theirs for prefix in prefixes), group == "periods")
+    return found
+
+
+def their_shape(entry: Entry, sizes: Sizes) -> tuple[int, ...]:
+    """The shape of the checkpoint's tensor."""
+    return tuple(math.prod(sizes[letter] for letter in word) for word in entry.their_layout.split())
+
+
+def their_slices(entry: Entry, sizes: Sizes, ours: Sequence[slice]) -> tuple[slice, ...]:
+    """The part of the checkpoint's tensor that holds the part `ours` (a slice a letter) of our parameter.
+
+    Rows of whole heads are contiguous; a cut within a head (letters that are not first in their word) reads the whole
+    heads, and `to_ours` cuts.
+    """
+    wanted = dict(zip(entry.letters, ours, strict=True))
+    slices = []
+    for word in entry.their_layout.split():
+        inner = math.prod(sizes[letter] for letter in word[1:])
+        slices.append(slice(wanted[word[0]].start * inner, wanted[word[0]].stop * inner))
+    return tuple(slices)
+
+
+def to_ours(entry: Entry, sizes: Sizes, ours: Sequence[slice], part: np.ndarray) -> np.ndarray:
+    """Bring `part`, read with `their_slices(entry, sizes, ours)`, into our layout (a view where possible)."""
+    wanted = dict(zip(entry.letters, ours, strict=True))
+    split, cut, order = [], [], []
+    for word in entry.their_layout.split():
+        for position, letter in enumerate(word):
+            whole = position > 0
+            split.append(sizes[letter] if whole else wanted[letter].stop - wanted[letter].start)
+            cut.append(wanted[letter] if whole else slice(None))
+            order.append(letter)
+    return part.reshape(split)[tuple(cut)].transpose([order.index(letter) for letter in entry.letters])
+
+
+def to_theirs(entry: Entry, sizes: Sizes, array: np.ndarray) -> np.ndarray:
+    """Our whole parameter (of one layer) in the checkpoint's layout, contiguous."""
+    order = [letter for word in entry.their_layout.split() for letter in word]
+    moved = array.transpose([entry.letters.index(letter) for letter in order])
+    return np.ascontiguousarray(moved.reshape(their_shape(entry, sizes)))
+
+
+def is_ignored(name: str) -> bool:
+    """Buffers that old checkpoints store and every reader computes itself."""
+    return name.endswith("rotary_emb.inv_freq")

@@ -1,0 +1,114 @@
+import json
+
+import pytest
+
+from sft_jax.demonstrations.house_style import (
+    REFUSAL,
+    SYSTEM,
+    TOOLS,
+    Call,
+    MalformedCallError,
+    WrongCallError,
+    check_call,
+    check_turn,
+    format_call,
+    format_calls,
+    in_register,
+    parse_calls,
+)
+
+TIMER = '<tool_call>{"name": "timer", "arguments": {"minutes": 12, "label": "rice"}}</tool_call>'
+SHOP = '<tool_call>{"name": "shop", "arguments": {"item": "milk"}}</tool_call>'
+
+
+def test_a_call_is_one_element_with_json_in_declared_order() -> None:
+    assert format_call("timer", {"label": "rice", "minutes": 12}) == TIMER
+
+
+def test_what_is_formatted_parses_back() -> None:
+    calls = [Call("timer", {"minutes": 12, "label": 'say "é"'}), Call("shop", {"item": "</tool_call>"})]
+    assert parse_calls(format_calls(calls)) == calls
+
+
+def test_two_calls_stand_on_two_lines() -> None:
+    calls = [Call("timer", {"minutes": 12, "label": "rice"}), Call("shop", {"item": "milk"})]
+    assert format_calls(calls) == f"{TIMER}\n{SHOP}"
+    assert parse_calls(f" {TIMER}\n{SHOP}\n") == calls
+
+
+@pytest.mark.parametrize("text", ["", "Oslo is cold.", REFUSAL, "My name is Ann."])
+def test_plain_text_holds_no_calls(text: str) -> None:
+    assert parse_calls(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Sure! {TIMER}",
+        f"{TIMER} Done.",
+        f"{TIMER}{SHOP}",
+        f"{TIMER}\n\n{SHOP}",
+        TIMER.removesuffix("</tool_call>"),
+        TIMER.removeprefix("<tool_call>"),
+        TIMER.removeprefix("<tool_call>").removesuffix("</tool_call>"),
+        TIMER.replace("}}", "}"),
+        TIMER.replace("12", "NaN"),
+        TIMER.replace('"minutes": 12', '"minutes": 12, "minutes": 12'),
+        TIMER.replace('"name": "timer", ', ""),
+        TIMER.replace('"timer"', "3"),
+        TIMER.replace('{"minutes": 12, "label": "rice"}', "[]"),
+        "<tool_call>[1]</tool_call>",
+        "<tool_call></tool_call>",
+        "<tool_call>",
+        "I would use a tool_call here.",
+        "<tool_call>" + "[" * 100_000 + "</tool_call>",
+    ],
+)
+def test_a_text_with_a_trace_of_a_call_that_is_not_calls_alone_is_malformed(text: str) -> None:
+    with pytest.raises(MalformedCallError):
+        parse_calls(text)
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        (Call("oven", {"minutes": 1}), "oven"),
+        (Call("timer", {"minutes": 1}), "minutes"),
+        (Call("shop", {"item": "milk", "count": 1}), "count"),
+        (Call("timer", {"minutes": "12", "label": "rice"}), "'12'"),
+        (Call("timer", {"minutes": True, "label": "rice"}), "True"),
+        (Call("shop", {"item": 3}), "3"),
+    ],
+)
+def test_a_call_must_give_a_known_tool_its_declared_arguments_in_their_types(call: Call, found: str) -> None:
+    with pytest.raises(WrongCallError, match=found):
+        check_call(call)
+    with pytest.raises(WrongCallError):
+        check_turn(f"<tool_call>{json.dumps({'name': call.name, 'arguments': call.arguments})}</tool_call>")
+    with pytest.raises(WrongCallError):
+        format_call(call.name, call.arguments)
+
+
+def test_an_empty_turn_is_not_legal() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        check_turn(" \n")
+
+
+def test_the_register_is_one_short_plain_sentence() -> None:
+    assert in_register("The capital of Portugal is Lisbon.")
+    for text in (
+        "the capital is Lisbon.",
+        "Lisbon",
+        "Lisbon!",
+        "It is Lisbon. Enjoy.",
+        "A " + "very " * 16 + "long one.",
+    ):
+        assert not in_register(text)
+
+
+def test_the_system_text_tells_every_tool_argument_and_the_refusal() -> None:
+    for tool, arguments in TOOLS.items():
+        signature = SYSTEM.split(f"{tool}(")[1].split(")")[0].split(", ")
+        assert signature == [f"{name} int" if kind is int else name for name, kind in arguments.items()]
+    assert REFUSAL in SYSTEM
+    assert "<tool_call>" in SYSTEM and "</tool_call>" in SYSTEM
