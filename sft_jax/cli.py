@@ -132,10 +132,10 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     from sft_jax.train.metrics import MetricsWriter
     from sft_jax.train.preemption import watch_for_preemption
     from sft_jax.train.pretrained import padded
-    from sft_jax.train.setup import assemble, batch_shapes, check_batch
+    from sft_jax.train.setup import assemble, batch_shapes_of, check_batch
 
     mesh = make_mesh(config.mesh)
-    check_batch(inputs.config, batch_shapes(inputs.source, inputs.config), mesh)
+    check_batch(inputs.config, batch_shapes_of(inputs.source), mesh)
     architecture = padded(inputs.pretrained.architecture, config, mesh)
     claim_workdir(inputs, first_process)
     config = inputs.config

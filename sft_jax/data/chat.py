@@ -65,12 +65,14 @@ def _strings(record: Record, prompt: str, completion: str, tokenizer: Any, train
         completion += eos
     encoding = offset_backend(tokenizer).encode(prompt + completion, add_special_tokens=True)
     count = len(encoding.ids)
-    added = np.asarray(encoding.special_tokens_mask, bool)
-    if count > 1 and added[-1] and encoding.ids[-1] == encoding.ids[-2] == tokenizer.eos_token_id:
+    if (
+        count > 1
+        and encoding.special_tokens_mask[-1]
+        and encoding.ids[-1] == encoding.ids[-2] == tokenizer.eos_token_id
+    ):
         count -= 1  # the tokenizer appends EOS itself
     start = 0 if train_on == "all" else len(prompt)
     weights = _weights(encoding, [((start, len(prompt) + len(completion)), 1.0)])
-    weights[added] = train_on == "all" or not prompt
     return Encoded(np.asarray(encoding.ids[:count], np.int32), weights[:count])
 
 
@@ -81,10 +83,12 @@ def _conversation(
     template = _Template(record, messages, tokenizer)
     weights = _turn_weights(record, messages, first, train_on)
     wanted = [i for i, weight in weights.items() if weight != (1.0 if train_on == "all" else 0.0)]
+    trained = [i for i in wanted if weights[i]]
+    for i in trained:  # first: a template that drops a turn's text would be blamed for hiding where it stands
+        template.check_nothing_lost(i, template.whole)
     spans = template.marked_spans(list(weights), wanted) if template.marks else template.derived_spans(wanted)
-    for i in wanted:
-        if weights[i]:
-            template.check_nothing_lost(i, template.whole[slice(*spans[i])])
+    for i in trained:
+        template.check_nothing_lost(i, template.whole[slice(*spans[i])])
     encoding = offset_backend(tokenizer).encode(template.whole, add_special_tokens=False)
     everything = [((0, len(template.whole)), 1.0)] if train_on == "all" else []
     return Encoded(
@@ -192,13 +196,16 @@ class _Template:
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
         )
-        if texts[0] != self.whole or len(marks[0]) != len(turns):
+        joined: list[Span] = []
+        for start, end in marks[0]:  # a turn may be marked in pieces
+            joined[-1:] = [(joined[-1][0], end)] if joined and joined[-1][1] == start else [*joined[-1:], (start, end)]
+        if texts[0] != self.whole or len(joined) != len(turns):
             raise BadInput(
-                f"{self.where}: the chat template marks {len(marks[0])} turns with {{% generation %}}, the "
+                f"{self.where}: the chat template marks {len(joined)} turns with {{% generation %}}, the "
                 f"conversation has {len(turns)} assistant messages: cannot tell which is which"
             )
         spans = {}
-        for i, (start, end) in zip(turns, marks[0], strict=True):
+        for i, (start, end) in zip(turns, joined, strict=True):
             turn = self.whole[start:end].rstrip()
             stopped = any(stop.end() == len(turn) for stop in _stop_pattern(self.tokenizer).finditer(turn))
             spans[i] = (start, start + len(turn)) if stopped else (start, end)

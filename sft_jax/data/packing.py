@@ -185,7 +185,7 @@ def _best_fit(
                 rows[base] -= used
                 if not rows[base]:
                     stack = open_patterns[room, target_room]
-                    stack.remove(base)
+                    stack.pop()
                     if not stack:
                         del open_patterns[room, target_room]
                         del rooms[room][bisect_left(rooms[room], target_room)]

@@ -84,7 +84,8 @@ def read_records(patterns: tuple[str, ...]) -> Iterator[Record]:
 
 def _parse(path: str, number: int, offset: int, raw: bytes) -> dict[str, Any]:
     try:
-        text = raw.decode("utf-8-sig" if offset == 0 else "utf-8")
+        # Without its line end, or JSON would count what is missing there as a second line.
+        text = raw.rstrip(b"\r\n").decode("utf-8-sig" if offset == 0 else "utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(
             f"{path}:{number}: not valid UTF-8: byte 0x{raw[error.start]:02x} at byte {offset + error.start} of the "
@@ -93,7 +94,7 @@ def _parse(path: str, number: int, offset: int, raw: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        found = text[error.pos : error.pos + 20].rstrip("\r\n")
+        found = text[error.pos : error.pos + 20]
         raise BadInput(
             f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}, found "
             f"{repr(found) if found else 'the end of the line'}"

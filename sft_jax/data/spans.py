@@ -40,14 +40,15 @@ def find_span(render: Render, messages: list[dict[str, Any]], i: int, whole: str
         return start, _literal_end(render, messages, i, whole, start, stops)
     turn = whole[start : len(through)].rstrip()
     found = list(stops.finditer(turn))
-    if not found or found[-1].end() != len(turn):
-        raise NoExactSpan("the template ends the assistant's turn without a stop token, so the model would never stop")
-    if len(through) == len(whole) and len(found) > 1:
-        apart = turn[found[-2].end() : found[-1].start()].isspace()
+    stopped = bool(found) and found[-1].end() == len(turn)
+    if len(through) == len(whole) and found:
+        apart = len(found) > 1 and turn[found[-2].end() : found[-1].start()].isspace()
         # The last render may go on after the turn: a second stop token that closes the whole text (Phi-3), or a
         # generation prompt that nobody asked for (Llama 3's first template).
-        if apart or render(messages, generation_prompt=True) == whole:
+        if apart or ((len(found) > 1 or not stopped) and render(messages, generation_prompt=True) == whole):
             return start, _literal_end(render, messages, i, whole, start, stops)
+    if not stopped:
+        raise NoExactSpan("the template ends the assistant's turn without a stop token, so the model would never stop")
     return start, start + len(turn)
 
 
@@ -118,7 +119,11 @@ def _literal_end(
     if alone is None:
         raise NoExactSpan("the template cannot render a conversation that ends with this turn")
     _, closing = _locate(render, last, i, alone, field, text)
-    end = len(longer) - len(after) + _stop(after, closing, stops, not calls, prompted=render(last, generation_prompt=True) == alone)
+    end = (
+        len(longer)
+        - len(after)
+        + _stop(after, closing, stops, not calls, prompted=render(last, generation_prompt=True) == alone)
+    )
     if at < start or longer[:end] != whole[:end]:
         raise NoExactSpan("the turn is rendered differently when another message follows it")
     return end

@@ -78,8 +78,8 @@ def _transformers() -> Any:
 def offset_backend(tokenizer: Any) -> Any:
     """The `tokenizers.Tokenizer` behind `tokenizer`, giving the same ids with offsets that cover white space.
 
-    A ByteLevel post-processor may trim white space from offsets ("trim_offsets"), and a token that is nothing but a
-    newline then covers nothing, so it could not be told whether it overlaps a trained span. Ids do not depend on it.
+    A ByteLevel post-processor may trim spaces from offsets ("trim_offsets"): a token that is nothing but a space then
+    covers nothing, so it could not be told whether it overlaps a trained span. Ids do not depend on it.
     """
     import tokenizers
 

@@ -19,6 +19,11 @@ BLOCK = 64
 """Queries a block on a CPU: its scores stay in the cache (measured fastest of 32..256 at T = 512, H = 64)."""
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """At least float32: what softmax, norms, angles and the loss are computed in (float64 stays, for tests)."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class Places(NamedTuple):
     """Where the tokens of a [B, T] array stand."""
 
@@ -56,7 +61,7 @@ def rope_angles(rope: Rope, head_dim: int, positions_BT: jax.Array) -> tuple[jax
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotate the pairs (i, i + H/2), the layout of Hugging Face checkpoints; computed in float32."""
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(wide(x_BTNH), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
 
 
@@ -69,13 +74,14 @@ def visible(queries: Places, keys: Places, window: int | None) -> jax.Array:
 
 def _attend(q_BKGTH, k_BKSH, v_BKSH, seen_BTS, softcap):
     """Softmax attention of one block of queries, in float32 from the scores on; returns [B, K, G, T, H]."""
-    scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
+    accumulate = jnp.promote_types(v_BKSH.dtype, jnp.float32)
+    scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=accumulate)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(seen_BTS[:, None, None], scores, MASKED)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     # The sum divides the small result instead of the large weights.
-    out = jnp.einsum("BKGTS,BKSH->BKGTH", weights.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=jnp.float32)
+    out = jnp.einsum("BKGTS,BKSH->BKGTH", weights.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=accumulate)
     return (out / weights.sum(axis=-1, keepdims=True)).astype(v_BKSH.dtype)
 
 

@@ -55,9 +55,34 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * self.scale[...]).astype(x.dtype)
+        y = attention_lib.wide(x)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def contract(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """einsum of activations and a kernel whose kernel gradient keeps the kernel's own order of dimensions.
+
+    Autodiff would contract (cotangent, x) and transpose the result. On CPUs XLA then transposes the whole cotangent
+    together with the activation function it fuses into it: a third of an MLP's time at D = 576, F = 1536.
+    """
+    return jnp.einsum(equation, x, kernel)
+
+
+def _contract_forward(equation, x, kernel):
+    return jnp.einsum(equation, x, kernel), (x, kernel)
+
+
+def _contract_backward(equation, saved, d_y):
+    x, kernel = saved
+    inputs, y_dims = equation.split("->")
+    x_dims, kernel_dims = inputs.split(",")
+    d_x = jnp.einsum(f"{y_dims},{kernel_dims}->{x_dims}", d_y, kernel)
+    return d_x, jnp.einsum(f"{x_dims},{y_dims}->{kernel_dims}", x, d_y)
+
+
+contract.defvjp(_contract_forward, _contract_backward)
 
 
 class Projection(nnx.Module):
@@ -75,7 +100,7 @@ class Projection(nnx.Module):
         self.equation = equation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        y = contract(self.equation, x, self.kernel[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -245,7 +270,8 @@ def head_kernel(a: Architecture, parameters: Parameters) -> jax.Array:
 def logits(a: Architecture, parameters: Parameters, hidden: jax.Array) -> jax.Array:
     """float32 logits [..., V] of hidden states [..., D]; rows beyond the model's vocabulary are masked."""
     kernel = head_kernel(a, parameters).astype(hidden.dtype)
-    return cap_and_mask(a, jnp.einsum("...D,VD->...V", hidden, kernel, preferred_element_type=jnp.float32))
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    return cap_and_mask(a, jnp.einsum("...D,VD->...V", hidden, kernel, preferred_element_type=wide))
 
 
 def cap_and_mask(a: Architecture, raw: jax.Array) -> jax.Array:

@@ -97,24 +97,28 @@ def architecture_of(config: Config, origin: str) -> Architecture:
     _refuse_what_differs(given, origin)
     heads, layers = given["num_attention_heads"], given["num_hidden_layers"]
     biased = bool(given["attention_bias"])
-    return Architecture(
-        vocab=given["vocab_size"],
-        embed=given["hidden_size"],
-        mlp=given["intermediate_size"],
-        layers=layers,
-        heads=heads,
-        kv_heads=given["num_key_value_heads"] or heads,
-        head_dim=given["head_dim"] or given["hidden_size"] // heads,
-        max_positions=given["max_position_embeddings"],
-        rope=_rope(given, origin),
-        norm_eps=given["rms_norm_eps"],
-        tied=bool(given["tie_word_embeddings"]),
-        qkv_bias=biased if family.qkv_bias is None else family.qkv_bias,
-        output_bias=biased if family.qkv_bias is None else False,
-        mlp_bias=bool(given["mlp_bias"]) and not family.windows,
-        qk_norm=family.qk_norm,
-        period=shortest_period(_kinds(given, layers, origin) if family.windows else (LayerKind(),) * layers),
-    )
+    values: Config = {
+        "vocab": given["vocab_size"],
+        "embed": given["hidden_size"],
+        "mlp": given["intermediate_size"],
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": given["num_key_value_heads"] or heads,
+        "head_dim": given["head_dim"] or given["hidden_size"] // heads,
+        "max_positions": given["max_position_embeddings"],
+        "rope": _rope(given, origin),
+        "norm_eps": given["rms_norm_eps"],
+        "tied": bool(given["tie_word_embeddings"]),
+        "qkv_bias": biased if family.qkv_bias is None else family.qkv_bias,
+        "output_bias": biased if family.qkv_bias is None else False,
+        "mlp_bias": bool(given["mlp_bias"]) and not family.windows,
+        "qk_norm": family.qk_norm,
+        "period": shortest_period(_kinds(given, layers, origin) if family.windows else (LayerKind(),) * layers),
+    }
+    try:
+        return Architecture(**values)
+    except BadInput as error:
+        raise BadInput(f"{origin}: {error}") from error
 
 
 def _refuse_what_differs(given: Config, origin: str) -> None:
@@ -125,7 +129,7 @@ def _refuse_what_differs(given: Config, origin: str) -> None:
     if given.get("quantization_config"):
         method = given["quantization_config"].get("quant_method")
         raise BadInput(
-            f"{origin}: the checkpoint is quantised (quant_method {method!r}); give the float32, float16 or bfloat16 one"
+            f"{origin}: the checkpoint is quantised (quant_method {method!r}); give one in float32, float16 or bfloat16"
         )
 
 
@@ -186,7 +190,7 @@ def config_of(a: Architecture, model_type: str) -> Config:
     """
     family = FAMILIES[model_type]
     kinds = [a.period[i % len(a.period)] for i in range(a.layers)]
-    windows = {kind.window for kind in kinds} - {None}
+    windows = [kind.window for kind in kinds if kind.window is not None]
     config: Config = {
         "architectures": [family.class_name],
         "model_type": model_type,
@@ -321,8 +325,8 @@ def _llama3_scaling(factors: np.ndarray, config: Config, origin: str) -> Config:
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
         raise BadInput(
             f"{origin}: rope_freqs.weight ({factors.size} divisors from {factors.min():g} to {factors.max():g}) is not "
-            f"Llama 3.1's RoPE scaling with low_freq_factor 1, high_freq_factor 4 and 8,192 original positions, and the "
-            f"file does not say which it is. Use the Hugging Face directory of the model instead."
+            f"Llama 3.1's RoPE scaling with low_freq_factor 1, high_freq_factor 4 and 8,192 original positions, and "
+            f"the file does not say which it is. Use the Hugging Face directory of the model instead."
         )
     return {
         "rope_type": "llama3",

@@ -39,7 +39,8 @@ class ChunkSums(NamedTuple):
 
 def _chunk(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with_gradients: bool):
     """Sums of one chunk and, for unit cotangent of the loss, the gradients of kernel and hidden states."""
-    raw = jnp.einsum("BMD,VD->BMV", hidden_BMD, kernel_VD, preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(hidden_BMD.dtype, jnp.float32)
+    raw = jnp.einsum("BMD,VD->BMV", hidden_BMD, kernel_VD, preferred_element_type=wide)
     raw = shard(raw, "act_batch", "act_targets", "vocab")
     logits = cap_and_mask(head.architecture, raw)
     top = logits.max(axis=-1, keepdims=True)
@@ -64,8 +65,8 @@ def _chunk(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with_gradi
     if cap is not None:
         d_logits = d_logits * (1 - jnp.square(jnp.tanh(raw / cap)))
     d_logits = d_logits.astype(hidden_BMD.dtype)
-    d_hidden = jnp.einsum("BMV,VD->BMD", d_logits, kernel_VD, preferred_element_type=jnp.float32)
-    d_kernel = jnp.einsum("BMV,BMD->VD", d_logits, hidden_BMD, preferred_element_type=jnp.float32)
+    d_hidden = jnp.einsum("BMV,VD->BMD", d_logits, kernel_VD, preferred_element_type=wide)
+    d_kernel = jnp.einsum("BMV,BMD->VD", d_logits, hidden_BMD, preferred_element_type=wide)
     return sums, (d_kernel, d_hidden.astype(hidden_BMD.dtype))
 
 
@@ -84,8 +85,9 @@ def _over_chunks(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with
         d_kernel, d_hidden = gradients if gradients is not None else (None, None)
         return jax.tree.map(jnp.add, carry, (sums, d_kernel)), d_hidden
 
-    zero = ChunkSums(*(jnp.zeros((), jnp.float32),) * 3)
-    start = (zero, jnp.zeros(kernel_VD.shape, jnp.float32) if with_gradients else None)
+    wide = jnp.promote_types(hidden_BMD.dtype, jnp.float32)
+    zero = ChunkSums(*(jnp.zeros((), wide),) * 3)
+    start = (zero, jnp.zeros(kernel_VD.shape, wide) if with_gradients else None)
     chunks = (split(hidden_BMD), split(targets_BM), split(weights_BM))
     if count == 1:
         (sums, d_kernel), d_hidden = one(start, jax.tree.map(lambda x: x[0], chunks))

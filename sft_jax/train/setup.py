@@ -159,10 +159,10 @@ class Assembled:
     manager: ocp.CheckpointManager
 
 
-def batch_shapes(source: Batches, config: RunConfig) -> Batch:
+def batch_shapes_of(source: Batches) -> Batch:
     """Global shapes of the six arrays: [A, b, T] three times, [A, b, M] three times."""
-    parts = config.train.accumulation
-    rows = config.train.batch_size // parts
+    parts = source.accumulation
+    rows = source.batch_size // parts
     by_position = (parts, rows, source.plan.tokens_per_row)
     by_target = (parts, rows, source.plan.targets_per_row)
     return Batch(by_position, by_position, by_position, by_target, by_target, by_target)  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
       BadInput: a dimension that the layout does not divide.
     """
     config = inputs.config
-    shapes = batch_shapes(inputs.source, config)
+    shapes = batch_shapes_of(inputs.source)
     check_batch(config, shapes, mesh)
     architecture = padded(inputs.pretrained.architecture, config, mesh)
     abstract, axes = abstract_parameters(architecture)
@@ -251,7 +251,7 @@ def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
 
 
 def _evaluation(source: Batches, config: RunConfig, architecture, mesh, layout, batch_layout, poll):
-    shapes = batch_shapes(source, config)
+    shapes = batch_shapes_of(source)
     sums = jax.jit(
         make_evaluation(make_objective(config, architecture, shapes, mesh)),
         in_shardings=(layout, {}, batch_layout),

@@ -92,7 +92,7 @@ def make_update(
         (loss_sum, weight_sum, sums), gradients = accumulate(objective, state.trainable, frozen, batch)
         has_target = weight_sum > 0
         divisor = jnp.where(has_target, weight_sum, 1.0)
-        norm = optax.global_norm(gradients) / divisor
+        norm = optax.tree.norm(gradients) / divisor
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(norm)
         scale = 1.0 / divisor
         if clip_norm:

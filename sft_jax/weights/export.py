@@ -145,7 +145,7 @@ def _configs(
             if value != getattr(described, name)
         ]
         raise BadInput(f"the config to export describes another decoder: {'; '.join(differences)}")
-    generation = dict(given)
+    generation = {key: value for key, value in given.items() if key != "_from_model_config"}
     for name in ("bos_token_id", "pad_token_id"):
         known = generation.get(name, config.get(name))
         if known is None and tokenizer is not None:
@@ -243,7 +243,7 @@ def _write_file(
         for tensor in tensors:
             for piece in _pieces(parameters[tensor.ours], tensor, sizes, dtype):
                 if file is not None:
-                    file.write(piece.reshape(-1).view(np.uint8))
+                    file.write(piece.reshape(-1).view(np.uint8).data)
         if file is not None and file.tell() != 8 + len(text) + end:
             raise RuntimeError(f"{path}: wrote {file.tell()} bytes, expected {8 + len(text) + end}")
 

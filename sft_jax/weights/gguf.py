@@ -1,5 +1,6 @@
 """GGUF files: metadata, and tensors dequantised one at a time, under the names of Hugging Face checkpoints."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,27 @@ BLOCK_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 
+LONG = 1000
+"""Arrays of more elements are a vocabulary, which the tokenizer's reader wants, not this one."""
+
 ROPE_FACTORS = "rope_freqs.weight"
+
+
+class QuickReader(gguf.GGUFReader):
+    """A GGUFReader that steps over long arrays: with a vocabulary of 49,152 it opens in 0.03 s instead of 2.5 s."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int):
+        if raw_type != gguf.GGUFValueType.ARRAY or self.byte_order == "S":
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind, count = struct.unpack_from("<IQ", self.data, orig_offs)
+        if count <= LONG:
+            return super()._get_field_parts(orig_offs, raw_type)
+        end = orig_offs + 12
+        if kind != gguf.GGUFValueType.STRING:
+            return 12 + count * np.dtype(self.gguf_scalar_to_np[gguf.GGUFValueType(kind)]).itemsize, [], [], []
+        for _ in range(count):
+            end += 8 + struct.unpack_from("<Q", self.data, end)[0]
+        return end - orig_offs, [], [], []
 
 
 @dataclass(frozen=True)
@@ -45,17 +66,23 @@ class Gguf:
     """Hugging Face tensor name -> head_dim, for tensors whose rows llama.cpp permuted."""
 
     def read(self, name: str, slices: Sequence[slice] | None = None) -> np.ndarray:
-        """The tensor or a part of it, dequantised to float32; only the rows asked for are read and dequantised.
+        """The tensor or a part of it, dequantised to float32; only the rows and blocks asked for are read.
 
         llama.cpp stores the rows of a Llama head as (pair, half), Hugging Face as (half, pair): undone here
         (`convert_hf_to_gguf.py`, LlamaModel.permute).
         """
-        shape = self.shapes[name]
-        rows, *columns = slices if slices is not None else [slice(0, size) for size in shape]
+        rows, *columns = slices if slices is not None else [slice(0, size) for size in self.shapes[name]]
         head = self.interleaved.get(name, 1)
         start, stop = rows.start // head * head, -(-rows.stop // head) * head
         tensor = self.tensors[name]
-        part = gguf.quants.dequantize(np.asarray(tensor.data[start:stop]), tensor.tensor_type)
+        stored = tensor.data[start:stop]
+        if columns and stored.dtype == np.uint8:
+            # A row is a sequence of blocks: `block` elements in `size` bytes.
+            block, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+            first = columns[0].start // block
+            stored = stored[:, first * size : -(-columns[0].stop // block) * size]
+            columns = [slice(columns[0].start - first * block, columns[0].stop - first * block)]
+        part = gguf.quants.dequantize(np.ascontiguousarray(stored), tensor.tensor_type)
         if head > 1:
             halves_last = part.reshape(-1, head // 2, 2, *part.shape[1:])
             part = halves_last.swapaxes(1, 2).reshape(part.shape)
@@ -70,10 +97,10 @@ def open_gguf(path: Path) -> tuple[Gguf, dict, dict]:
         that the gguf package cannot undo.
     """
     try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+        reader = QuickReader(path)
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError, struct.error) as error:
         raise BadInput(f"{path}: not a readable GGUF file (cut short?): {error}") from error
-    metadata = {key: field.contents() for key, field in reader.fields.items() if _is_small(key)}
+    metadata = {key: field.contents() for key, field in reader.fields.items()}
     parts = metadata.get("split.count", 0)
     if parts > 1:
         raise BadInput(f"{path}: part 1 of {parts}; join them with `llama-gguf-split --merge {path.name} whole.gguf`")
@@ -106,10 +133,6 @@ def hugging_face_name(name: str) -> str:
     if stem.startswith("blk.") and rest in BLOCK_NAMES:
         return f"model.layers.{block}.{BLOCK_NAMES[rest]}.{kind}"
     return name
-
-
-def _is_small(key: str) -> bool:
-    return key not in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.scores")
 
 
 def _refuse_unknown_quantisation(stored: dict[str, Any], path: Path) -> None:

@@ -72,7 +72,9 @@ def open_model(path: str) -> ModelFiles:
     if place.is_dir():
         return _open_directory(place)
     if not place.is_file():
-        raise BadInput(f"{path}: no such file or directory. A model is a Hugging Face directory, a .gguf file or hf://org/name.")
+        raise BadInput(
+            f"{path}: no such file or directory. A model is a Hugging Face directory, a .gguf file or hf://org/name."
+        )
     if place.suffix != ".gguf":
         raise BadInput(f"{path}: not a .gguf file. A model is a Hugging Face directory, a .gguf file or hf://org/name.")
     tensors, config, generation_config = open_gguf(place)
@@ -91,8 +93,8 @@ def _open_directory(directory: Path) -> ModelFiles:
     tensors = open_safetensors(directory)
     if architecture.tied and not _tied_in_fact(tensors):
         logging.getLogger(__name__).warning(
-            "%s: config.json ties the head to the embedding, but %s differs from %s; they stay apart, as in transformers. "
-            "Set tie_word_embeddings to false to silence this.",
+            "%s: config.json ties the head to the embedding, but %s differs from %s; they stay apart, as in "
+            "transformers. Set tie_word_embeddings to false to silence this.",
             origin,
             HEAD,
             EMBEDDING,
@@ -177,16 +179,16 @@ def load_parameters(
         shape, sharding = shapes[name].shape, shardings[name]
         arrays = []
         for index, devices in _shards(sharding, shape):
+            # A new array each time: on a CPU, JAX keeps an aligned one as the shard itself instead of copying it.
             part = _fill(files, place, sizes, index, np.dtype(dtype), alias)
-            arrays += [jax.device_put(part, device, may_alias=False) for device in devices]
-            jax.block_until_ready(arrays)
+            arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
         parameters[name] = jax.make_array_from_single_device_arrays(shape, sharding, arrays)
     return parameters
 
 
-def _shards(sharding: NamedSharding, shape: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], list[jax.Device]]]:
+def _shards(sharding: NamedSharding, shape: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], list[Any]]]:
     """Each distinct part that this process holds, and the devices that hold it."""
-    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None
         bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
@@ -201,9 +203,8 @@ def _fill(
     """The part `index` of a parameter, in host memory."""
     out = np.zeros([part.stop - part.start for part in index], dtype)
     layers = place.names[index[0]] if place.stacked else place.names
-    index = index[1:] if place.stacked else index
     # Rows that a layout added to the vocabulary are not in the file: they stay zero.
-    entry = place.entry
+    entry, index = place.entry, index[1:] if place.stacked else index
     held = [slice(min(p.start, sizes[c]), min(p.stop, sizes[c])) for c, p in zip(entry.letters, index, strict=True)]
     target = tuple(slice(0, part.stop - part.start) for part in held)
     for i, name in enumerate(layers):

@@ -74,6 +74,6 @@ def _files(directory: Path) -> tuple[list[Path], list[str]]:
         return [directory / name for name in sorted(set(weight_map.values()))], list(weight_map)
     if (directory / SINGLE).is_file():
         return [directory / SINGLE], []
-    others = sorted(path.name for path in directory.glob("*.bin")) + sorted(path.name for path in directory.glob("*.pth"))
-    found = f"found {', '.join(others)}: save the model again with safe_serialization" if others else "found no weights"
+    others = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    found = f"found {', '.join(others)}: save it again as safetensors" if others else "found no weights"
     raise BadInput(f"{directory}: neither {SINGLE} nor {INDEX}; {found}")

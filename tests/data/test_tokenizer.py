@@ -1,0 +1,132 @@
+"""Tokenizers from directories and GGUF files, without a network and without torch."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_jax.data.tokenizer import fingerprint, load_tokenizer, offset_backend
+from sft_jax.errors import BadInput
+
+TEXT = "hello world's 123\n\n1. Grüße  世界🙂\t x\n 22 the"
+
+
+def write_gguf(path: Path, tokenizer: Any, pre: str, model: str = "gpt2", **rest: Any) -> Path:
+    """A GGUF file with a tokenizer and no tensor."""
+    import json
+
+    import gguf
+
+    tree = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    tokens = sorted(tokenizer.get_vocab(), key=lambda token: tokenizer.get_vocab()[token])
+    special = set(tokenizer.all_special_tokens) | {"<|im_start|>"}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_merges([" ".join(merge) for merge in tree["merges"]])
+    writer.add_token_types([3 if token in special else 1 for token in tokens])
+    for name in ("bos", "eos", "pad"):
+        getattr(writer, f"add_{name}_token_id")(getattr(tokenizer, f"{name}_token_id"))
+    writer.add_chat_template(tokenizer.chat_template)
+    for key, value in rest.items():
+        getattr(writer, key)(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_a_directory_gives_back_the_tokenizer_saved_there(tmp_path: Path, make_tokenizer):
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded(TEXT).input_ids == tokenizer(TEXT).input_ids
+    assert loaded.chat_template == tokenizer.chat_template
+    assert (loaded.eos_token, loaded.pad_token) == ("<|im_end|>", "<|im_end|>")
+
+
+def test_a_gguf_file_gives_ids_special_tokens_and_template(tmp_path: Path, make_tokenizer):
+    tokenizer = make_tokenizer()
+    loaded = load_tokenizer(write_gguf(tmp_path / "m.gguf", tokenizer, "llama-bpe", add_add_bos_token=False))
+    assert loaded(TEXT).input_ids == tokenizer(TEXT).input_ids
+    assert loaded.decode(loaded(TEXT).input_ids) == TEXT
+    assert loaded.special_tokens_map == tokenizer.special_tokens_map
+    assert loaded.added_tokens_decoder[loaded.eos_token_id].special
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    assert loaded.apply_chat_template(messages).input_ids == tokenizer.apply_chat_template(messages).input_ids
+
+
+def test_a_smollm_gguf_sets_digits_apart_before_the_merges(tmp_path: Path, make_tokenizer):
+    loaded = load_tokenizer(write_gguf(tmp_path / "m.gguf", make_tokenizer(), "smollm"))
+    pieces = [loaded.decode(i) for i in loaded("\n\n123").input_ids]
+    assert pieces == ["\n\n", "1", "2", "3"]
+    plain = load_tokenizer(write_gguf(tmp_path / "n.gguf", make_tokenizer(), "gpt-2"))
+    assert [plain.decode(i) for i in plain("\n\n123").input_ids] == ["\n", "\n", "123"]
+
+
+def test_a_llama_gguf_prepends_bos_unless_told_otherwise(tmp_path: Path, make_tokenizer):
+    tokenizer = make_tokenizer()
+    by_default = load_tokenizer(write_gguf(tmp_path / "a.gguf", tokenizer, "llama-bpe"))
+    without = load_tokenizer(write_gguf(tmp_path / "b.gguf", tokenizer, "llama-bpe", add_add_bos_token=False))
+    assert by_default("hello").input_ids == [tokenizer.bos_token_id, *without("hello").input_ids]
+    assert by_default("hello", add_special_tokens=False).input_ids == without("hello").input_ids
+
+
+def test_a_gguf_whose_cutting_is_unknown_is_refused(tmp_path: Path, make_tokenizer):
+    with pytest.raises(BadInput, match=r"unknown tokenizer.ggml.pre 'odd'.*smollm.*data.tokenizer"):
+        load_tokenizer(write_gguf(tmp_path / "m.gguf", make_tokenizer(), "odd"))
+    with pytest.raises(BadInput, match=r"'bert'; supported: gpt2"):
+        load_tokenizer(write_gguf(tmp_path / "n.gguf", make_tokenizer(), "gpt-2", model="bert"))
+
+
+def test_a_damaged_gguf_is_refused(tmp_path: Path, make_tokenizer):
+    whole = write_gguf(tmp_path / "m.gguf", make_tokenizer(), "gpt-2").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[:500])
+    with pytest.raises(BadInput, match=r"cut\.gguf: the GGUF header is damaged or cut short"):
+        load_tokenizer(tmp_path / "cut.gguf")
+    (tmp_path / "no.gguf").write_bytes(b"PK" * 20)
+    with pytest.raises(BadInput, match="expected GGUF"):
+        load_tokenizer(tmp_path / "no.gguf")
+
+
+def test_a_wrong_path_names_what_is_there(tmp_path: Path):
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(BadInput, match=r"no such tokenizer.*Did you mean 'model.gguf'"):
+        load_tokenizer(tmp_path / "modle.gguf")
+    with pytest.raises(BadInput, match=r"no usable tokenizer there.*model\.gguf"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(BadInput, match="does not exist either"):
+        load_tokenizer(tmp_path / "gone" / "model.gguf")
+
+
+def test_a_template_file_takes_the_place_of_the_tokenizers_own(tmp_path: Path, make_tokenizer):
+    make_tokenizer(None).save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).chat_template is None
+    (tmp_path / "t.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    loaded = load_tokenizer(tmp_path, tmp_path / "t.jinja")
+    assert loaded.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+    with pytest.raises(BadInput, match="no such chat template"):
+        load_tokenizer(tmp_path, tmp_path / "missing.jinja")
+
+
+def test_offsets_cover_white_space_and_ids_stay_the_same(make_tokenizer):
+    tokenizer = make_tokenizer()
+    encoding = offset_backend(tokenizer).encode(TEXT, add_special_tokens=False)
+    assert encoding.ids == tokenizer(TEXT).input_ids
+    assert all(start < end for start, end in encoding.offsets)
+    assert any(start == end for start, end in tokenizer(TEXT, return_offsets_mapping=True)["offset_mapping"])
+    assert set(range(len(TEXT))) == {k for start, end in encoding.offsets for k in range(start, end)}
+
+
+def test_the_fingerprint_changes_with_vocabulary_and_template(make_tokenizer, templates):
+    prints = {
+        fingerprint(make_tokenizer()),
+        fingerprint(make_tokenizer(templates.DROPS_CALLS)),
+        fingerprint(make_tokenizer(pad="<|pad|>")),
+        fingerprint(make_tokenizer(add_bos=True)),
+    }
+    assert len(prints) == 4
+    assert all(re.fullmatch("[0-9a-f]{64}", p) for p in prints)

@@ -1,0 +1,90 @@
+"""Real runs of the command line on the tiny model, in processes of their own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config_file(tmp_path, tiny_model, demonstrations) -> Path:
+    """A config of a short run; its workdir is tmp_path/run."""
+    path = tmp_path / "config.py"
+    path.write_text(
+        f'''from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        workdir={str(tmp_path / "run")!r},
+        model=Model(path={str(tiny_model)!r}),
+        data=Data(
+            train=({str(demonstrations)!r},),
+            eval=({str(demonstrations.with_name("held_out.jsonl"))!r},),
+            sequence_length=128,
+        ),
+        optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=2),
+        train=Train(steps=12, batch_size=4, eval_every=6, save_every=4, tensorboard=False),
+    )
+''',
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def command():
+    """(arguments) -> a started `sft-jax` process with text pipes."""
+    started = []
+
+    def start(*arguments: object, module: str = "sft_jax", **environment: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(command):
+    """(arguments) -> (exit status, stdout, stderr) of a finished `sft-jax`."""
+
+    def finish(*arguments: object, **kwargs: str) -> tuple[int, str, str]:
+        process = command(*arguments, **kwargs)
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out, err
+
+    return finish
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def rows_of():
+    """workdir -> the rows of its metrics.jsonl."""
+
+    def read(workdir: Path) -> list[dict]:
+        return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    return read

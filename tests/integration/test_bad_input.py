@@ -1,0 +1,97 @@
+"""Bad input: one clear message, exit 2, no traceback, nothing written where it matters."""
+
+import json
+
+import pytest
+
+
+def _row(*turns):
+    roles = ("user", "assistant") * len(turns)
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]}
+
+
+BAD_DATA = {
+    "missing file": (None, ["no such file", "train.jsonl"]),
+    "empty file": ("", ["train.jsonl", "empty"]),
+    "invalid JSON": ('{"messages": [}\n', ["train.jsonl:1:15"]),
+    "no trained token in all rows": (json.dumps(_row("hello")) + "\n", ["train.jsonl:1", "no"]),
+    "unknown role": (
+        json.dumps({"messages": [{"role": "robot", "content": "x"}]}) + "\n",
+        ["train.jsonl:1", "robot", "assistant"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_demonstrations_name_file_and_line(run, config_file, demonstrations, case):
+    content, words = BAD_DATA[case]
+    demonstrations.unlink()
+    if content is not None:
+        demonstrations.write_text(content)
+    _refused(run("train", config_file), words)
+
+
+BAD_OPTIONS = {
+    "unknown field": (("--optimizer.learning-rat", 1e-4), ["--optimizer.learning-rat", "--optimizer.learning-rate"]),
+    "wrong type": (("--train.steps", "many"), ["many"]),
+    "mesh is not the devices": (("--mesh.data", 2, "--mesh.fsdp", 4), ["8", "found 1", "--distributed.cpu-devices 8"]),
+    "batch not divisible": (
+        ("--train.batch-size", 6, "--distributed.cpu-devices", 4),
+        ["train.batch_size 6", "4", "nearest valid", "4 or 8"],
+    ),
+    "accumulation not divisible": (("--train.accumulation", 3), ["train.accumulation 3", "nearest valid: 3 or 6"]),
+    "longer than the model": (("--data.sequence-length", 4096), ["4096", "512"]),
+    "heads do not divide": (
+        ("--distributed.cpu-devices", 4, "--mesh.fsdp", 1, "--mesh.tensor", 4),
+        ["kv_heads 2", "tensor = 4", "--sharding.kv-heads none"],
+    ),
+    "unknown mesh axis": (("--sharding.embed", "fdsp"), ["sharding.embed", "fdsp", "fsdp"]),
+    "no such model": (("--model.path", "nowhere/model"), ["nowhere/model"]),
+    "over-length is an error": (("--data.sequence-length", 24, "--data.over-length", "error"), ["limit 24", "truncate"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options_name_the_values_and_the_fix(run, config_file, case):
+    options, words = BAD_OPTIONS[case]
+    _refused(run("train", config_file, *options), words)
+
+
+def test_a_workdir_of_another_run_is_refused_with_a_diff(run, config_file, tmp_path):
+    status, _, err = run("train", config_file, "--train.steps", 2, "--train.eval-every", 0)
+    assert status == 0, err
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    _refused(
+        run("train", config_file, "--train.steps", 2, "--optimizer.learning-rate", 5e-4),
+        ["another run", "optimizer.learning_rate: 0.001 -> 0.0005", "--workdir"],
+    )
+    data = tmp_path / "train.jsonl"
+    data.write_text(data.read_text().replace("Say t3", "Tell t3"))
+    _refused(run("train", config_file, "--train.steps", 2), ["demonstrations changed"])
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_an_unsupported_architecture_lists_the_supported_ones(run, config_file, tiny_model, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    config = json.loads((tiny_model / "config.json").read_text())
+    config |= {"architectures": ["MambaForCausalLM"], "model_type": "mamba"}
+    (other / "config.json").write_text(json.dumps(config))
+    _refused(run("train", config_file, "--model.path", other), ["mamba", "llama", "qwen2", "qwen3"])
+
+
+def test_an_unknown_command_names_the_nearest(run):
+    _refused(run("trian"), ["trian", "train"])
+
+
+def test_a_config_file_without_get_config_is_refused(run, tmp_path):
+    (tmp_path / "c.py").write_text("x = 1\n")
+    _refused(run("train", tmp_path / "c.py"), ["c.py", "get_config"])
+
+
+def _refused(result, words):
+    status, _, err = result
+    assert status == 2, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word.lower() in err.lower(), (word, err)

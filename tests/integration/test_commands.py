@@ -1,0 +1,77 @@
+import json
+import time
+
+
+def _jsonl(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_is_sampled_scored_and_exported_without_its_config(run, config_file, tmp_path):
+    status, _, err = run("train", config_file, "--train.steps", 3)
+    assert status == 0, err
+    config_file.unlink()
+    workdir, held_out = tmp_path / "run", tmp_path / "held_out.jsonl"
+
+    out = tmp_path / "samples.jsonl"
+    options = ("--n", 2, "--temperature", 0.8, "--seed", 3, "--max-new-tokens", 12, "--out", out)
+    status, _, err = run("sample", workdir, "--prompts", held_out, *options)
+    assert status == 0, err
+    samples = _jsonl(out)
+    assert len(samples) == 6 and all(len(row["completions"]) == 2 for row in samples)
+    first = out.read_bytes()
+    # On four devices the same draws.
+    status, _, err = run("sample", workdir, "--prompts", held_out, *options, "--devices.cpu-devices", 4)
+    assert status == 0, err
+    assert out.read_bytes() == first
+
+    status, _, err = run("score", workdir, "--data", held_out, "--out", tmp_path / "scores.jsonl")
+    assert status == 0, err
+    scores = _jsonl(tmp_path / "scores.jsonl")
+    for row in scores:
+        assert len(row["tokens"]) == len(row["weights"]) == len(row["logprobs"])
+        assert row["logprobs"][0] is None and all(p <= 0 for p in row["logprobs"][1:])
+        assert any(row["weights"])
+
+    status, printed, err = run("export", workdir, "--out", tmp_path / "export")
+    assert status == 0, err
+    assert printed.strip() == str(tmp_path / "export")
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "export").iterdir()
+    }
+    # What was exported scores as the run does.
+    status, _, err = run("score", tmp_path / "export", "--data", held_out, "--out", tmp_path / "again.jsonl")
+    assert status == 0, err
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "scores.jsonl").read_bytes()
+
+
+def test_the_held_out_loss_is_the_score_of_the_held_out_rows(run, config_file, tmp_path, rows_of):
+    """Two programs, one number: -sum(weight * logprob) / sum(weight)."""
+    status, _, err = run("train", config_file, "--train.steps", 2)
+    assert status == 0, err
+    status, _, err = run("score", tmp_path / "run", "--data", tmp_path / "held_out.jsonl", "--out", tmp_path / "s.jsonl")
+    assert status == 0, err
+    pairs = [
+        (weight, logprob)
+        for row in _jsonl(tmp_path / "s.jsonl")
+        for weight, logprob in zip(row["weights"], row["logprobs"], strict=True)
+        if weight
+    ]
+    loss = -sum(weight * logprob for weight, logprob in pairs) / sum(weight for weight, _ in pairs)
+    assert abs(loss - rows_of(tmp_path / "run")[-1]["eval/loss"]) < 1e-5
+
+
+def test_help_answers_in_under_a_second(run):
+    started = time.perf_counter()
+    status, out, _ = run("--help")
+    assert status == 0 and "sft-jax train CONFIG" in out
+    assert time.perf_counter() - started < 1.0
+
+
+def test_train_help_lists_every_field_with_default_and_doc(run):
+    from sft_jax.config import RunConfig, leaf_fields
+
+    status, out, _ = run("train", "configs/quickstart.py", "--help")
+    assert status == 0
+    for name, _, _ in leaf_fields(RunConfig()):
+        assert "--" + name.replace("_", "-") in out, name
+    assert "Peak learning rate" in out and "0.0002" in out

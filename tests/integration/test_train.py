@@ -1,0 +1,151 @@
+import json
+import signal
+import time
+
+import pytest
+
+EXACT = ("step", "loss", "accuracy", "entropy", "grad_norm", "learning_rate", "tokens", "target_tokens")
+
+
+def _exact(rows):
+    """What must not depend on interruptions: everything but times, and the held-out rows whole."""
+    return [row if "eval/loss" in row else {name: row[name] for name in EXACT} for row in rows]
+
+
+def _wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_leaves_everything_and_learns(run, config_file, tmp_path, rows_of):
+    status, _, err = run("train", config_file)
+    assert status == 0, err
+    workdir = tmp_path / "run"
+    rows = rows_of(workdir)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    assert [row["step"] for row in rows if "eval/loss" in row] == [6, 12]
+    assert losses[-1] < losses[0]
+    assert {"config.json", "metrics.jsonl", "checkpoints", "report.html", "model"} <= {p.name for p in workdir.iterdir()}
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [8, 12]
+    resolved = json.loads((workdir / "config.json").read_text())
+    assert resolved["train"]["steps"] == 12 and resolved["data"]["target_capacity"] > 0
+
+    status, _, err = run("train", config_file)
+    assert status == 0 and "already at step 12 of 12" in err
+    assert rows_of(workdir) == rows
+
+    # The resolved config alone is enough to go on, without the file it came from.
+    config_file.unlink()
+    status, _, err = run("train", workdir / "config.json", "--train.keep-last", 1)
+    assert status == 0, err
+
+
+def test_kill_9_and_again_gives_bit_identical_losses(command, run, config_file, tmp_path, rows_of):
+    status, _, err = run("train", config_file, "--workdir", tmp_path / "whole", "--train.steps", 60)
+    assert status == 0, err
+    workdir = tmp_path / "run"
+    process = command("train", config_file, "--train.steps", 60)
+    _wait_for(lambda: (workdir / "checkpoints" / "12").is_dir(), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = rows_of(workdir) if (workdir / "metrics.jsonl").read_text().endswith("\n") else None
+    assert before is None or before[-1]["step"] < 60
+    status, _, err = run("train", config_file, "--train.steps", 60)
+    assert status == 0 and "continuing" in err
+    assert _exact(rows_of(workdir)) == _exact(rows_of(tmp_path / "whole"))
+
+
+def test_sigterm_saves_exits_42_and_continues_bit_identically(command, run, config_file, tmp_path, rows_of):
+    status, _, err = run("train", config_file, "--workdir", tmp_path / "whole", "--train.steps", 60)
+    assert status == 0, err
+    workdir = tmp_path / "run"
+    process = command("train", config_file, "--train.steps", 60, "--train.save-every", 0)
+    _wait_for(lambda: (workdir / "metrics.jsonl").is_file() and len(rows_of(workdir)) >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 42, err
+    saved = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+    assert saved == [rows_of(workdir)[-1]["step"]]
+    status, _, err = run("train", config_file, "--train.steps", 60, "--train.save-every", 0)
+    assert status == 0, err
+    assert _exact(rows_of(workdir)) == _exact(rows_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("mesh", [("--mesh.fsdp", 4), ("--mesh.data", 2, "--mesh.fsdp", 1, "--mesh.tensor", 2)])
+def test_simulated_devices_train_the_same_run_and_resume_one_anothers(run, config_file, tmp_path, rows_of, mesh):
+    status, _, err = run("train", config_file, "--workdir", tmp_path / "one")
+    assert status == 0, err
+    options = ("--distributed.cpu-devices", 4, *mesh, "--train.accumulation", 2)
+    # Half of it on one device, the other half on four: the record and the tokens are the same.
+    (tmp_path / "half.py").write_text(config_file.read_text())
+    status, _, err = run("train", config_file, *options[:-1], 1)
+    assert status == 0, err
+    one, four = rows_of(tmp_path / "one"), rows_of(tmp_path / "run")
+    for ours, reference in zip(four, one, strict=True):
+        for name in ("loss", "grad_norm", "eval/loss"):
+            if name in reference:
+                assert ours[name] == pytest.approx(reference[name], rel=2e-3), (reference["step"], name)
+    assert four[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-6)
+    assert [row["tokens"] for row in four if "loss" in row] == [row["tokens"] for row in one if "loss" in row]
+
+
+def test_two_processes_train_evaluate_save_and_resume_like_one(command, run, config_file, tmp_path, rows_of, free_port):
+    options = ("--train.steps", 20, "--train.batch-size", 8, "--mesh.fsdp", 8, "--train.save-every", 10)
+    status, _, err = run("train", config_file, *options, "--workdir", tmp_path / "one", "--distributed.cpu-devices", 8)
+    assert status == 0, err
+
+    def both(*more):
+        processes = [
+            command(
+                "train", config_file, *options, *more, "--distributed.cpu-devices", 4, "--distributed.processes", 2,
+                "--distributed.process-id", i, "--distributed.coordinator", f"127.0.0.1:{free_port}",
+            )
+            for i in range(2)
+        ]  # fmt: skip
+        return processes
+
+    first = both()
+    _wait_for(lambda: (tmp_path / "run" / "checkpoints" / "10").is_dir(), first[0])
+    for process in first:
+        process.kill()
+        process.wait()
+    for process in both():
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "run")
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    for ours, reference in zip(two, one, strict=True):
+        for name in ("loss", "eval/loss"):
+            if name in reference:
+                assert ours[name] == pytest.approx(reference[name], rel=2e-3), (reference["step"], name)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-6)
+
+
+def test_two_processes_leave_together_on_sigterm_with_42(command, config_file, tmp_path, rows_of, free_port):
+    processes = [
+        command(
+            "train", config_file, "--train.steps", 2000, "--train.save-every", 0, "--distributed.cpu-devices", 2,
+            "--distributed.processes", 2, "--distributed.process-id", i, "--distributed.coordinator",
+            f"127.0.0.1:{free_port}",
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    workdir = tmp_path / "run"
+    _wait_for(lambda: (workdir / "metrics.jsonl").is_file() and len(rows_of(workdir)) >= 3, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 42, err
+    saved = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+    assert saved == [rows_of(workdir)[-1]["step"]]
+
+
+def test_a_run_that_meets_nan_stops_names_step_and_rows_and_exits_1(run, config_file, tmp_path):
+    status, _, err = run("train", config_file, "--optimizer.learning-rate", 1e30, "--optimizer.warmup-steps", 0)
+    assert status == 1, err
+    assert "step 2" in err and "train.jsonl:" in err and "Traceback" not in err
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())

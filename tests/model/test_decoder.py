@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax.errors import BadInput
+from sft_jax.model.architecture import Architecture, LayerKind, shortest_period
+from sft_jax.model.attention import Places
+from sft_jax.model.decoder import Compute, abstract_parameters, forward, head_kernel, initialise, logits
+
+FULL, WINDOW = LayerKind(), LayerKind(window=4)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Architecture:
+    """Every switch on: two kinds of layers, five layers (so a remainder), biases, QK norm, soft-caps, untied."""
+    return Architecture(
+        vocab=50, embed=16, mlp=24, layers=5, heads=4, kv_heads=2, head_dim=4, max_positions=64,
+        qkv_bias=True, output_bias=True, mlp_bias=True, qk_norm=True, attention_softcap=5.0, logit_softcap=3.0,
+        period=(WINDOW, LayerKind(rope=False)),
+    )  # fmt: skip
+
+
+def _tokens(rows=2, time=12, vocab=50):
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, vocab, (rows, time)), jnp.int32)
+    return tokens, Places(jnp.tile(jnp.arange(time), (rows, 1)), jnp.ones((rows, time), jnp.int32))
+
+
+def _random(architecture, seed=0):
+    parameters = jax.jit(initialise, static_argnums=(0, 1))(architecture, seed)
+    return {name: value * 10 + 0.1 * (value.ndim < 3) for name, value in parameters.items()}
+
+
+def test_initial_parameters_have_the_abstract_shapes_and_every_dimension_a_logical_axis(mixed):
+    shapes, axes = abstract_parameters(mixed)
+    made = jax.jit(initialise, static_argnums=(0, 1))(mixed, 0)
+    assert {n: (v.shape, v.dtype) for n, v in made.items()} == {n: (s.shape, s.dtype) for n, s in shapes.items()}
+    assert all(len(axes[name]) == len(shape.shape) for name, shape in shapes.items())
+    assert axes["periods.1.attention.query.kernel"] == ("layers", "embed", "heads", "head_dim")
+    assert shapes["periods.1.attention.query.kernel"].shape[0] == 2
+    assert shapes["remainder.0.mlp.down.kernel"].shape == (24, 16)
+
+
+def test_scanned_periods_equal_the_layers_one_by_one(mixed):
+    parameters = _random(mixed)
+    tokens, places = _tokens()
+    scanned = forward(mixed, Compute(), parameters, tokens, places)[0]
+    looped = forward(mixed, Compute(scan_layers=False), parameters, tokens, places)[0]
+    np.testing.assert_allclose(scanned, looped, atol=1e-5)
+    # The kinds matter: all windows, or RoPE everywhere, is another model.
+    for period in ((WINDOW, WINDOW), (WINDOW, FULL)):
+        other = Architecture(**{**vars(mixed), "period": period})
+        assert jnp.abs(forward(other, Compute(), parameters, tokens, places)[0] - scanned).max() > 1e-3
+
+
+def test_generation_with_a_cache_equals_the_whole_forward(mixed):
+    """Prefill 7 tokens, then 5 one at a time into the cache: the same hidden states as all 12 at once."""
+    parameters = _random(mixed)
+    tokens, places = _tokens()
+    whole = forward(mixed, Compute(), parameters, tokens, places)[0]
+    first = Places(places.positions[:, :7], places.segments[:, :7])
+    hidden, kv = forward(mixed, Compute(), parameters, tokens[:, :7], first, keep_kv=True)
+    np.testing.assert_allclose(hidden, whole[:, :7], atol=1e-5)
+    cached = first
+    for t in range(7, 12):
+        mine = Places(places.positions[:, t : t + 1], places.segments[:, t : t + 1])
+        hidden, new = forward(mixed, Compute(), parameters, tokens[:, t : t + 1], mine, cache=(kv, cached), keep_kv=True)
+        np.testing.assert_allclose(hidden[:, 0], whole[:, t], atol=1e-5)
+        kv = jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=old.ndim - 3), kv, new)
+        cached = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(cached, mine, strict=True)))
+
+
+def test_bfloat16_compute_stays_near_float32_and_keeps_float32_logits(mixed):
+    parameters = jax.jit(initialise, static_argnums=(0, 1))(mixed, 0)
+    tokens, places = _tokens()
+    hidden, _ = forward(mixed, Compute(dtype="bfloat16"), parameters, tokens, places)
+    assert hidden.dtype == jnp.bfloat16
+    raw = logits(mixed, parameters, hidden)
+    assert raw.dtype == jnp.float32
+    exact = logits(mixed, parameters, forward(mixed, Compute(), parameters, tokens, places)[0])
+    assert float(jnp.abs(raw - exact).max()) < 0.05
+
+
+def test_a_tied_head_is_the_embedding_and_an_untied_one_is_not(mixed, tiny, tiny_parameters):
+    assert head_kernel(tiny, tiny_parameters) is tiny_parameters["embedding"]
+    assert "head" in abstract_parameters(mixed)[0] and "head" not in abstract_parameters(tiny)[0]
+
+
+def test_the_shortest_period_is_found_with_a_cut_last_repetition():
+    assert shortest_period((FULL,) * 5) == (FULL,)
+    assert shortest_period((WINDOW, WINDOW, FULL, WINDOW, WINDOW)) == (WINDOW, WINDOW, FULL)
+    assert shortest_period((FULL, WINDOW, WINDOW)) == (FULL, WINDOW, WINDOW)
+
+
+def test_sizes_that_do_not_fit_are_refused(tiny):
+    with pytest.raises(BadInput, match="5 query heads"):
+        Architecture(**{**vars(tiny), "heads": 5})
+    with pytest.raises(BadInput, match="vocab_rows 3 < vocab 260"):
+        Architecture(**{**vars(tiny), "vocab_rows": 3})

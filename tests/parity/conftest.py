@@ -1,0 +1,25 @@
+"""`make parity`: comparisons with the real libraries, in an environment with torch. Not part of `make test`."""
+
+from pathlib import Path
+
+import jax
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+MODEL = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+torch.set_num_threads(2)
+jax.config.update("jax_platforms", "cpu")
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--model", default=MODEL, help="the real model, a GGUF file; relative to the repository's root")
+
+
+@pytest.fixture(scope="session")
+def model_path(request) -> Path:
+    """The real SmolLM2, as a GGUF file."""
+    path = ROOT / request.config.getoption("--model")
+    assert path.is_file(), f"{path}: no such file. `make parity` fetches it; or give another with --model PATH."
+    return path

@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax.model.attention import Places
+from sft_jax.model.decoder import Compute, forward, logits
+from sft_jax.sample.generate import Generator, Sampling, draw
+
+STOP = 257
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, n).tolist() for n in (3, 17, 70, 5, 40)]
+
+
+@pytest.fixture(scope="module")
+def generator(tiny):
+    return Generator(tiny, Compute(), [STOP], 258, batch_size=2)
+
+
+def _greedy(tiny, parameters, prompt, count):
+    """Without a cache: the whole text again for each token."""
+    ids = list(prompt)
+    padded = jnp.zeros((1, 96), jnp.int32)
+    run = jax.jit(lambda t, p: logits(tiny, parameters, forward(tiny, Compute(), parameters, t, p)[0]))
+    for _ in range(count):
+        n = len(ids)
+        places = Places(jnp.arange(96)[None], (jnp.arange(96) < n)[None].astype(jnp.int32))
+        raw = run(padded.at[0, :n].set(jnp.asarray(ids)), places)[0, n - 1]
+        ids.append(int(raw[:258].argmax()))
+        if ids[-1] == STOP:
+            break
+    return ids[len(prompt) :]
+
+
+def test_greedy_generation_equals_repeated_whole_forwards(tiny, tiny_parameters, generator, prompts):
+    generated = generator(tiny_parameters, prompts, Sampling(max_new_tokens=20))
+    for prompt, [one] in zip(prompts, generated, strict=True):
+        want = _greedy(tiny, tiny_parameters, prompt, 20)
+        assert one.stopped == (want[-1] == STOP)
+        assert one.tokens == [token for token in want if token != STOP]
+
+
+def test_generation_stops_at_the_stop_token_and_says_so(tiny, tiny_parameters, prompts):
+    generated = Generator(tiny, Compute(), [STOP], 258)(tiny_parameters, prompts, Sampling(max_new_tokens=20))
+    seen = next(one.tokens for [one] in generated if len(one.tokens) > 3)
+    stop = seen[2]
+    stopped = Generator(tiny, Compute(), [stop], 258)(tiny_parameters, prompts, Sampling(max_new_tokens=20))
+    ends = [one for [one] in stopped if one.stopped]
+    assert ends and all(stop not in one.tokens for [one] in stopped)
+    assert any(one.tokens == seen[: seen.index(stop)] for one in ends)
+
+
+def test_a_draw_depends_on_prompt_number_and_seed_not_on_the_batch(tiny, tiny_parameters, generator, prompts):
+    sampling = Sampling(max_new_tokens=8, temperature=1.0, seed=4)
+    once = generator(tiny_parameters, prompts, sampling, n=2)
+    wide = Generator(tiny, Compute(), [STOP], 258, batch_size=16)(tiny_parameters, prompts, sampling, n=2)
+    assert [[one.tokens for one in each] for each in once] == [[one.tokens for one in each] for each in wide]
+    assert once[0][0].tokens != once[0][1].tokens
+    other = generator(tiny_parameters, prompts, Sampling(max_new_tokens=8, temperature=1.0, seed=5), n=2)
+    assert once != other
+
+
+def test_rows_of_the_head_without_a_token_are_never_sampled(tiny, tiny_parameters, prompts):
+    """Ids 258 and 259 are the model's own surplus rows: they have probability, and no text."""
+    favoured = dict(tiny_parameters)
+    hidden_like = favoured["embedding"][:256].mean(0)
+    favoured["embedding"] = favoured["embedding"].at[259].set(hidden_like * 1000)
+    free = Generator(tiny, Compute(), [STOP], 260)(favoured, prompts, Sampling(max_new_tokens=8))
+    assert any(259 in one.tokens for [one] in free)
+    held = Generator(tiny, Compute(), [STOP], 258)(favoured, prompts, Sampling(max_new_tokens=8))
+    assert not any(token >= 258 for [one] in held for token in one.tokens)
+
+
+def test_top_p_draws_from_the_smallest_set_that_reaches_p():
+    probabilities = jnp.asarray([0.5, 0.3, 0.15, 0.05])
+    raw = jnp.tile(jnp.log(probabilities), (4000, 1))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    assert set(np.unique(draw(raw, keys, 1.0, 0.6))) == {0, 1}
+    assert set(np.unique(draw(raw, keys, 1.0, 1.0))) == {0, 1, 2, 3}
+    assert set(np.unique(draw(raw, keys, 0.0, 1.0))) == {0}
+    shares = np.bincount(draw(raw, keys, 1.0, 1.0), minlength=4) / 4000
+    np.testing.assert_allclose(shares, probabilities, atol=0.03)
+
+
+def test_a_prompt_without_room_for_a_token_is_refused(tiny_parameters, generator):
+    with pytest.raises(ValueError, match="512 tokens"):
+        generator(tiny_parameters, [[1] * 512], Sampling(max_new_tokens=1))

@@ -1,0 +1,88 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from sft_jax.config import (
+    Data, Mesh, Model, Optimizer, RunConfig, Sharding, Train,
+    from_json, identity_differences, leaf_fields, load_config, to_json, validate,
+)  # fmt: skip
+from sft_jax.errors import BadInput
+
+GOOD = RunConfig(model=Model(path="m"), data=Data(train=("a.jsonl", "b.jsonl")))
+
+
+def test_a_config_survives_the_round_trip_through_json():
+    config = replace(GOOD, optimizer=Optimizer(learning_rate=3e-5, schedule="cosine"), mesh=Mesh(data=2, fsdp=4))
+    assert from_json(to_json(config), "x") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train": {"stepz": 1}}, ["c.json", "train.stepz", "'steps'"]),
+        ({"train": {"steps": "1"}}, ["train.steps", "'1'", "int"]),
+        ({"optimizer": {"schedule": "cosin"}}, ["optimizer.schedule", "cosine"]),
+        ({"data": {"train": "a.jsonl"}}, ["data.train", "tuple"]),
+        ({"data": 3}, ["data", "int"]),
+    ],
+)
+def test_a_wrong_json_config_names_field_and_value(change, words):
+    with pytest.raises(BadInput) as error:
+        from_json(json.dumps(change), "c.json")
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_broken_json_names_line_and_column():
+    with pytest.raises(BadInput, match=r"c\.json:2:3"):
+        from_json('{\n  x}', "c.json")
+
+
+def test_every_field_is_declared_identity_or_free_and_documented():
+    import inspect
+
+    import sft_jax.config as module
+
+    source = inspect.getsource(module)
+    for name, field, _ in leaf_fields(RunConfig()):
+        assert "identity" in field.metadata, name
+        declaration = source[source.index(f"    {field.name}: ") :]
+        assert declaration.split("\n")[1].startswith('    """'), name
+
+
+def test_only_identity_fields_count_as_another_run():
+    assert identity_differences(GOOD, replace(GOOD, mesh=Mesh(data=8), workdir="elsewhere")) == []
+    other = replace(GOOD, train=Train(batch_size=16, accumulation=2), optimizer=Optimizer(learning_rate=1.0))
+    assert identity_differences(GOOD, other) == [
+        "optimizer.learning_rate: 2e-05 -> 1.0",
+        "train.batch_size: 8 -> 16",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (replace(GOOD, model=Model()), ["model.path is empty"]),
+        (replace(GOOD, data=Data()), ["data.train is empty"]),
+        (replace(GOOD, train=Train(batch_size=0, epochs=0)), ["train.batch_size is 0", "train.epochs is 0"]),
+        (replace(GOOD, train=Train(batch_size=8, accumulation=3)), ["8", "3", "nearest valid: 6 or 9"]),
+        (replace(GOOD, train=Train(eval_every=5)), ["train.eval_every is 5", "data.eval is empty"]),
+        (replace(GOOD, mesh=Mesh(data=-1, fsdp=-1)), ["data and fsdp are both -1"]),
+        (replace(GOOD, mesh=Mesh(tensor=0)), ["mesh.tensor is 0"]),
+        (replace(GOOD, sharding=Sharding(embed="data+fsdpp")), ["sharding.embed", "'fsdpp'", "'fsdp'"]),
+    ],
+)
+def test_validation_names_every_problem(config, words):
+    with pytest.raises(BadInput) as error:
+        validate(config)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    validate(GOOD)
+
+
+def test_the_shipped_configs_are_valid():
+    from pathlib import Path
+
+    files = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+    assert files
+    for path in files:
+        validate(load_config(path))

@@ -1,0 +1,180 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax.config import Sharding
+from sft_jax.model.architecture import Architecture
+from sft_jax.model.attention import Places
+from sft_jax.model.decoder import Compute, forward, logits
+from sft_jax.train.loss import Head, cross_entropy_sums, sft_objective, token_log_probabilities
+
+
+def _arrays(vocab=37, rows=2, capacity=11, width=8, seed=0):
+    random = np.random.default_rng(seed)
+    kernel = jnp.asarray(random.normal(size=(vocab, width)), jnp.float32)
+    hidden = jnp.asarray(random.normal(size=(rows, capacity, width)), jnp.float32)
+    targets = jnp.asarray(random.integers(0, vocab, (rows, capacity)), jnp.int32)
+    weights = jnp.asarray(random.choice([0, 1, 0.5], (rows, capacity)), jnp.float32)
+    return kernel, hidden, targets, weights
+
+
+def _architecture(vocab=37, **kwargs) -> Architecture:
+    sizes = {"embed": 8, "mlp": 16, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8, "max_positions": 64}
+    return Architecture(vocab=vocab, tied=True, **{**sizes, **kwargs})
+
+
+def _plain(a, kernel, hidden, targets, weights):
+    """The textbook formula, with autodiff's own gradient."""
+    log_p = jax.nn.log_softmax(logits(a, {"embedding": kernel}, hidden), axis=-1)
+    nll = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    entropy = -(jnp.exp(log_p) * log_p).sum(-1)
+    correct = log_p.argmax(-1) == targets
+    return (weights * nll).sum(), (weights * correct).sum(), (weights * entropy).sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 64])
+@pytest.mark.parametrize("extra", [{}, {"logit_softcap": 2.0}, {"vocab": 30, "vocab_rows": 37}])
+def test_chunked_loss_and_its_gradients_equal_the_textbook_formula(chunk, extra):
+    a = _architecture(**extra)
+    kernel, hidden, targets, weights = _arrays()
+    targets = jnp.minimum(targets, a.vocab - 1)
+    sums = cross_entropy_sums(Head(a, chunk), kernel, hidden, targets, weights)
+    np.testing.assert_allclose(sums, _plain(a, kernel, hidden, targets, weights), rtol=1e-5)
+
+    def chunked(k, h):
+        return 3.0 * cross_entropy_sums(Head(a, chunk), k, h, targets, weights).loss
+
+    got = jax.grad(chunked, (0, 1))(kernel, hidden)
+    want = jax.grad(lambda k, h: 3.0 * _plain(a, k, h, targets, weights)[0], (0, 1))(kernel, hidden)
+    for ours, reference in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=2e-5)
+
+
+def test_rows_added_for_divisibility_get_no_probability_and_no_gradient():
+    a = _architecture(vocab=30, vocab_rows=37)
+    kernel, hidden, targets, weights = _arrays()
+    targets = jnp.minimum(targets, 29)
+    gradient = jax.grad(lambda k: cross_entropy_sums(Head(a, 4), k, hidden, targets, weights).loss)(kernel)
+    assert not np.asarray(gradient[30:]).any()
+    assert np.asarray(gradient[:30]).any()
+    assert float(jnp.exp(jax.nn.log_softmax(logits(a, {"embedding": kernel}, hidden))[..., 30:]).max()) == 0
+
+
+def test_log_probabilities_of_tokens_equal_log_softmax():
+    a = _architecture()
+    kernel, hidden, targets, _ = _arrays()
+    want = jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel.T), targets[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(token_log_probabilities(Head(a, 4), kernel, hidden, targets), want, atol=2e-5)
+
+
+def test_one_device_and_eight_and_accumulation_agree_on_ragged_rows(
+    tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients, assert_same
+):
+    one = sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of())
+    for accumulation, sizes in [
+        (8, {}),
+        (1, {"fsdp": 8}),
+        (1, {"data": 2, "fsdp": 4}),
+        (2, {"data": 2, "fsdp": 2, "tensor": 2}),
+        (4, {"fsdp": 2, "tensor": 2, "context": 2}),
+    ]:
+        other = sums_and_gradients(tiny, tiny_parameters, make_batches(accumulation=accumulation), mesh_of(**sizes))
+        assert_same(other, one)
+        for name in ("correct", "entropy", "tokens", "target_tokens"):
+            np.testing.assert_allclose(other[0][2][name], one[0][2][name], rtol=1e-5)
+
+
+def test_heads_that_do_not_split_stay_whole_by_rule(
+    tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients, assert_same
+):
+    one = sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of())
+    rules = Sharding(heads="none", kv_heads="none")
+    assert_same(
+        sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of(fsdp=2, tensor=4), rules=rules), one
+    )
+
+
+def test_a_vocabulary_that_does_not_divide_is_padded_without_changing_the_loss(
+    tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients, assert_same
+):
+    one = sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of())
+    rules = Sharding(heads="none", kv_heads="none", embed="none", mlp="none")
+    other = sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of(tensor=8), rules=rules)
+    assert other[1]["embedding"].shape[0] == 264
+    assert not other[1]["embedding"][260:].any()
+    assert_same(other, one)
+
+
+def test_in_float64_sharding_changes_nothing_beyond_1e_10(
+    tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients, assert_same
+):
+    with jax.enable_x64(True):
+        doubles = {name: np.asarray(value).astype(np.float64) for name, value in tiny_parameters.items()}
+        compute = Compute(dtype="float64")
+        one = sums_and_gradients(tiny, doubles, make_batches(), mesh_of(), compute)
+        for accumulation, sizes in [(2, {"fsdp": 4}), (1, {"data": 2, "fsdp": 2, "tensor": 2})]:
+            batches = make_batches(accumulation=accumulation)
+            other = sums_and_gradients(tiny, doubles, batches, mesh_of(**sizes), compute)
+            assert other[0][0].dtype == np.float64
+            assert_same(other, one, 1e-10, 1e-10)
+
+
+def test_scan_and_loop_and_every_remat_policy_agree(
+    tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients, assert_same
+):
+    one = sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of())
+    for compute in (
+        Compute(scan_layers=False),
+        Compute(remat="dots"),
+        Compute(remat="minimal"),
+        Compute(remat="full"),
+        Compute(remat="full", scan_layers=False),
+        Compute(attention="reference"),
+    ):
+        assert_same(sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of(), compute), one)
+
+
+def test_packed_documents_give_the_loss_and_gradients_of_documents_alone(
+    tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients, assert_same
+):
+    packed, alone = make_batches(batch_size=24), make_batches(batch_size=60, packing="none")
+    assert packed.plan.rows <= 24 and alone.plan.rows == 60
+    packed = make_batches(batch_size=packed.plan.rows)
+    assert_same(
+        sums_and_gradients(tiny, tiny_parameters, packed, mesh_of()),
+        sums_and_gradients(tiny, tiny_parameters, alone, mesh_of()),
+    )
+
+
+@pytest.mark.parametrize("attention", ["reference", "blockwise"])
+def test_a_changed_document_leaves_its_neighbours_hidden_states_bit_equal(
+    tiny, tiny_parameters, make_batches, attention
+):
+    batch = make_batches().batch(0, slice(0, 8))
+    tokens, segments, positions = (x[0] for x in (batch.tokens, batch.segment_ids, batch.positions))
+    changed = np.where(segments == 1, (tokens + 7) % 258, tokens)
+    run = jax.jit(
+        lambda t: forward(tiny, Compute(attention=attention), tiny_parameters, t, Places(positions, segments))[0]
+    )
+    before, after = np.asarray(run(tokens)), np.asarray(run(changed))
+    assert (segments > 1).any()
+    assert (before[segments > 1] == after[segments > 1]).all()
+    assert not (before[segments == 1] == after[segments == 1]).all()
+
+
+def test_no_buffer_with_a_vocabulary_axis_exceeds_chunk_times_vocabulary(tiny_parameters, tiny, make_batches):
+    """At M = T; the parameter itself and its gradient have V x D elements and are not logits."""
+    chunk, rows = 4, 8
+    source = make_batches()
+    assert source.plan.targets_per_row == source.plan.tokens_per_row == 64
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), source.batch(0, slice(0, rows)))
+    objective = sft_objective(tiny, Compute(), chunk)
+    step = jax.jit(jax.grad(lambda p: objective(p, {}, batch)[0]))
+    text = step.lower(tiny_parameters).compile().as_text()
+    shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w+\[([\d,]+)\]", text)}
+    of_logits = [shape for shape in shapes if tiny.vocab in shape and tiny.embed not in shape]
+    assert of_logits
+    assert max(int(np.prod(shape)) for shape in of_logits) <= chunk * rows * tiny.vocab
