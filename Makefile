@@ -20,7 +20,7 @@ check: $(VENV)/.dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 parity: $(VENV)/.parity $(MODEL)
-	$(BIN)/python -m pytest tests/parity --ignore-glob='' -o addopts="-ra --import-mode=importlib" $(ARGS)
+	$(BIN)/python -m pytest tests/parity -o addopts="-ra --import-mode=importlib" $(ARGS)
 bench: $(VENV)/.parity $(MODEL)
 	$(BIN)/python -m tests.parity.bench $(ARGS)
 

@@ -7,12 +7,13 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from sft_jax.arguments import parse, require, resolve_config
 from sft_jax.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -44,48 +45,6 @@ sft-jax: supervised fine-tuning in JAX
 MODEL is a Hugging Face directory, a .gguf file, a run's workdir (newest checkpoint), or hf://org/name.
 `sft-jax COMMAND --help` lists every option with its default.
 """
-
-
-def parse(kind: type, arguments: Sequence[str], program: str, default: Any = None) -> Any:
-    """A dataclass from command-line arguments (tyro); unknown options name the nearest known ones.
-
-    Raises:
-      BadInput: an option that does not exist.
-    """
-    known = _option_names(kind if default is None else default)
-    for argument in arguments:
-        name = argument.split("=")[0].replace("_", "-")
-        if argument.startswith("--") and name not in known and name != "--help":
-            raise BadInput(f"{program}: unknown option {argument.split('=')[0]}. {nearest(name, known)}")
-    settings = (tyro.conf.FlagConversionOff,)
-    if default is None:
-        return tyro.cli(kind, args=list(arguments), prog=program, config=settings)
-    return tyro.cli(kind, args=list(arguments), prog=program, default=default, config=settings)
-
-
-def _option_names(config: Any) -> list[str]:
-    names: list[str] = []
-    for each in fields(config):
-        value = getattr(config, each.name, each.default if each.default_factory is MISSING else each.default_factory())
-        spelled = each.name.replace("_", "-")
-        if is_dataclass(value):
-            names += [f"--{spelled}.{inner[2:]}" for inner in _option_names(value)]
-        else:
-            names.append(f"--{spelled}")
-    return names
-
-
-def resolve_config(arguments: Sequence[str], program: str) -> "RunConfig":
-    """CONFIG [--section.field value ...] -> a validated RunConfig."""
-    from sft_jax.config import RunConfig, load_config, validate
-
-    if not arguments or arguments[0] in ("-h", "--help"):
-        parse(RunConfig, ["--help"], f"{program} CONFIG", RunConfig())
-    if arguments[0].startswith("-"):
-        raise BadInput(f"{program}: CONFIG comes first, then the options; found {arguments[0]}")
-    config = parse(RunConfig, arguments[1:], f"{program} {arguments[0]}", load_config(arguments[0]))
-    validate(config)
-    return config
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
@@ -244,11 +203,11 @@ class Sample:
 def sample(arguments: Sequence[str]) -> int:
     """sft-jax sample MODEL --prompts F --n 4 --temperature T --seed S --out F"""
     options = parse(Sample, arguments, "sft-jax sample")
-    _require(options, "prompts")
-    from sft_jax.sample.prompts import prompt_tokens
+    require(options, "prompts")
     from sft_jax.data.records import read_records
     from sft_jax.model.decoder import Compute
     from sft_jax.sample.generate import Generator, Sampling
+    from sft_jax.sample.prompts import prompt_tokens
 
     with loaded(options.model, options.devices) as (pretrained, architecture, parameters):
         tokenizer = pretrained.tokenizer
@@ -301,7 +260,7 @@ class Score:
 def score(arguments: Sequence[str]) -> int:
     """sft-jax score MODEL --data F --out F"""
     options = parse(Score, arguments, "sft-jax score")
-    _require(options, "data")
+    require(options, "data")
     from sft_jax.config import Data
     from sft_jax.data.prepare import prepare
     from sft_jax.model.decoder import Compute
@@ -344,7 +303,7 @@ class Export:
 def export(arguments: Sequence[str]) -> int:
     """sft-jax export MODEL --out DIR"""
     options = parse(Export, arguments, "sft-jax export")
-    _require(options, "out")
+    require(options, "out")
     from sft_jax.weights.export import export as write_directory
 
     with loaded(options.model, options.devices) as (pretrained, architecture, parameters):
@@ -360,11 +319,6 @@ def export(arguments: Sequence[str]) -> int:
         )
     print(options.out)
     return EXIT_DONE
-
-
-def _require(options: Any, name: str) -> None:
-    if not getattr(options, name):
-        raise BadInput(f"sft-jax {type(options).__name__.lower()}: --{name.replace('_', '-')} is missing")
 
 
 def _write_lines(rows: Iterator[dict[str, Any]], path: str) -> None:

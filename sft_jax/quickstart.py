@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_jax.cli import exit_status, resolve_config, run_training
+from sft_jax.arguments import resolve_config
+from sft_jax.cli import exit_status, run_training
 from sft_jax.config import RunConfig
 from sft_jax.errors import EXIT_DONE
 

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-
 from sft_jax.data.batches import Batches
 from sft_jax.data.packing import plan_packing
 from sft_jax.data.prepare import Example
@@ -138,5 +137,3 @@ def demonstrations(tmp_path) -> Path:
         ]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return tmp_path / "train.jsonl"
-
-

@@ -4,8 +4,19 @@ from dataclasses import replace
 import pytest
 
 from sft_jax.config import (
-    Data, Mesh, Model, Optimizer, RunConfig, Sharding, Train,
-    from_json, identity_differences, leaf_fields, load_config, to_json, validate,
+    Data,
+    Mesh,
+    Model,
+    Optimizer,
+    RunConfig,
+    Sharding,
+    Train,
+    from_json,
+    identity_differences,
+    leaf_fields,
+    load_config,
+    to_json,
+    validate,
 )  # fmt: skip
 from sft_jax.errors import BadInput
 
@@ -35,7 +46,7 @@ def test_a_wrong_json_config_names_field_and_value(change, words):
 
 def test_broken_json_names_line_and_column():
     with pytest.raises(BadInput, match=r"c\.json:2:3"):
-        from_json('{\n  x}', "c.json")
+        from_json("{\n  x}", "c.json")
 
 
 def test_every_field_is_declared_identity_or_free_and_documented():

@@ -9,21 +9,24 @@ from sft_jax.data.packing import Plan, epoch_rows
 from sft_jax.data.prepare import Example
 from sft_jax.errors import BadInput
 
+Array = Any
+"""numpy on the host, jax inside the step; a tree of shapes or shardings has the same six fields."""
+
 
 class Batch(NamedTuple):
     """A micro-batches of b rows; a row has T tokens of several documents and M places that train."""
 
-    tokens: np.ndarray
+    tokens: Array
     """int32 [A, b, T]; 0 where segment_ids is 0."""
-    segment_ids: np.ndarray
+    segment_ids: Array
     """int32 [A, b, T]: 0 is padding, the documents of a row are 1, 2, …"""
-    positions: np.ndarray
+    positions: Array
     """int32 [A, b, T]: restarts at 0 in each document."""
-    target_index: np.ndarray
+    target_index: Array
     """int32 [A, b, M]: where in the row the hidden state is read that must predict the target; padding is 0."""
-    target_tokens: np.ndarray
+    target_tokens: Array
     """int32 [A, b, M]: the token that follows position target_index."""
-    target_weights: np.ndarray
+    target_weights: Array
     """float32 [A, b, M]: how much it counts; padding is 0."""
 
 

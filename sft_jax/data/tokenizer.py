@@ -54,8 +54,12 @@ def load_tokenizer(path: str | Path, chat_template_file: str | Path = "") -> Any
 
 def _from_directory(path: Path) -> Any:
     transformers = _transformers()
+    # tokenizer.json says everything. The class that tokenizer_config.json names may say less: transformers 5 rebuilds a
+    # GPT2Tokenizer without the single digits that SmolLM2's tokenizer.json asks for.
+    whole = (path / "tokenizer.json").is_file()
+    reader = transformers.PreTrainedTokenizerFast if whole else transformers.AutoTokenizer
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        tokenizer = reader.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         names = ", ".join(sorted(entry.name for entry in path.iterdir())[:20]) or "nothing"
         raise BadInput(

@@ -100,7 +100,7 @@ class Projection(nnx.Module):
         self.equation = equation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = contract(self.equation, x, self.kernel[...].astype(x.dtype))
+        y: jax.Array = contract(self.equation, x, self.kernel[...].astype(x.dtype))  # type: ignore[assignment]
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

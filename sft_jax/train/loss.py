@@ -81,7 +81,8 @@ def _over_chunks(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with
         return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1)
 
     def one(carry, chunk):
-        sums, gradients = _chunk(head, kernel_VD, *chunk, with_gradients)
+        hidden, targets, weights = chunk
+        sums, gradients = _chunk(head, kernel_VD, hidden, targets, weights, with_gradients)
         d_kernel, d_hidden = gradients if gradients is not None else (None, None)
         return jax.tree.map(jnp.add, carry, (sums, d_kernel)), d_hidden
 
@@ -93,7 +94,7 @@ def _over_chunks(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with
         (sums, d_kernel), d_hidden = one(start, jax.tree.map(lambda x: x[0], chunks))
     else:
         (sums, d_kernel), d_hidden = jax.lax.scan(one, start, chunks)
-        if with_gradients:
+        if d_hidden is not None:
             d_hidden = d_hidden.swapaxes(0, 1).reshape(rows, count * size, -1)[:, :capacity]
     return sums, (d_kernel, d_hidden)
 
@@ -156,7 +157,9 @@ def sft_objective(architecture: Architecture, compute: Compute, chunk: int) -> O
         kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
         picked = gather_targets(hidden, batch.target_index)
         with jax.named_scope("head"):
-            sums = cross_entropy_sums(head, kernel, picked, batch.target_tokens, batch.target_weights)
+            sums: ChunkSums = cross_entropy_sums(  # type: ignore[assignment]
+                head, kernel, picked, batch.target_tokens, batch.target_weights
+            )
         filled = batch.segment_ids > 0
         metrics = {
             "correct": sums.correct,

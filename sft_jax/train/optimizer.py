@@ -1,5 +1,7 @@
 """The optax transformation and the learning-rate schedule."""
 
+from typing import Any
+
 import optax
 
 from sft_jax.config import Optimizer
@@ -32,9 +34,11 @@ def make_optimizer(config: Optimizer) -> optax.GradientTransformation:
 
     The rate stands outside so that it follows batches consumed, also after a skipped update.
     """
-    decay = optax.add_decayed_weights(
-        config.weight_decay, mask=lambda parameters: {name: not name.endswith(NEVER_DECAYED) for name in parameters}
-    )
+
+    def decayed(parameters: Any) -> dict[str, bool]:
+        return {name: not name.endswith(NEVER_DECAYED) for name in parameters}
+
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
     if config.name == "sgd":
         return decay
     return optax.chain(optax.scale_by_adam(config.b1, config.b2, config.eps), decay)

@@ -33,10 +33,11 @@ from sft_jax.train.step import (
     make_update,
     state_shardings,
 )
+from sft_jax.weights.export import save_tokenizer
 
 TARGET_MULTIPLE = 32
-"""M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its products are aligned to
-128 from four rows on, and a multiple of 128 itself would leave two thirds of the head idle on short rows."""
+"""M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its products are aligned
+to 128 from four rows on, and a multiple of 128 itself would leave two thirds of the head idle on short rows."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def claim_workdir(inputs: Inputs, first_process: bool) -> None:
         return
     model = workdir / MODEL_FILES
     model.mkdir(parents=True, exist_ok=True)
-    inputs.pretrained.tokenizer.save_pretrained(model)
+    save_tokenizer(inputs.pretrained.tokenizer, model)
     for name, content in (
         ("config.json", inputs.pretrained.hf_config),
         ("generation_config.json", inputs.pretrained.generation_config),
@@ -165,7 +166,7 @@ def batch_shapes_of(source: Batches) -> Batch:
     rows = source.batch_size // parts
     by_position = (parts, rows, source.plan.tokens_per_row)
     by_target = (parts, rows, source.plan.targets_per_row)
-    return Batch(by_position, by_position, by_position, by_target, by_target, by_target)  # type: ignore[arg-type]
+    return Batch(by_position, by_position, by_position, by_target, by_target, by_target)
 
 
 def check_batch(config: RunConfig, shapes: Batch, mesh: jax.sharding.Mesh) -> None:
@@ -174,7 +175,7 @@ def check_batch(config: RunConfig, shapes: Batch, mesh: jax.sharding.Mesh) -> No
     Raises:
       BadInput: names the dimension, both numbers and the nearest valid value.
     """
-    parts, rows, length = shapes.tokens  # type: ignore[misc]
+    parts, rows, length = shapes.tokens
     row_parts = mesh_size(config.sharding.act_batch, mesh)
     if rows % row_parts:
         unit = row_parts * parts

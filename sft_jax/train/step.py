@@ -41,9 +41,9 @@ def state_shardings(
     """A sharding for every leaf: moments lie as their parameter does, counters are on every device."""
 
     def of_leaf(path, leaf):
-        name = next((key.key for key in path if isinstance(key, jax.tree_util.DictKey)), None)
-        if name in parameter_shardings and leaf.ndim:
-            return parameter_shardings[name]
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        if names and leaf.ndim:
+            return parameter_shardings[names[0]]
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(of_leaf, abstract)
@@ -54,7 +54,7 @@ def batch_shardings(mesh: jax.sharding.Mesh, rules: Sharding, micro_batches: boo
     lead = (None,) if micro_batches else ()
     by_position = NamedSharding(mesh, spec((*lead, "act_batch", "act_length"), rules))
     by_target = NamedSharding(mesh, spec((*lead, "act_batch", "act_targets"), rules))
-    return Batch(by_position, by_position, by_position, by_target, by_target, by_target)  # type: ignore[arg-type]
+    return Batch(by_position, by_position, by_position, by_target, by_target, by_target)
 
 
 def accumulate(objective: Objective, trainable: Parameters, frozen: Parameters, batch: Batch, rng=None):

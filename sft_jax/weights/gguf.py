@@ -43,14 +43,14 @@ class QuickReader(gguf.GGUFReader):
     def _get_field_parts(self, orig_offs: int, raw_type: int):
         if raw_type != gguf.GGUFValueType.ARRAY or self.byte_order == "S":
             return super()._get_field_parts(orig_offs, raw_type)
-        kind, count = struct.unpack_from("<IQ", self.data, orig_offs)
+        kind, count = struct.unpack_from("<IQ", self.data.data, orig_offs)
         if count <= LONG:
             return super()._get_field_parts(orig_offs, raw_type)
         end = orig_offs + 12
         if kind != gguf.GGUFValueType.STRING:
             return 12 + count * np.dtype(self.gguf_scalar_to_np[gguf.GGUFValueType(kind)]).itemsize, [], [], []
         for _ in range(count):
-            end += 8 + struct.unpack_from("<Q", self.data, end)[0]
+            end += 8 + struct.unpack_from("<Q", self.data.data, end)[0]
         return end - orig_offs, [], [], []
 
 

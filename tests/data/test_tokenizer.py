@@ -1,5 +1,6 @@
 """Tokenizers from directories and GGUF files, without a network and without torch."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ TEXT = "hello world's 123\n\n1. Grüße  世界🙂\t x\n 22 the"
 
 def write_gguf(path: Path, tokenizer: Any, pre: str, model: str = "gpt2", **rest: Any) -> Path:
     """A GGUF file with a tokenizer and no tensor."""
-    import json
-
     import gguf
 
     tree = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
@@ -130,3 +129,13 @@ def test_the_fingerprint_changes_with_vocabulary_and_template(make_tokenizer, te
     }
     assert len(prints) == 4
     assert all(re.fullmatch("[0-9a-f]{64}", p) for p in prints)
+
+
+def test_tokenizer_json_decides_whatever_class_the_config_names(make_tokenizer, tmp_path):
+    """A GPT2Tokenizer rebuilt from its class would cut text its own way: digits together, contractions apart."""
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
+    text = "  12 hello\n\nworld it's 123456"
+    assert load_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]

@@ -17,7 +17,7 @@ def config_file(tmp_path, tiny_model, demonstrations) -> Path:
     """A config of a short run; its workdir is tmp_path/run."""
     path = tmp_path / "config.py"
     path.write_text(
-        f'''from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
+        f"""from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
 
 def get_config() -> RunConfig:
     return RunConfig(
@@ -31,7 +31,7 @@ def get_config() -> RunConfig:
         optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=2),
         train=Train(steps=12, batch_size=4, eval_every=6, save_every=4, tensorboard=False),
     )
-''',
+""",
         encoding="utf-8",
     )
     return path

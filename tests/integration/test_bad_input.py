@@ -47,7 +47,10 @@ BAD_OPTIONS = {
     ),
     "unknown mesh axis": (("--sharding.embed", "fdsp"), ["sharding.embed", "fdsp", "fsdp"]),
     "no such model": (("--model.path", "nowhere/model"), ["nowhere/model"]),
-    "over-length is an error": (("--data.sequence-length", 24, "--data.over-length", "error"), ["limit 24", "truncate"]),
+    "over-length is an error": (
+        ("--data.sequence-length", 24, "--data.over-length", "error"),
+        ["limit 24", "truncate"],
+    ),
 }
 
 

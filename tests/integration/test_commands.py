@@ -48,7 +48,9 @@ def test_the_held_out_loss_is_the_score_of_the_held_out_rows(run, config_file, t
     """Two programs, one number: -sum(weight * logprob) / sum(weight)."""
     status, _, err = run("train", config_file, "--train.steps", 2)
     assert status == 0, err
-    status, _, err = run("score", tmp_path / "run", "--data", tmp_path / "held_out.jsonl", "--out", tmp_path / "s.jsonl")
+    status, _, err = run(
+        "score", tmp_path / "run", "--data", tmp_path / "held_out.jsonl", "--out", tmp_path / "s.jsonl"
+    )
     assert status == 0, err
     pairs = [
         (weight, logprob)

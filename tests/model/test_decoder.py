@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,14 @@ def _tokens(rows=2, time=12, vocab=50):
 
 def _random(architecture, seed=0):
     parameters = jax.jit(initialise, static_argnums=(0, 1))(architecture, seed)
-    return {name: value * 10 + 0.1 * (value.ndim < 3) for name, value in parameters.items()}
+    return {name: np.asarray(value * 10 + 0.1 * (value.ndim < 3), np.float64) for name, value in parameters.items()}
+
+
+@pytest.fixture
+def float64():
+    """What must be the same mathematics is compared in float64: float32 would need a tolerance for its rounding."""
+    with jax.enable_x64(True):
+        yield Compute(dtype="float64")
 
 
 def test_initial_parameters_have_the_abstract_shapes_and_every_dimension_a_logical_axis(mixed):
@@ -41,31 +50,33 @@ def test_initial_parameters_have_the_abstract_shapes_and_every_dimension_a_logic
     assert shapes["remainder.0.mlp.down.kernel"].shape == (24, 16)
 
 
-def test_scanned_periods_equal_the_layers_one_by_one(mixed):
+def test_scanned_periods_equal_the_layers_one_by_one(mixed, float64):
     parameters = _random(mixed)
     tokens, places = _tokens()
-    scanned = forward(mixed, Compute(), parameters, tokens, places)[0]
-    looped = forward(mixed, Compute(scan_layers=False), parameters, tokens, places)[0]
-    np.testing.assert_allclose(scanned, looped, atol=1e-5)
+    scanned = forward(mixed, float64, parameters, tokens, places)[0]
+    looped = forward(mixed, replace(float64, scan_layers=False), parameters, tokens, places)[0]
+    np.testing.assert_allclose(scanned, looped, atol=1e-10)
     # The kinds matter: all windows, or RoPE everywhere, is another model.
     for period in ((WINDOW, WINDOW), (WINDOW, FULL)):
         other = Architecture(**{**vars(mixed), "period": period})
-        assert jnp.abs(forward(other, Compute(), parameters, tokens, places)[0] - scanned).max() > 1e-3
+        assert jnp.abs(forward(other, float64, parameters, tokens, places)[0] - scanned).max() > 1e-3
 
 
-def test_generation_with_a_cache_equals_the_whole_forward(mixed):
+def test_generation_with_a_cache_equals_the_whole_forward(mixed, float64):
     """Prefill 7 tokens, then 5 one at a time into the cache: the same hidden states as all 12 at once."""
     parameters = _random(mixed)
     tokens, places = _tokens()
-    whole = forward(mixed, Compute(), parameters, tokens, places)[0]
+    whole = forward(mixed, float64, parameters, tokens, places)[0]
     first = Places(places.positions[:, :7], places.segments[:, :7])
-    hidden, kv = forward(mixed, Compute(), parameters, tokens[:, :7], first, keep_kv=True)
-    np.testing.assert_allclose(hidden, whole[:, :7], atol=1e-5)
+    hidden, kv = forward(mixed, float64, parameters, tokens[:, :7], first, keep_kv=True)
+    np.testing.assert_allclose(hidden, whole[:, :7], atol=1e-10)
     cached = first
     for t in range(7, 12):
         mine = Places(places.positions[:, t : t + 1], places.segments[:, t : t + 1])
-        hidden, new = forward(mixed, Compute(), parameters, tokens[:, t : t + 1], mine, cache=(kv, cached), keep_kv=True)
-        np.testing.assert_allclose(hidden[:, 0], whole[:, t], atol=1e-5)
+        hidden, new = forward(
+            mixed, float64, parameters, tokens[:, t : t + 1], mine, cache=(kv, cached), keep_kv=True
+        )
+        np.testing.assert_allclose(hidden[:, 0], whole[:, t], atol=1e-10)
         kv = jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=old.ndim - 3), kv, new)
         cached = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(cached, mine, strict=True)))
 

@@ -92,9 +92,7 @@ def test_heads_that_do_not_split_stay_whole_by_rule(
 ):
     one = sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of())
     rules = Sharding(heads="none", kv_heads="none")
-    assert_same(
-        sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of(fsdp=2, tensor=4), rules=rules), one
-    )
+    assert_same(sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of(fsdp=2, tensor=4), rules=rules), one)
 
 
 def test_a_vocabulary_that_does_not_divide_is_padded_without_changing_the_loss(

@@ -1,6 +1,7 @@
 """GGUF files made from the golden models the way llama.cpp converts them, read back."""
 
 import json
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sft_jax.errors import BadInput
-from sft_jax.weights.gguf import hugging_face_name
+from sft_jax.weights.gguf import Gguf, hugging_face_name
 from sft_jax.weights.load import open_model
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -114,6 +115,25 @@ def test_quantised_tensors_are_dequantised_in_whole_or_in_part(case, convert, go
         np.testing.assert_array_equal(read, expected, err_msg=name)
         part = tuple(slice(size // 4, size // 2 + 1) for size in tensor.shape)
         np.testing.assert_array_equal(files.read(name, part), expected[part], err_msg=name)
+
+
+@pytest.mark.parametrize("columns", [(0, 128), (0, 5), (40, 100), (64, 96), (100, 128)])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "BF16", "F16", "F32"])
+def test_only_the_blocks_of_a_row_that_are_asked_for_are_dequantised(kind, columns, monkeypatch):
+    quantised = gguf.GGMLQuantizationType[kind]
+    whole = np.random.default_rng(0).normal(size=(6, 128)).astype(np.float32)
+    stored = gguf.quants.quantize(whole, quantised)
+    expected, dequantise, seen = gguf.quants.dequantize(stored, quantised), gguf.quants.dequantize, []
+    monkeypatch.setattr(
+        gguf.quants, "dequantize", lambda data, kind: seen.append(data.nbytes) or dequantise(data, kind)
+    )
+    tensors = Gguf({"x": SimpleNamespace(data=stored, tensor_type=quantised)}, {"x": (6, 128)}, {})
+    part = (slice(2, 5), slice(*columns))
+    np.testing.assert_array_equal(tensors.read("x", part), expected[part])
+    block, size = gguf.GGML_QUANT_SIZES[quantised]
+    if stored.dtype == np.uint8:
+        blocks = -(-columns[1] // block) - columns[0] // block
+        assert seen == [3 * blocks * size]
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
