@@ -61,7 +61,7 @@ class Plan:
     answer: int
 
 
-TRAIN_PLAN = Plan(call=140, calls=30, multi_turn=32, then_call=5, then_thanks=6, refusal=64, answer=68)
+TRAIN_PLAN = Plan(call=150, calls=90, multi_turn=30, then_call=0, then_thanks=8, refusal=64, answer=56)
 HELD_OUT_PLAN = Plan(call=31, calls=8, multi_turn=6, then_call=0, then_thanks=2, refusal=14, answer=14)
 
 

@@ -26,8 +26,8 @@ TOOLS: dict[str, dict[str, type[str] | type[int]]] = {
 REFUSAL = "I cannot do that."
 """The whole answer to a request for an action that no tool can run."""
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_FRAGMENT = re.compile(r'tool_call|"arguments"|"name"\s*:')
+_LINE = re.compile(r"/(\w+) (\{.*\})")
+_FRAGMENT = re.compile(r'^\s*/\w|/\w+\s*\{|\{\s*"', re.MULTILINE)
 _SENTENCE = re.compile(r"[A-Z][^.!?\n]*\.")
 _LONGEST_ANSWER = 16
 
@@ -37,10 +37,11 @@ def _signature(name: str) -> str:
     return f"{name}({', '.join(arguments)})"
 
 
-# Every row repeats this text, so it is as short as a fair instruction can be: names alone are strings.
+# Every row repeats this text, so it is as short as a fair instruction can be: names alone are strings. A call is a line
+# of few tokens for the same reason; the usual JSON in tags spends nineteen of thirty-three on saying that it is one.
 SYSTEM = (
     f"Tools: {', '.join(_signature(name) for name in TOOLS)}\n"
-    f'Call lines: {_OPEN}{{"name": ..., "arguments": {{...}}}}{_CLOSE}\n'
+    'Call lines: /tool {"argument": value}\n'
     f"No tool fits: {REFUSAL}\n"
     "Questions: one short sentence."
 )
@@ -84,7 +85,7 @@ def format_call(name: str, arguments: Arguments) -> str:
     """Returns the text of one call, its arguments in declared order; refuses a call that `check_call` refuses."""
     check_call(Call(name, arguments))
     ordered = {key: arguments[key] for key in TOOLS[name]}
-    return f"{_OPEN}{json.dumps({'name': name, 'arguments': ordered}, ensure_ascii=False)}{_CLOSE}"
+    return f"/{name} {json.dumps(ordered, ensure_ascii=False)}"
 
 
 def format_calls(calls: list[Call]) -> str:
@@ -95,9 +96,9 @@ def format_calls(calls: list[Call]) -> str:
 def parse_calls(text: str) -> list[Call]:
     """Reads an assistant turn: its calls in order, or `[]` when it is plain text without a trace of a call.
 
-    White space around the whole turn is ignored. A turn that shows any trace of a call (`tool_call`, `"arguments"`,
-    `"name":`) must be calls alone, one to a line; anything else raises `MalformedCallError`. The tool's name and its
-    arguments are not compared with the declared ones here: see `check_call`.
+    White space around the whole turn is ignored. A turn that shows any trace of a call (a line that begins with a
+    slash, or JSON) must be calls alone, one to a line; anything else raises `MalformedCallError`. The tool's name and
+    its arguments are not compared with the declared ones here: see `check_call`.
     """
     text = text.strip()
     if not _FRAGMENT.search(text):
@@ -122,19 +123,15 @@ def in_register(text: str) -> bool:
 
 
 def _parse_line(number: int, line: str) -> Call:
-    if not (line.startswith(_OPEN) and line.endswith(_CLOSE)):
-        raise MalformedCallError(f"line {number} is {line!r}, expected {_OPEN}...{_CLOSE} and nothing else")
-    body = line[len(_OPEN) : -len(_CLOSE)]
+    shape = _LINE.fullmatch(line)
+    if shape is None:
+        raise MalformedCallError(f'line {number} is {line!r}, expected /tool {{"argument": value}} and nothing else')
+    name, body = shape.groups()
     try:
         # RecursionError: a model can write brackets without end.
-        found = json.loads(body, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+        arguments = json.loads(body, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise MalformedCallError(f"line {number}: the call is not JSON ({error}): {body!r}") from error
-    if not isinstance(found, dict) or set(found) != {"name", "arguments"}:
-        raise MalformedCallError(f'line {number}: expected an object of "name" and "arguments", found {body!r}')
-    name, arguments = found["name"], found["arguments"]
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise MalformedCallError(f"line {number}: expected a name and an object of arguments, found {body!r}")
+        raise MalformedCallError(f"line {number}: the arguments are not JSON ({error}): {body!r}") from error
     return Call(name, arguments)
 
 

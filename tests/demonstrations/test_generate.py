@@ -74,7 +74,7 @@ def test_the_kinds_have_their_shares() -> None:
     train, held_out = (Counter(row["kind"] for row in rows) for rows in (TRAIN_ROWS, HELD_OUT_ROWS))
     with_calls = [kinds["call"] + kinds["calls"] + kinds["multi_turn"] for kinds in (train, held_out)]
     assert len(TRAIN_ROWS) >= 330 and 64 <= len(HELD_OUT_ROWS) <= 80
-    assert 0.58 <= with_calls[0] / len(TRAIN_ROWS) <= 0.62
+    assert 0.65 <= with_calls[0] / len(TRAIN_ROWS) <= 0.75
     assert with_calls[1] >= 40 and held_out["refusal"] >= 12 and held_out["answer"] >= 12
 
 

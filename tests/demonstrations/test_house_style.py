@@ -17,16 +17,16 @@ from sft_jax.demonstrations.house_style import (
     parse_calls,
 )
 
-TIMER = '<tool_call>{"name": "timer", "arguments": {"minutes": 12, "label": "rice"}}</tool_call>'
-SHOP = '<tool_call>{"name": "shop", "arguments": {"item": "milk"}}</tool_call>'
+TIMER = '/timer {"minutes": 12, "label": "rice"}'
+SHOP = '/shop {"item": "milk"}'
 
 
-def test_a_call_is_one_element_with_json_in_declared_order() -> None:
+def test_a_call_is_one_line_with_its_arguments_in_declared_order() -> None:
     assert format_call("timer", {"label": "rice", "minutes": 12}) == TIMER
 
 
 def test_what_is_formatted_parses_back() -> None:
-    calls = [Call("timer", {"minutes": 12, "label": 'say "é"'}), Call("shop", {"item": "</tool_call>"})]
+    calls = [Call("timer", {"minutes": 12, "label": 'say "é"'}), Call("shop", {"item": "/shop {}"})]
     assert parse_calls(format_calls(calls)) == calls
 
 
@@ -36,7 +36,7 @@ def test_two_calls_stand_on_two_lines() -> None:
     assert parse_calls(f" {TIMER}\n{SHOP}\n") == calls
 
 
-@pytest.mark.parametrize("text", ["", "Oslo is cold.", REFUSAL, "My name is Ann."])
+@pytest.mark.parametrize("text", ["", "Oslo is cold.", REFUSAL, "My name is Ann.", "Half is 1/2.", "Tea and/or coffee."])
 def test_plain_text_holds_no_calls(text: str) -> None:
     assert parse_calls(text) == []
 
@@ -48,20 +48,18 @@ def test_plain_text_holds_no_calls(text: str) -> None:
         f"{TIMER} Done.",
         f"{TIMER}{SHOP}",
         f"{TIMER}\n\n{SHOP}",
-        TIMER.removesuffix("</tool_call>"),
-        TIMER.removeprefix("<tool_call>"),
-        TIMER.removeprefix("<tool_call>").removesuffix("</tool_call>"),
-        TIMER.replace("}}", "}"),
+        TIMER.removesuffix("}"),
+        TIMER.removeprefix("/timer "),
+        TIMER.removeprefix("/"),
+        TIMER.replace("r {", "r{"),
+        TIMER + "}",
         TIMER.replace("12", "NaN"),
         TIMER.replace('"minutes": 12', '"minutes": 12, "minutes": 12'),
-        TIMER.replace('"name": "timer", ', ""),
-        TIMER.replace('"timer"', "3"),
         TIMER.replace('{"minutes": 12, "label": "rice"}', "[]"),
-        "<tool_call>[1]</tool_call>",
-        "<tool_call></tool_call>",
-        "<tool_call>",
-        "I would use a tool_call here.",
-        "<tool_call>" + "[" * 100_000 + "</tool_call>",
+        "/timer",
+        "/timer {",
+        'I would say {"item": "milk"} here.',
+        '/timer {"minutes": ' + "[" * 100_000 + "}",
     ],
 )
 def test_a_text_with_a_trace_of_a_call_that_is_not_calls_alone_is_malformed(text: str) -> None:
@@ -84,7 +82,7 @@ def test_a_call_must_give_a_known_tool_its_declared_arguments_in_their_types(cal
     with pytest.raises(WrongCallError, match=found):
         check_call(call)
     with pytest.raises(WrongCallError):
-        check_turn(f"<tool_call>{json.dumps({'name': call.name, 'arguments': call.arguments})}</tool_call>")
+        check_turn(f"/{call.name} {json.dumps(call.arguments)}")
     with pytest.raises(WrongCallError):
         format_call(call.name, call.arguments)
 
@@ -111,4 +109,4 @@ def test_the_system_text_tells_every_tool_argument_and_the_refusal() -> None:
         signature = SYSTEM.split(f"{tool}(")[1].split(")")[0].split(", ")
         assert signature == [f"{name} int" if kind is int else name for name, kind in arguments.items()]
     assert REFUSAL in SYSTEM
-    assert "<tool_call>" in SYSTEM and "</tool_call>" in SYSTEM
+    assert '/tool {"argument": value}' in SYSTEM

@@ -11,8 +11,8 @@ from sft_jax.demonstrations.house_style import REFUSAL
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.behaviour import Completion, measure, prompt_of
 
-TIMER = '<tool_call>{"name": "timer", "arguments": {"minutes": 12, "label": "rice"}}</tool_call>'
-SHOP = '<tool_call>{"name": "shop", "arguments": {"item": "milk"}}</tool_call>'
+TIMER = '/timer {"minutes": 12, "label": "rice"}'
+SHOP = '/shop {"item": "milk"}'
 
 
 def row(kind: str, answer: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_each_share_has_its_own_rows() -> None:
         (f"{TIMER} {SHOP}", False, False),
         (f"{TIMER}\n{SHOP}".replace("12", '"12"'), False, False),
         (f"{TIMER}\n{SHOP}".replace("12", "12.0"), False, False),
-        (f"{TIMER}\n{SHOP}".replace('"shop"', '"buy"'), False, False),
+        (f"{TIMER}\n{SHOP}".replace("/shop", "/buy"), False, False),
         ("Done.", False, True),
         ("", False, False),
     ],

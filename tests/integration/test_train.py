@@ -3,6 +3,7 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 
 EXACT = ("step", "loss", "accuracy", "entropy", "grad_norm", "learning_rate", "tokens", "target_tokens")
@@ -127,6 +128,32 @@ def test_two_processes_train_evaluate_save_and_resume_like_one(command, run, con
             if name in reference:
                 assert ours[name] == pytest.approx(reference[name], rel=2e-3), (reference["step"], name)
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-6)
+
+
+def test_the_gradients_of_two_processes_of_four_devices_equal_one_of_eight(command, config_file, tmp_path, free_port):
+    options = ("--train.batch-size", 8, "--train.accumulation", 1, "--mesh.data", 2, "--mesh.fsdp", 4)
+
+    def gradients(name, processes, devices):
+        out = tmp_path / name
+        started = [
+            command(
+                config_file, out, *options, "--workdir", tmp_path / "w", "--distributed.cpu-devices", devices,
+                "--distributed.processes", processes, "--distributed.process-id", i, "--distributed.coordinator",
+                f"127.0.0.1:{free_port}", module="tests.train.gradients",
+            )
+            for i in range(processes)
+        ]  # fmt: skip
+        for process in started:
+            _, err = process.communicate(timeout=240)
+            assert process.returncode == 0, err
+        return np.load(out)
+
+    one, two = gradients("one.npz", 1, 8), gradients("two.npz", 2, 4)
+    np.testing.assert_allclose(two["loss_sum"], one["loss_sum"], rtol=1e-6)
+    assert two["weight_sum"] == one["weight_sum"]
+    for name in one:
+        scale = np.abs(one[name]).max()
+        assert scale > 0 and np.abs(two[name] - one[name]).max() <= 5e-4 * scale, name
 
 
 def test_two_processes_leave_together_on_sigterm_with_42(command, config_file, tmp_path, rows_of, free_port):

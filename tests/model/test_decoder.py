@@ -73,9 +73,7 @@ def test_generation_with_a_cache_equals_the_whole_forward(mixed, float64):
     cached = first
     for t in range(7, 12):
         mine = Places(places.positions[:, t : t + 1], places.segments[:, t : t + 1])
-        hidden, new = forward(
-            mixed, float64, parameters, tokens[:, t : t + 1], mine, cache=(kv, cached), keep_kv=True
-        )
+        hidden, new = forward(mixed, float64, parameters, tokens[:, t : t + 1], mine, cache=(kv, cached), keep_kv=True)
         np.testing.assert_allclose(hidden[:, 0], whole[:, t], atol=1e-10)
         kv = jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=old.ndim - 3), kv, new)
         cached = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(cached, mine, strict=True)))

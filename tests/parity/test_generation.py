@@ -1,0 +1,107 @@
+"""Greedy generation and per-token log-probabilities of the real SmolLM2, against transformers."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from sft_jax.config import Data, RunConfig
+from sft_jax.data.prepare import prepare
+from sft_jax.model.decoder import Compute
+from sft_jax.parallel.rules import layout
+from sft_jax.sample.generate import Generator, Sampling
+from sft_jax.sample.prompts import conversation_prompt
+from sft_jax.sample.score import score_examples
+from sft_jax.train.pretrained import open_pretrained, place
+
+NEW_TOKENS = 64
+BATCH_SIZE = 4
+"""Smaller than the number of conversations: the second batch is not full."""
+
+CONVERSATIONS = (
+    ["What is the capital of France?"],
+    ["Answer with one word: is the sky blue or green?"],
+    ["Write a haiku about rain."],
+    ["How do I boil an egg? Give me short numbered steps, and say how long each of them takes."],
+    ["My name is Zoë.", "Nice to meet you, Zoë! How can I help?", "What is my name?"],
+    [
+        "Summarise this in one sentence: The lighthouse at the end of the pier was built in 1872, after three ships "
+        "had been lost within a single winter. It was tended by one family for four generations, who kept a diary of "
+        "every storm, until the lamp was made automatic in 1981 and the house was turned into a small museum."
+    ],
+)
+"""Turns of user and assistant in turn; rendered by the model's own chat template."""
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def ours(model_path, mesh_of):
+    """(what it is, architecture, parameters), with the layout active."""
+    config, mesh = RunConfig(), mesh_of()
+    with layout(mesh, config.sharding):
+        pretrained = open_pretrained(str(model_path))
+        yield (pretrained, *place(pretrained, config, mesh))
+
+
+@pytest.fixture(scope="module")
+def theirs(model_path):
+    """transformers' own reading of the same file."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        model_path.parent, gguf_file=model_path.name, dtype=torch.float32
+    )
+    return model.eval()
+
+
+def test_greedy_generation_is_identical_token_by_token(ours, theirs):
+    pretrained, architecture, parameters = ours
+    prompts = [
+        conversation_prompt(
+            pretrained.tokenizer,
+            [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)],
+        )
+        for turns in CONVERSATIONS
+    ]
+    assert len({len(prompt) for prompt in prompts}) == len(prompts)
+    stops = pretrained.stop_ids
+    generator = Generator(architecture, Compute(), stops, len(pretrained.tokenizer), BATCH_SIZE)
+    answers = generator(parameters, prompts, Sampling(max_new_tokens=NEW_TOKENS))
+    stopped = 0
+    for turns, prompt, (answer,) in zip(CONVERSATIONS, prompts, answers, strict=True):
+        with torch.no_grad():
+            whole = theirs.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                do_sample=False,
+                max_new_tokens=NEW_TOKENS,
+                eos_token_id=list(stops),
+                pad_token_id=stops[0],
+            )
+        expected = whole[0, len(prompt) :].tolist()
+        print(f"{len(expected)} tokens: {pretrained.tokenizer.decode(expected)!r}")
+        if answer.stopped:
+            assert expected[-1] in stops, turns[-1]
+            expected.pop()
+        assert answer.tokens == expected, turns[-1]
+        assert answer.stopped or len(answer.tokens) == NEW_TOKENS
+        stopped += answer.stopped
+    # Both ways to end are met: by a stop token and by the limit.
+    assert 0 < stopped < len(prompts)
+
+
+def test_log_probabilities_of_demonstrations_are_those_of_transformers(ours, theirs, pytestconfig):
+    pretrained, architecture, parameters = ours
+    file = pytestconfig.rootpath / "sft_jax" / "demonstrations" / "train.jsonl"
+    examples = prepare(Data(train=(str(file),), sequence_length=256), pretrained.tokenizer).examples
+    # Of different lengths and kinds: a short answer, a call and the longest.
+    examples = [examples[1], examples[2], max(examples, key=lambda example: len(example.tokens))]
+    scores = list(score_examples(architecture, Compute(), parameters, examples, batch_size=2))
+    for example, log_p in zip(examples, scores, strict=True):
+        tokens = torch.from_numpy(example.tokens).long()
+        with torch.no_grad():
+            every = torch.log_softmax(theirs(tokens[None]).logits[0, :-1], dim=-1)
+        expected = every.gather(1, tokens[1:, None])[:, 0].numpy()
+        difference = np.abs(log_p - expected).max()
+        print(f"{len(tokens)} tokens: largest difference {difference:.1e}, lowest log p {expected.min():.1f}")
+        assert log_p.shape == expected.shape
+        assert difference <= 2e-3

@@ -1,0 +1,205 @@
+"""Loss and gradient norm of every step against TRL's SFTTrainer: same weights, same rows, same order, same batches.
+
+TRL trains what a template writes inside its `{% generation %}` marks, we train a turn through its stop token. So TRL
+gets a twin of the template: the same text, with the marks ending right after `<|im_end|>`. Ours stays unedited.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+import trl
+
+from sft_jax.config import Data, Model, Optimizer, RunConfig, Train, validate
+from sft_jax.data.tokenizer import load_tokenizer
+from sft_jax.parallel.rules import layout
+from sft_jax.train.checkpoint import to_host
+from sft_jax.train.feed import put_batch
+from sft_jax.train.metrics import training_row
+from sft_jax.train.pretrained import open_pretrained, place
+from sft_jax.train.setup import assemble, read_inputs
+from sft_jax.weights.export import export
+
+STEPS, ROWS = 10, 8
+LOSS, GRAD_NORM = 1e-3, 1e-2
+"""Largest absolute difference of the loss, largest relative difference of the gradient norm, at every step."""
+
+TWIN = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both sides train."""
+
+    model: Path
+    rows: list[dict]
+    steps: int
+    batch_size: int
+    accumulation: int
+    learning_rate: float
+    warmup_steps: int
+
+
+def words(random: np.random.Generator, most: int) -> str:
+    """1 to `most` words; few long, many short, so that micro-batches differ much in their trained tokens."""
+    count = 1 + int(most * random.random() ** 3)
+    return " ".join(random.choice(["tea", "at", "five", "no", "lights", "off", "später", "🙂"], count))
+
+
+def prompt_completion_rows(count: int) -> list[dict]:
+    random = np.random.default_rng(1)
+    return [{"prompt": f"{words(random, 12)}? ", "completion": words(random, 40)} for _ in range(count)]
+
+
+def message_rows(count: int) -> list[dict]:
+    """One to three exchanges after a system text; every assistant turn trains."""
+    random = np.random.default_rng(2)
+    rows = []
+    for _ in range(count):
+        messages = [{"role": "system", "content": words(random, 6)}]
+        for _ in range(random.integers(1, 4)):
+            messages.append({"role": "user", "content": words(random, 10)})
+            messages.append({"role": "assistant", "content": words(random, 14)})
+        rows.append({"messages": messages})
+    return rows
+
+
+def exported(model_path: Path, mesh):
+    """The real model in transformers, by way of our export: transformers trains nothing it read from GGUF itself."""
+    pretrained = open_pretrained(str(model_path))
+    architecture, parameters = place(pretrained, RunConfig(), mesh)
+    with tempfile.TemporaryDirectory() as directory:  # half a gigabyte that pytest would keep for three sessions
+        out = Path(directory) / "model"
+        export(parameters, architecture, pretrained.hf_config, pretrained.tokenizer, out)
+        return transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+
+
+def with_trl(case: Case, model, tokenizer, out: Path):
+    """(loss, gradient norm) float64 [steps, 2] of SFTTrainer, and the rows it trained on as (ids, labels)."""
+    conversational = "messages" in case.rows[0]
+    if conversational:
+        for row in case.rows:
+            texts = [
+                tokenizer.apply_chat_template(row["messages"], chat_template=template, tokenize=False)
+                for template in (TWIN, None)
+            ]
+            assert texts[0] == texts[1]
+        tokenizer.chat_template = TWIN
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(
+            output_dir=str(out),
+            max_steps=case.steps,
+            per_device_train_batch_size=case.batch_size // case.accumulation,
+            gradient_accumulation_steps=case.accumulation,
+            learning_rate=case.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=case.warmup_steps,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            optim="adamw_torch",
+            assistant_only_loss=conversational,
+            max_length=None,
+            packing=False,
+            train_sampling_strategy="sequential",
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            dataloader_pin_memory=False,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=datasets.Dataset.from_list(case.rows),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    history = [(row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row]
+    prepared = trainer.train_dataset
+    return np.array(history), list(zip(prepared["input_ids"], prepared["labels"], strict=True))
+
+
+def with_ours(case: Case, mesh, out: Path):
+    """The same of our own run, put together as `sft-jax train` does it."""
+    data = out / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in case.rows), encoding="utf-8")
+    config = RunConfig(
+        workdir=str(out / "run"),
+        model=Model(path=str(case.model)),
+        data=Data(train=(str(data),), over_length="error", sequence_length=512, packing="none", shuffle=False),
+        optimizer=Optimizer(learning_rate=case.learning_rate, schedule="linear", warmup_steps=case.warmup_steps),
+        train=Train(steps=case.steps, batch_size=case.batch_size, accumulation=case.accumulation),
+    )
+    validate(config)
+    inputs = read_inputs(config, first_process=True)
+    history = []
+    with layout(mesh, config.sharding):
+        run = assemble(inputs, mesh, poll=lambda: False)
+        state = run.state
+        for step in range(case.steps):
+            batch = put_batch(inputs.source, step, run.shapes, run.shardings)
+            state, sums = run.update(state, run.frozen, batch)
+            row = training_row(
+                to_host(sums),
+                step=step + 1,
+                step_seconds=1.0,
+                data_wait_seconds=0.0,
+                architecture=inputs.pretrained.architecture,
+                peak_flops=None,
+            )
+            history.append((row["loss"], row["grad_norm"]))
+    run.manager.close()
+    rows = [
+        (example.tokens.tolist(), np.where(example.weights > 0, example.tokens, -100).tolist())
+        for example in inputs.source.examples
+    ]
+    return np.array(history), rows
+
+
+def compare(case: Case, theirs, ours) -> None:
+    """Same tokens, same labels, and the two numbers of every step within the tolerances."""
+    (their_history, their_rows), (our_history, our_rows) = theirs, ours
+    assert our_rows == their_rows
+    assert len(our_history) == len(their_history) == case.steps
+    loss = np.abs(our_history[:, 0] - their_history[:, 0])
+    norm = np.abs(our_history[:, 1] / their_history[:, 1] - 1)
+    print(
+        f"loss {their_history[0, 0]:.4f} -> {their_history[-1, 0]:.4f}, gradient norm {their_history[0, 1]:.2f} -> "
+        f"{their_history[-1, 1]:.2f}; largest difference {loss.max():.1e} and {norm.max():.1e}"
+    )
+    assert loss.max() <= LOSS, loss
+    assert norm.max() <= GRAD_NORM, norm
+    # A run that learns nothing would agree as well.
+    assert their_history[-1, 0] < their_history[0, 0] - 100 * LOSS
+
+
+@pytest.mark.parametrize("accumulation", [1, 4], ids=["8_rows_at_once", "4_micro_batches_of_2"])
+@pytest.mark.parametrize("rows", [prompt_completion_rows, message_rows])
+def test_ten_steps_of_a_tiny_model_equal_trl(rows, accumulation, tiny_model, mesh_of, tmp_path):
+    case = Case(tiny_model, rows(STEPS * ROWS), STEPS, ROWS, accumulation, learning_rate=3e-3, warmup_steps=2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    theirs = with_trl(case, model, load_tokenizer(tiny_model), tmp_path / "trl")
+    compare(case, theirs, with_ours(case, mesh_of(), tmp_path))
+
+
+def test_three_steps_of_the_real_model_on_our_demonstrations_equal_trl(model_path, pytestconfig, mesh_of, tmp_path):
+    """The real SmolLM2 on four of the rows that the quickstart trains on; a minute on two cores."""
+    lines = (pytestconfig.rootpath / "sft_jax" / "demonstrations" / "train.jsonl").read_text("utf-8").splitlines()
+    demonstrations = [{"messages": json.loads(line)["messages"]} for line in lines[:4]]
+    case = Case(model_path, demonstrations, 3, 4, accumulation=1, learning_rate=1e-4, warmup_steps=0)
+    theirs = with_trl(case, exported(model_path, mesh_of()), load_tokenizer(model_path), tmp_path / "trl")
+    compare(case, theirs, with_ours(case, mesh_of(), tmp_path))
