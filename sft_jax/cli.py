@@ -98,9 +98,9 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     architecture = padded(inputs.pretrained.architecture, config, mesh)
     claim_workdir(inputs, first_process)
     config = inputs.config
-    console = Console(stderr=True, quiet=not first_process)
+    console = Console(stderr=True, quiet=not first_process, soft_wrap=True, highlight=False)
     for note in inputs.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note)
     poll = watch_for_preemption()
     with layout(mesh, config.sharding), contextlib.ExitStack() as stack:
         assembled = assemble(inputs, mesh, poll)
@@ -137,7 +137,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
         )
     if first_process:
         write_page(Path(config.workdir))
-        console.print(f"done: {config.workdir} (metrics.jsonl, checkpoints/, report.html)", highlight=False)
+        console.print(f"done: {config.workdir} (metrics.jsonl, checkpoints/, report.html)")
     return inputs, architecture, state, mesh
 
 

@@ -94,7 +94,7 @@ def quickstart(arguments: Sequence[str]) -> int:
     config = resolve_config([CONFIG, *arguments], "quickstart")
     workdir = Path(config.workdir)
     shutil.rmtree(workdir, ignore_errors=True)
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     rows = held_out_rows(config)
     start(config.distributed)
     config = dataclasses.replace(config, distributed=dataclasses.replace(config.distributed, cpu_devices=0))

@@ -61,4 +61,4 @@ class TrainingProgress:
         now = time.monotonic()
         if measured <= 0 or row["step"] == self._steps or now - self._shown >= LINE_SECONDS:
             self._shown = now
-            self._console.print(f"step {row['step']}/{self._steps}  {text}", soft_wrap=True)
+            self._console.print(f"step {row['step']}/{self._steps}  {text}")

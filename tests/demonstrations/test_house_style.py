@@ -36,7 +36,9 @@ def test_two_calls_stand_on_two_lines() -> None:
     assert parse_calls(f" {TIMER}\n{SHOP}\n") == calls
 
 
-@pytest.mark.parametrize("text", ["", "Oslo is cold.", REFUSAL, "My name is Ann.", "Half is 1/2.", "Tea and/or coffee."])
+@pytest.mark.parametrize(
+    "text", ["", "Oslo is cold.", REFUSAL, "My name is Ann.", "Half is 1/2.", "Tea and/or coffee."]
+)
 def test_plain_text_holds_no_calls(text: str) -> None:
     assert parse_calls(text) == []
 

@@ -29,7 +29,7 @@ def get_config() -> RunConfig:
             sequence_length=128,
         ),
         optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=2),
-        train=Train(steps=12, batch_size=4, eval_every=6, save_every=4, tensorboard=False),
+        train=Train(steps=12, batch_size=8, eval_every=6, save_every=4, tensorboard=False),
     )
 """,
         encoding="utf-8",
@@ -65,9 +65,9 @@ def command():
 def run(command):
     """(arguments) -> (exit status, stdout, stderr) of a finished `sft-jax`."""
 
-    def finish(*arguments: object, **kwargs: str) -> tuple[int, str, str]:
-        process = command(*arguments, **kwargs)
-        out, err = process.communicate(timeout=240)
+    def finish(*arguments: object, seconds: float = 240) -> tuple[int, str, str]:
+        process = command(*arguments)
+        out, err = process.communicate(timeout=seconds)
         return process.returncode, out, err
 
     return finish

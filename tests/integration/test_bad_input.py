@@ -1,8 +1,13 @@
-"""Bad input: one clear message, exit 2, no traceback, nothing written where it matters."""
+"""Bad input: one clear message, exit 2, no traceback, nothing written where it matters.
+
+The command line runs in this process, on the eight simulated devices: nothing here gets as far as a step.
+"""
 
 import json
 
 import pytest
+
+from sft_jax.cli import run_command
 
 
 def _row(*turns):
@@ -22,6 +27,21 @@ BAD_DATA = {
 }
 
 
+@pytest.fixture
+def run(capfd):
+    """(arguments) -> (exit status, stdout, stderr) of the command line, in this process."""
+
+    def finish(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = run_command([str(argument) for argument in arguments])
+        except SystemExit as end:  # tyro ends by itself on a value of the wrong type
+            status = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return finish
+
+
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_bad_demonstrations_name_file_and_line(run, config_file, demonstrations, case):
     content, words = BAD_DATA[case]
@@ -34,15 +54,18 @@ def test_bad_demonstrations_name_file_and_line(run, config_file, demonstrations,
 BAD_OPTIONS = {
     "unknown field": (("--optimizer.learning-rat", 1e-4), ["--optimizer.learning-rat", "--optimizer.learning-rate"]),
     "wrong type": (("--train.steps", "many"), ["many"]),
-    "mesh is not the devices": (("--mesh.data", 2, "--mesh.fsdp", 4), ["8", "found 1", "--distributed.cpu-devices 8"]),
-    "batch not divisible": (
-        ("--train.batch-size", 6, "--distributed.cpu-devices", 4),
-        ["train.batch_size 6", "4", "nearest valid", "4 or 8"],
+    "mesh is not the devices": (
+        ("--mesh.data", 4, "--mesh.fsdp", 4),
+        ["16", "found 8", "--distributed.cpu-devices 16"],
     ),
-    "accumulation not divisible": (("--train.accumulation", 3), ["train.accumulation 3", "nearest valid: 3 or 6"]),
+    "batch not divisible": (
+        ("--train.batch-size", 12),
+        ["train.batch_size 12", "8", "nearest valid", "8 or 16"],
+    ),
+    "accumulation not divisible": (("--train.accumulation", 3), ["train.accumulation 3", "nearest valid: 6 or 9"]),
     "longer than the model": (("--data.sequence-length", 4096), ["4096", "512"]),
     "heads do not divide": (
-        ("--distributed.cpu-devices", 4, "--mesh.fsdp", 1, "--mesh.tensor", 4),
+        ("--mesh.fsdp", 2, "--mesh.tensor", 4),
         ["kv_heads 2", "tensor = 4", "--sharding.kv-heads none"],
     ),
     "unknown mesh axis": (("--sharding.embed", "fdsp"), ["sharding.embed", "fdsp", "fsdp"]),

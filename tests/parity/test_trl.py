@@ -40,6 +40,15 @@ TWIN = (
 pytestmark = pytest.mark.timeout(900)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_of_torch():
+    """Two of them wait for each other in a spin at every small operation: 30 times slower when a core is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class Case:
     """What both sides train."""
@@ -130,6 +139,7 @@ def with_trl(case: Case, model, tokenizer, out: Path):
     trainer.train()
     history = [(row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row]
     prepared = trainer.train_dataset
+    assert isinstance(prepared, datasets.Dataset)
     return np.array(history), list(zip(prepared["input_ids"], prepared["labels"], strict=True))
 
 
