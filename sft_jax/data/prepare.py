@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,21 +184,26 @@ def prepare_cached(
     """`prepare`, done once: the first process writes the result under `cache_dir`, the others wait for its file.
 
     Raises:
-      BadInput: as `prepare`, on the first process (and on all for missing files).
+      BadInput: as `prepare`, on every process: the first leaves its refusal for the others to read.
       RuntimeError: the file has not appeared within `deadline_seconds`; names it.
     """
     files = data.train if files is None else files
     path = Path(cache_dir) / f"{_cache_key(data, tokenizer, files)}.npz"
+    refusal = path.with_suffix(".refused")
     if not path.exists() and is_first_process:
-        prepared = prepare(data, tokenizer, files)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            _save(file, prepared)
-        os.replace(partial, path)  # atomic: whoever sees the name sees a whole file
+        refusal.unlink(missing_ok=True)
+        try:
+            prepared = prepare(data, tokenizer, files)
+        except BadInput as error:
+            _write_whole(refusal, lambda file: file.write(str(error).encode("utf-8")))
+            raise
+        _write_whole(path, lambda file: _save(file, prepared))
         return prepared
     end = time.monotonic() + deadline_seconds
     while not path.exists():
+        if refusal.exists():
+            raise BadInput(refusal.read_text(encoding="utf-8"))
         if time.monotonic() >= end:
             raise RuntimeError(
                 f"{path}: the first process has not written the prepared data within {deadline_seconds:g} s. "
@@ -207,6 +212,14 @@ def prepare_cached(
             )
         time.sleep(0.1)
     return _load(path)
+
+
+def _write_whole(path: Path, write: Callable[[Any], object]) -> None:
+    """Atomic: whoever sees the name sees a whole file."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        write(file)
+    os.replace(partial, path)
 
 
 def _cache_key(data: Data, tokenizer: Any, files: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_SECONDS = 10.0
-"""A log file gets a line at most this often, and always the first, the last and the evaluations."""
+"""A log file gets a line at most this often, and always the first two, the last and the evaluations."""
 
 
 def clock(seconds: float) -> str:
@@ -59,6 +59,6 @@ class TrainingProgress:
             self._bar.update(self._task, completed=row["step"], description=text)
             return
         now = time.monotonic()
-        if measured <= 0 or row["step"] == self._steps or now - self._shown >= LINE_SECONDS:
+        if measured <= 1 or row["step"] == self._steps or now - self._shown >= LINE_SECONDS:
             self._shown = now
             self._console.print(f"step {row['step']}/{self._steps}  {text}")

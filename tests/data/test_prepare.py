@@ -157,3 +157,14 @@ def test_the_cache_is_another_for_other_data_settings_or_tokenizer(make_tokenize
 def test_waiting_ends_at_the_deadline_and_names_the_file(make_tokenizer, jsonl, tmp_path: Path):
     with pytest.raises(RuntimeError, match=r"cache/[0-9a-f]{32}\.npz: .* within 0.3 s"):
         prepare_cached(Data(train=(jsonl(ROWS),)), make_tokenizer(), tmp_path / "cache", False, 0.3)
+
+
+def test_the_first_process_tells_the_others_why_it_refused(make_tokenizer, jsonl, tmp_path: Path):
+    path = jsonl([{"messages": [{"role": "robot", "content": "x"}]}])
+    data = Data(train=(path,))
+    for first in (True, False):
+        with pytest.raises(BadInput, match="robot"):
+            prepare_cached(data, make_tokenizer(), tmp_path / "cache", first, 0.3)
+    # The refusal belongs to this content: mended data is another key.
+    jsonl(ROWS)
+    assert prepare_cached(data, make_tokenizer(), tmp_path / "cache", True, 1).examples

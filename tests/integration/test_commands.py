@@ -70,10 +70,11 @@ def test_help_answers_in_under_a_second(run):
 
 
 def test_train_help_lists_every_field_with_default_and_doc(run):
-    from sft_jax.config import RunConfig, leaf_fields
+    from sft_jax.config import RunConfig, leaf_fields, load_config
 
     status, out, _ = run("train", "configs/quickstart.py", "--help")
     assert status == 0
     for name, _, _ in leaf_fields(RunConfig()):
         assert "--" + name.replace("_", "-") in out, name
-    assert "Peak learning rate" in out and "0.0002" in out
+    assert "Peak learning rate" in out
+    assert str(load_config("configs/quickstart.py").optimizer.learning_rate) in out
