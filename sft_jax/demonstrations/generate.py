@@ -61,7 +61,7 @@ class Plan:
     answer: int
 
 
-TRAIN_PLAN = Plan(call=156, calls=84, multi_turn=24, then_call=0, then_thanks=6, refusal=84, answer=48)
+TRAIN_PLAN = Plan(call=192, calls=88, multi_turn=18, then_call=0, then_thanks=5, refusal=84, answer=38)
 HELD_OUT_PLAN = Plan(call=31, calls=8, multi_turn=6, then_call=0, then_thanks=2, refusal=14, answer=14)
 
 
