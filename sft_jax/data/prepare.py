@@ -196,7 +196,8 @@ def prepare_cached(
         try:
             prepared = prepare(data, tokenizer, files)
         except BadInput as error:
-            _write_whole(refusal, lambda file: file.write(str(error).encode("utf-8")))
+            message = str(error).encode("utf-8")
+            _write_whole(refusal, lambda file: file.write(message))
             raise
         _write_whole(path, lambda file: _save(file, prepared))
         return prepared
