@@ -21,6 +21,6 @@ def get_config() -> RunConfig:
             sequence_length=224,
         ),
         # 40 steps are too few for a second moment that remembers a thousand.
-        optimizer=Optimizer(learning_rate=1.5e-4, schedule="cosine", warmup_steps=4, b2=0.98),
+        optimizer=Optimizer(learning_rate=2e-4, schedule="cosine", warmup_steps=4, b2=0.98),
         train=Train(steps=40, batch_size=8, eval_every=0, save_every=0, keep_last=1),
     )
