@@ -37,16 +37,26 @@ def get_config() -> RunConfig:
     return path
 
 
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory) -> dict[str, str]:
+    """The runs of this session compile the same few programs: the first one does it for all."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
 @pytest.fixture
-def command():
+def command(compilation_cache):
     """(arguments) -> a started `sft-jax` process with text pipes."""
     started = []
 
-    def start(*arguments: object, module: str = "sft_jax", **environment: str) -> subprocess.Popen:
+    def start(*arguments: object, module: str = "sft_jax") -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+            env={**os.environ, "JAX_PLATFORMS": "cpu", **compilation_cache},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
