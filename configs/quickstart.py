@@ -1,10 +1,10 @@
 """SmolLM2-135M-Instruct becomes a household assistant: tool calls, refusals and short answers in a house style.
 
 Command:   make quickstart            (or: sft-jax train configs/quickstart.py)
-Hardware:  2 CPU cores, 8 GB of memory; unchanged on 8 simulated devices with
+Hardware:  2 CPU cores, 4.1 GB of memory; unchanged on 8 simulated devices with
            --distributed.cpu-devices 8 --mesh.fsdp 8, or --mesh.data 2 --mesh.fsdp 4
-Time:      see README.md
-Result:    see README.md
+Time:      8.6 minutes, of which 6.5 train (make quickstart)
+Result:    tool call exact match 0 % -> 75.6 % of 45 held-out rows, refusals 0 % -> 100 % of 14
 """
 
 from sft_jax.config import Data, Model, Optimizer, RunConfig, Train

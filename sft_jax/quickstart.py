@@ -18,8 +18,8 @@ from sft_jax.config import RunConfig
 from sft_jax.errors import EXIT_DONE
 
 CONFIG = "configs/quickstart.py"
-LONGEST_ANSWER = 96
-"""Tokens: the longest demonstrated answer has about 70."""
+LONGEST_ANSWER = 64
+"""Tokens: the longest demonstrated answer has about 50."""
 SHOWN = ("call", "calls", "refusal")
 """Kinds of held-out conversations that are shown before and after."""
 

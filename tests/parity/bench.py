@@ -186,14 +186,13 @@ def run(*arguments: object) -> None:
 def measure(model: str, rounds: int, steps: int) -> dict[str, Any]:
     """Every side in turn, `rounds` times, each in its own process."""
     measured: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    loads = []
+    load = os.getloadavg()[0]  # of others: later readings hold our own runs
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         run("sft_jax", "export", model, "--out", directory / "model")
         run("tests.parity.bench", "--worker", "prepare", "--directory", directory, "--steps", steps)
         for number in range(1, rounds + 1):
             for side in SIDES:
-                loads.append(os.getloadavg()[0])
                 run("tests.parity.bench", "--worker", side, "--directory", directory, "--steps", steps)
                 result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
                 measured[side].append(result)
@@ -204,7 +203,7 @@ def measure(model: str, rounds: int, steps: int) -> dict[str, Any]:
         for side, rows in measured.items()
     }
     versions = {name: version(name) for name in ("jax", "torch", "transformers")}
-    return {"sides": sides, "versions": versions, "cores": os.cpu_count(), "load_before": loads}
+    return {"sides": sides, "versions": versions, "cores": os.cpu_count(), "load_before": load}
 
 
 def main() -> None:
@@ -235,8 +234,10 @@ def main() -> None:
         )
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     print(f"trained tokens a second, median of {options.rounds} rounds of {options.steps} steps; {versions}")
-    load = "{:.1f} to {:.1f}".format(min(result["load_before"]), max(result["load_before"]))
-    print(f"{result['cores']} cores, load before the runs {load}; ours / best torch = {result['ratio']:.2f}")
+    print(
+        f"{result['cores']} cores, load {result['load_before']:.1f} at the start (another program on these cores slows "
+        f"torch's spinning threads most); ours / best torch = {result['ratio']:.2f}"
+    )
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     first = [row["rounds"][0]["losses"][0] for row in sides.values()]
