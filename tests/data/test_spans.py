@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 
 from sft_jax.data.chat import encode
 from sft_jax.data.records import Record
@@ -29,7 +30,7 @@ def turns(tokenizer: Any, messages: list[dict[str, Any]]) -> list[str]:
     def render(some: list[dict[str, Any]], generation_prompt: bool = False) -> str | None:
         try:
             return tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=generation_prompt)
-        except Exception:
+        except TemplateError:
             return None
 
     whole = render(messages)

@@ -23,3 +23,12 @@ def model_path(request) -> Path:
     path = ROOT / request.config.getoption("--model")
     assert path.is_file(), f"{path}: no such file. `make parity` fetches it; or give another with --model PATH."
     return path
+
+
+@pytest.fixture(scope="module")
+def one_thread_of_torch():
+    """Two of them wait for each other in a spin at every small operation: 30 times slower when a core is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -37,16 +37,7 @@ TWIN = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_of_torch():
-    """Two of them wait for each other in a spin at every small operation: 30 times slower when a core is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread_of_torch")]
 
 
 @dataclass(frozen=True)
