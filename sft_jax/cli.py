@@ -4,16 +4,13 @@ Exit status: 0 done, 1 failed, 2 bad input (one clear message), 42 preempted aft
 """
 
 import contextlib
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from sft_jax.arguments import parse, require, resolve_config
+from sft_jax import commands
+from sft_jax.arguments import resolve_config
 from sft_jax.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
 
     from sft_jax.config import RunConfig
     from sft_jax.model.architecture import Architecture
-    from sft_jax.train.pretrained import Pretrained
     from sft_jax.train.setup import Inputs
     from sft_jax.train.step import TrainState
 
@@ -45,9 +41,6 @@ sft-jax: supervised fine-tuning in JAX
 MODEL is a Hugging Face directory, a .gguf file, a run's workdir (newest checkpoint), or hf://org/name.
 `sft-jax COMMAND --help` lists every option with its default.
 """
-
-
-# --- train ------------------------------------------------------------------------------------------------------------
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -141,203 +134,13 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     return inputs, architecture, state, mesh
 
 
-# --- using a model ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Devices:
-    """How a command that only reads a model is laid out."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype."""
-    cpu_devices: int = 0
-    """Simulate this many CPU devices; 0 leaves the platform's own."""
-    fsdp: int = -1
-    """Devices that share the parameters and the rows of a batch; -1 takes all."""
-    tensor: int = 1
-    """Devices that share heads, MLP width and vocabulary."""
-
-
-@contextlib.contextmanager
-def loaded(model: str, devices: Devices, chat_template: str = "") -> "Iterator[tuple[Pretrained, Architecture, dict]]":
-    """MODEL on its devices: (what it is, architecture as laid out, parameters), with the layout active."""
-    from sft_jax.config import Distributed, Mesh, RunConfig
-    from sft_jax.parallel.mesh import make_mesh
-    from sft_jax.parallel.rules import layout
-    from sft_jax.parallel.start import start
-    from sft_jax.train.pretrained import open_pretrained, place
-
-    pretrained = open_pretrained(model, chat_template=chat_template)
-    start(Distributed(cpu_devices=devices.cpu_devices))
-    config = RunConfig(mesh=Mesh(fsdp=devices.fsdp, tensor=devices.tensor))
-    mesh = make_mesh(config.mesh)
-    with layout(mesh, config.sharding):
-        yield (pretrained, *place(pretrained, config, mesh))
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Complete prompts: JSONL records with `messages` (rendered by the chat template) or `prompt` (raw text)."""
-
-    model: Annotated[str, tyro.conf.Positional]
-    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
-    prompts: str = ""
-    """JSONL file of prompts."""
-    out: str = ""
-    """JSONL file to write: the record's line as `id`, and its completions; empty prints to the terminal."""
-    n: int = 1
-    """Completions a prompt."""
-    temperature: float = 0.0
-    """0 takes the most probable token."""
-    top_p: float = 1.0
-    """Draw from the smallest set of tokens whose probability reaches top_p."""
-    seed: int = 0
-    """Seed of the draws."""
-    max_new_tokens: int = 256
-    """Longest completion, in tokens."""
-    batch_size: int = 16
-    """Completions generated at once."""
-    devices: Devices = field(default_factory=Devices)
-
-
-def sample(arguments: Sequence[str]) -> int:
-    """sft-jax sample MODEL --prompts F --n 4 --temperature T --seed S --out F"""
-    options = parse(Sample, arguments, "sft-jax sample")
-    require(options, "prompts")
-    from sft_jax.data.records import read_records
-    from sft_jax.model.decoder import Compute
-    from sft_jax.sample.generate import Generator, Sampling
-    from sft_jax.sample.prompts import prompt_tokens
-
-    with loaded(options.model, options.devices) as (pretrained, architecture, parameters):
-        tokenizer = pretrained.tokenizer
-        records = list(read_records((options.prompts,)))
-        prompts = [prompt_tokens(record, tokenizer) for record in records]
-        longest = max(map(len, prompts)) + options.max_new_tokens
-        if longest > architecture.max_positions:
-            raise BadInput(
-                f"{options.prompts}: the longest prompt and max_new_tokens need {longest} positions, "
-                f"{options.model} has {architecture.max_positions}. Lower --max-new-tokens."
-            )
-        generator = Generator(
-            architecture, Compute(dtype=options.devices.dtype), pretrained.stop_ids, len(tokenizer), options.batch_size
-        )
-        sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
-        answers = generator(parameters, prompts, sampling, options.n)
-    rows = (
-        {
-            "id": record.value.get("id", record.where),
-            **{key: record.value[key] for key in ("messages", "prompt") if key in record.value},
-            "completions": [
-                {"text": tokenizer.decode(one.tokens, skip_special_tokens=True), "stopped": one.stopped} for one in each
-            ],
-        }
-        for record, each in zip(records, answers, strict=True)
-    )
-    _write_lines(rows, options.out)
-    return EXIT_DONE
-
-
-@dataclass(frozen=True)
-class Score:
-    """log p of every token of examples, and which of them train, under a model."""
-
-    model: Annotated[str, tyro.conf.Positional]
-    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
-    data: str = ""
-    """JSONL file or glob of demonstrations."""
-    out: str = ""
-    """JSONL file to write: id, tokens, weights, logprobs (null for the first token); empty prints."""
-    train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
-    """Which tokens have a weight."""
-    sequence_length: int = 0
-    """Longest example; longer ones are refused. 0 means the model's positions."""
-    batch_size: int = 8
-    """Examples scored at once."""
-    devices: Devices = field(default_factory=Devices)
-
-
-def score(arguments: Sequence[str]) -> int:
-    """sft-jax score MODEL --data F --out F"""
-    options = parse(Score, arguments, "sft-jax score")
-    require(options, "data")
-    from sft_jax.config import Data
-    from sft_jax.data.prepare import prepare
-    from sft_jax.model.decoder import Compute
-    from sft_jax.sample.score import score_examples
-
-    with loaded(options.model, options.devices) as (pretrained, architecture, parameters):
-        length = options.sequence_length or architecture.max_positions
-        data = Data((options.data,), train_on=options.train_on, over_length="error", sequence_length=length)
-        examples = prepare(data, pretrained.tokenizer).examples
-        compute = Compute(dtype=options.devices.dtype)
-        scores = score_examples(architecture, compute, parameters, examples, options.batch_size)
-        rows = (
-            {
-                "id": example.id,
-                "tokens": example.tokens.tolist(),
-                "weights": example.weights.tolist(),
-                "logprobs": [None, *log_p.tolist()],
-            }
-            for example, log_p in zip(examples, scores, strict=True)
-        )
-        _write_lines(rows, options.out)
-    return EXIT_DONE
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write a model as a Hugging Face directory that transformers, vLLM and others load."""
-
-    model: Annotated[str, tyro.conf.Positional]
-    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
-    out: str = ""
-    """Directory to create."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Element type of the written tensors."""
-    max_shard_bytes: int = 5 * 2**30
-    """Largest safetensors file."""
-    devices: Devices = field(default_factory=Devices)
-
-
-def export(arguments: Sequence[str]) -> int:
-    """sft-jax export MODEL --out DIR"""
-    options = parse(Export, arguments, "sft-jax export")
-    require(options, "out")
-    from sft_jax.weights.export import export as write_directory
-
-    with loaded(options.model, options.devices) as (pretrained, architecture, parameters):
-        write_directory(
-            parameters,
-            architecture,
-            pretrained.hf_config,
-            pretrained.tokenizer,
-            options.out,
-            dtype=options.dtype,
-            max_shard_bytes=options.max_shard_bytes,
-            generation_config=pretrained.generation_config,
-        )
-    print(options.out)
-    return EXIT_DONE
-
-
-def _write_lines(rows: Iterator[dict[str, Any]], path: str) -> None:
-    """JSON lines into a file, or to the terminal when `path` is empty."""
-    with contextlib.ExitStack() as stack:
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        out = stack.enter_context(open(path, "w", encoding="utf-8")) if path else sys.stdout
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
 # --- dispatch ---------------------------------------------------------------------------------------------------------
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
-    "sample": sample,
-    "score": score,
-    "export": export,
+    "sample": commands.sample,
+    "score": commands.score,
+    "export": commands.export,
 }
 
 

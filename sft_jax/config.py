@@ -6,6 +6,8 @@ batch size, lengths) or *free* (mesh, accumulation, remat, intervals, logging). 
 
 import dataclasses
 import json
+import re
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -248,6 +250,7 @@ def _leaf(kind: Any, value: Any, origin: str, name: str) -> Any:
     if get_origin(kind) is tuple:
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
             return tuple(value)
+        raise BadInput(f"{origin}: {name} is {value!r}, expected a tuple of strings such as ('demos.jsonl',)")
     elif get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
@@ -276,16 +279,46 @@ def load_config(path: str | Path) -> RunConfig:
 
     try:
         scope = runpy.run_path(str(path))
-    except (SyntaxError, ImportError, NameError, TypeError, AttributeError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be executed: {type(error).__name__}: {error}") from error
-    if "get_config" not in scope:
-        raise BadInput(
-            f"{path}: defines no get_config(). A config file is Python with `def get_config() -> RunConfig`."
-        )
-    config = scope["get_config"]()
-    if not isinstance(config, RunConfig):
-        raise BadInput(f"{path}: get_config() returned {type(config).__name__}, expected RunConfig")
-    return config
+        if "get_config" not in scope:
+            raise BadInput(
+                f"{path}: defines no get_config(). A config file is Python with `def get_config() -> RunConfig`."
+            )
+        config = scope["get_config"]()
+        if not isinstance(config, RunConfig):
+            raise BadInput(f"{path}: get_config() returned {type(config).__name__}, expected RunConfig")
+        # Python checks no types; the way through JSON does, and makes the lists that people write tuples.
+        return from_json(to_json(config), str(path))
+    except (
+        SyntaxError,
+        ImportError,
+        NameError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        OSError,
+    ) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise BadInput(f"{path}{_line_of(error, path)}: cannot be executed: {problem}{_field_hint(error)}") from error
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    """`:12`, the last line of the config file that the error came through."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if isinstance(error, SyntaxError):
+        lines.append(error.lineno)
+    return f":{lines[-1]}" if lines else ""
+
+
+def _field_hint(error: BaseException) -> str:
+    """The nearest fields where a section was given one that it does not have."""
+    named = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    sections: tuple[type, ...] = (RunConfig, Model, Data, Optimizer, Train, Mesh, Sharding, Distributed)
+    known = {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in sections}
+    if named is None or named[1] not in known:
+        return ""
+    return f". {nearest(named[2], known[named[1]])}"
 
 
 def identity_differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -305,8 +338,6 @@ _AT_LEAST_ONE = (
     "train.accumulation",
     "train.keep_last",
     "model.head_chunk",
-    "distributed.processes",
-    "distributed.timeout_seconds",
 )
 _NOT_NEGATIVE = (
     "data.target_capacity",
@@ -319,8 +350,6 @@ _NOT_NEGATIVE = (
     "train.eval_every",
     "train.save_every",
     "train.keep_every",
-    "distributed.process_id",
-    "distributed.cpu_devices",
 )
 
 
@@ -339,7 +368,7 @@ def validate(config: RunConfig) -> None:
         problems.append("data.train is empty: name at least one file of demonstrations")
     if config.train.eval_every and not config.data.eval:
         problems.append(f"train.eval_every is {config.train.eval_every} but data.eval is empty: name held-out files")
-    problems += _batch_problems(config) + _mesh_problems(config) + _distributed_problems(config)
+    problems += _batch_problems(config) + layout_problems(config.mesh, config.sharding, config.distributed)
     if problems:
         raise BadInput("\n".join(problems))
 
@@ -353,29 +382,29 @@ def _batch_problems(config: RunConfig) -> list[str]:
     return []
 
 
-def _mesh_problems(config: RunConfig) -> list[str]:
-    axes = dataclasses.asdict(config.mesh)
+def layout_problems(mesh: Mesh, sharding: Sharding, distributed: Distributed) -> list[str]:
+    """What is wrong with a layout by itself, whatever the devices turn out to be; one line each."""
+    axes = dataclasses.asdict(mesh)
     problems = [
         f"mesh.{axis} is {size}, expected -1 or at least 1" for axis, size in axes.items() if size < 1 and size != -1
     ]
     rest = [axis for axis, size in axes.items() if size == -1]
     if len(rest) > 1:
         problems.append(f"mesh axes {' and '.join(rest)} are both -1: only one axis can take the rest")
-    for name, _, rule in leaf_fields(config.sharding, "sharding."):
+    for name, _, rule in leaf_fields(sharding, "sharding."):
         for axis in [] if rule == "none" else rule.split("+"):
             if axis not in axes:
                 problems.append(f"{name} is {rule!r}: unknown mesh axis {axis!r}. {nearest(axis, list(axes))}")
-    return problems
-
-
-def _distributed_problems(config: RunConfig) -> list[str]:
-    d = config.distributed
+    d = distributed
+    for name, least in (("processes", 1), ("timeout_seconds", 1), ("process_id", 0), ("cpu_devices", 0)):
+        if getattr(d, name) < least:
+            problems.append(f"distributed.{name} is {getattr(d, name)}, expected at least {least}")
     if d.processes > 1 and not d.coordinator:
-        return [
+        problems.append(
             f"distributed.processes is {d.processes} but distributed.coordinator is empty: give host:port of process 0"
-        ]
-    if d.process_id >= d.processes:
-        return [
+        )
+    elif d.process_id >= d.processes:
+        problems.append(
             f"distributed.process_id is {d.process_id}, expected 0..{d.processes - 1} for {d.processes} process(es)"
-        ]
-    return []
+        )
+    return problems

@@ -15,7 +15,7 @@ from typing import Any
 from sft_jax.arguments import resolve_config
 from sft_jax.cli import exit_status, run_training
 from sft_jax.config import RunConfig
-from sft_jax.errors import EXIT_DONE
+from sft_jax.errors import EXIT_DONE, BadInput
 
 CONFIG = "configs/quickstart.py"
 LONGEST_ANSWER = 64
@@ -33,23 +33,34 @@ def peak_rss_bytes() -> int:
 
 
 def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
-    """The held-out demonstrations that behaviour is measured on."""
-    from sft_jax.data.records import read_records
+    """The held-out demonstrations that behaviour is measured on.
 
-    return [record.value for record in read_records(config.data.eval)]
+    Raises:
+      BadInput: rows in another form or style than the quickstart's own.
+    """
+    from sft_jax.data.records import detect_format, read_records
+    from sft_jax.evaluate.behaviour import Completion, measure, prompt_of
+
+    rows = []
+    for record in read_records(config.data.eval):
+        detect_format(record, "messages")
+        rows.append({"id": record.where, "kind": "", **record.value})
+    measure(rows, [Completion(prompt_of(row)[1], stopped=True) for row in rows])  # known now, not after the training
+    return rows
 
 
 def answers(config: RunConfig, pretrained, architecture, parameters: Mapping, rows: Sequence[Mapping]):
     """Greedy answers to the held-out prompts; call it with the layout active."""
+    from sft_jax.data.chat import generation_prompt
+    from sft_jax.data.tokenizer import vocabulary_size
     from sft_jax.evaluate.behaviour import Completion, prompt_of
     from sft_jax.model.decoder import Compute
     from sft_jax.sample.generate import Generator, Sampling
-    from sft_jax.sample.prompts import conversation_prompt
 
     tokenizer = pretrained.tokenizer
-    prompts = [conversation_prompt(tokenizer, prompt_of(row)[0]) for row in rows]
+    prompts = [generation_prompt(row["id"], prompt_of(row)[0], None, tokenizer) for row in rows]
     compute = Compute(config.model.dtype, attention=config.model.attention)
-    generator = Generator(architecture, compute, pretrained.stop_ids, len(tokenizer), batch_size=40)
+    generator = Generator(architecture, compute, pretrained.stop_ids, vocabulary_size(tokenizer), batch_size=40)
     generated = generator(parameters, prompts, Sampling(LONGEST_ANSWER))
     return [Completion(tokenizer.decode(one.tokens, skip_special_tokens=True), one.stopped) for [one] in generated]
 
@@ -72,7 +83,9 @@ def show(console, rows: Sequence[Mapping], before: Sequence, after: Sequence) ->
     from sft_jax.evaluate.behaviour import prompt_of
 
     for kind in SHOWN:
-        place = next(i for i, row in enumerate(rows) if row["kind"] == kind)
+        place = next((i for i, row in enumerate(rows) if row["kind"] == kind), None)
+        if place is None:
+            continue
         messages, expected = prompt_of(rows[place])
         console.print(f"\n[bold]user[/]    {messages[-1]['content']}", highlight=False)
         for label, style, text in (
@@ -84,6 +97,20 @@ def show(console, rows: Sequence[Mapping], before: Sequence, after: Sequence) ->
             console.print(text.strip().replace("\n", "\n        "), markup=False, highlight=False)
 
 
+def clear(workdir: Path) -> None:
+    """Remove what an earlier quickstart left, and nothing else.
+
+    Raises:
+      BadInput: the directory holds something, but no run.
+    """
+    from sft_jax.train.pretrained import is_workdir
+
+    if is_workdir(str(workdir)):
+        shutil.rmtree(workdir)
+    elif workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+        raise BadInput(f"{workdir} holds something that is no run; the quickstart starts in a new or empty --workdir")
+
+
 def quickstart(arguments: Sequence[str]) -> int:
     """Run it all; leaves quickstart.json in the workdir."""
     from rich.console import Console
@@ -93,9 +120,9 @@ def quickstart(arguments: Sequence[str]) -> int:
     started = time.perf_counter()
     config = resolve_config([CONFIG, *arguments], "quickstart")
     workdir = Path(config.workdir)
-    shutil.rmtree(workdir, ignore_errors=True)
     console = Console(soft_wrap=True, highlight=False)
     rows = held_out_rows(config)
+    clear(workdir)
     start(config.distributed)
     config = dataclasses.replace(config, distributed=dataclasses.replace(config.distributed, cpu_devices=0))
 

@@ -44,6 +44,34 @@ def test_a_wrong_json_config_names_field_and_value(change, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ("RunConfig(data=Data(train_on='asistant'))", ["data.train_on", "'assistant'"]),
+        ("RunConfig(data=Data(packing='off'))", ["data.packing", "best_fit", "none"]),
+        ("RunConfig(data=Data(train='a.jsonl'))", ["data.train", "'a.jsonl'", "tuple of strings"]),
+        ("RunConfig(train=Train(batch_size='2'))", ["train.batch_size", "'2'", "int"]),
+        ("RunConfig(train=Train(batch_siz=2))", ["c.py:4", "batch_siz", "Did you mean 'batch_size'"]),
+        ("RunConfig(1 / 0)", ["c.py:4", "ZeroDivisionError"]),
+        ("Train()", ["returned Train, expected RunConfig"]),
+        ("RunConfig(", ["c.py:4", "SyntaxError"]),
+    ],
+)
+def test_a_wrong_python_config_names_line_field_and_value(made, words, tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(f"from sft_jax.config import Data, RunConfig, Train\n\ndef get_config():\n    return {made}\n")
+    with pytest.raises(BadInput) as error:
+        load_config(path)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_list_in_a_python_config_becomes_a_tuple(tmp_path):
+    path = tmp_path / "c.py"
+    made = "RunConfig(data=Data(train=['a.jsonl']))"
+    path.write_text(f"from sft_jax.config import Data, RunConfig\n\ndef get_config():\n    return {made}\n")
+    assert load_config(path).data.train == ("a.jsonl",)
+
+
 def test_broken_json_names_line_and_column():
     with pytest.raises(BadInput, match=r"c\.json:2:3"):
         from_json("{\n  x}", "c.json")

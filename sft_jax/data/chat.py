@@ -16,7 +16,7 @@ from sft_jax.errors import BadInput
 
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 
-_TEMPLATE_ERRORS = (TypeError, ValueError, KeyError, AttributeError, IndexError)
+_TEMPLATE_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What a chat template can raise besides Jinja's own errors: it is a program that other people wrote."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -80,13 +80,15 @@ def _conversation(
     record: Record, messages: list[dict[str, Any]], first: int, tokenizer: Any, train_on: TrainOn
 ) -> Encoded:
     """Encode a conversation of which the assistant turns from message `first` on train."""
-    template = _Template(record, messages, tokenizer)
+    template = _Template(record.where, messages, read_tools(record), tokenizer)
     weights = _turn_weights(record, messages, first, train_on)
     wanted = [i for i, weight in weights.items() if weight != (1.0 if train_on == "all" else 0.0)]
     trained = [i for i in wanted if weights[i]]
     for i in trained:  # first: a template that drops a turn's text would be blamed for hiding where it stands
         template.check_nothing_lost(i, template.whole)
-    spans = template.marked_spans(list(weights), wanted) if template.marks else template.derived_spans(wanted)
+    spans: dict[int, Span] = {}
+    if wanted:
+        spans = template.marked_spans(list(weights), wanted) if template.marks else template.derived_spans(wanted)
     for i in trained:
         template.check_nothing_lost(i, template.whole[slice(*spans[i])])
     encoding = offset_backend(tokenizer).encode(template.whole, add_special_tokens=False)
@@ -95,6 +97,28 @@ def _conversation(
         np.asarray(encoding.ids, np.int32),
         _weights(encoding, everything + [(spans[i], weights[i]) for i in wanted]),
     )
+
+
+def rendered(where: str, messages: list[dict[str, Any]], tokenizer: Any) -> str:
+    """A conversation's text by the tokenizer's own template.
+
+    Raises:
+      BadInput: no chat template, or one that fails on this conversation; begins with `where`.
+    """
+    return _Template(where, messages, None, tokenizer).whole
+
+
+def generation_prompt(
+    where: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, tokenizer: Any
+) -> list[int]:
+    """Token ids of a conversation up to where the assistant speaks next, by the tokenizer's own template.
+
+    Raises:
+      BadInput: no chat template, or one that fails on this conversation; begins with `where`.
+    """
+    text = _Template(where, messages, tools, tokenizer, generation_prompt=True).whole
+    # The template writes BOS itself where the family has one.
+    return list(offset_backend(tokenizer).encode(text, add_special_tokens=False).ids)
 
 
 def _turn_weights(record: Record, messages: list[dict[str, Any]], first: int, train_on: TrainOn) -> dict[int, float]:
@@ -135,23 +159,33 @@ def _stop_pattern(tokenizer: Any) -> re.Pattern[str]:
 class _Template:
     """One conversation and the tokenizer's chat template."""
 
-    def __init__(self, record: Record, messages: list[dict[str, Any]], tokenizer: Any):
-        self.where, self.messages, self.tokenizer = record.where, messages, tokenizer
-        self.tools = read_tools(record)
+    def __init__(
+        self,
+        where: str,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        tokenizer: Any,
+        generation_prompt: bool = False,
+    ):
+        self.where, self.messages, self.tools, self.tokenizer = where, messages, tools, tokenizer
         if not tokenizer.chat_template:
             raise BadInput(
-                f"{record.where}: the tokenizer has no chat template to render messages with. "
+                f"{where}: the tokenizer has no chat template to render messages with. "
                 "Set data.chat_template to a Jinja file."
             )
-        self.marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template(tools=self.tools)))
-        self.whole = self._render_whole()
+        try:
+            self.source: str = tokenizer.get_chat_template(tools=tools)
+        except ValueError as error:  # several named templates, none of them the default
+            raise BadInput(f"{where}: {error}") from error
+        self.marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.source))
+        self.whole = self._render_whole(generation_prompt)
 
-    def _render_whole(self) -> str:
-        text, problem = self._try(self.messages)
+    def _render_whole(self, generation_prompt: bool) -> str:
+        text, problem = self._try(self.messages, generation_prompt)
         if text is None and any(message.get("content") is None for message in self.messages):
             # transformers deletes a null content, and templates that join it to a string then fail: give them "".
             self.messages = [{**message, "content": message.get("content") or ""} for message in self.messages]
-            text, problem = self._try(self.messages)
+            text, problem = self._try(self.messages, generation_prompt)
         if text is None:
             raise BadInput(f"{self.where}: the chat template fails on this conversation: {problem}")
         return text
@@ -192,7 +226,7 @@ class _Template:
         texts, marks = render(
             [messages],
             tools=self.tools,
-            chat_template=self.tokenizer.get_chat_template(tools=self.tools),
+            chat_template=self.source,
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
         )
@@ -224,11 +258,12 @@ class _Template:
         parts += [(key, message[key].strip()) for key in _REASONING if isinstance(message.get(key), str)]
         lost = [f"its {name} {part[:40]!r}" for name, part in parts if part and part not in shown]
         calls = [call["function"] for call in message.get("tool_calls") or []]
-        leaves = Counter(("tool call", call["name"]) for call in calls)
+        leaves = Counter(("tool call", json.dumps(call["name"])) for call in calls)
         for call in calls:
             leaves.update(("argument", leaf) for leaf in _leaves(call["arguments"]))
-        for (name, leaf), times in leaves.items():
-            spellings = {str(leaf), json.dumps(leaf), json.dumps(leaf, ensure_ascii=False)}
+        for (name, written), times in leaves.items():
+            leaf = json.loads(written)
+            spellings = {str(leaf), written, json.dumps(leaf, ensure_ascii=False)}
             spellings |= {spelling[1:-1] for spelling in spellings if isinstance(leaf, str) and spelling[:1] == '"'}
             if max(shown.count(spelling) for spelling in spellings) < times:
                 lost.append(f"the {name} {leaf!r}")
@@ -239,13 +274,14 @@ class _Template:
             )
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def _leaves(value: Any) -> Iterator[str]:
+    """The keys and values within, as JSON: Python takes True, 1 and 1.0 for one and the same."""
     if isinstance(value, dict):
         for key, child in value.items():
-            yield key
+            yield json.dumps(key)
             yield from _leaves(child)
     elif isinstance(value, list):
         for child in value:
             yield from _leaves(child)
     else:
-        yield value
+        yield json.dumps(value)

@@ -81,8 +81,11 @@ class Prepared:
     dropped: tuple[Dropped, ...]
 
 
-def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None) -> Prepared:
+def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, keep_untrained: bool = False) -> Prepared:
     """Read, encode and fit every record of `files` (default: `data.train`; give `data.eval` for held-out rows).
+
+    Args:
+      keep_untrained: use rows without a trained token too (for scoring; training drops and counts them).
 
     Raises:
       BadInput: any bad record; a row longer than `data.sequence_length` under over_length="error"; no row with a
@@ -119,7 +122,7 @@ def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None) ->
                 dropped.append(Dropped(record.where, reason))
                 continue
             tally["truncated"] += bool(weights.any())
-        if not weights.any():
+        if not weights.any() and not keep_untrained:
             tally["dropped_no_target"] += 1
             dropped.append(Dropped(record.where, f'no trained token (data.train_on="{data.train_on}")'))
             continue
@@ -138,6 +141,20 @@ def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None) ->
 
 def _id(record: Record, name: Any) -> str:
     return str(name) if isinstance(name, str | int) and not isinstance(name, bool) else record.where
+
+
+def check_vocabulary(examples: Sequence[Example], vocab: int, model: str) -> None:
+    """Refuse tokens that the model has no embedding for: JAX would read the last row instead, without a word.
+
+    Raises:
+      BadInput: names the row, the id and both sizes.
+    """
+    for example in examples:
+        if len(example.tokens) and (highest := int(example.tokens.max())) >= vocab:
+            raise BadInput(
+                f"{example.where}: the tokenizer gives id {highest}, but {model} has {vocab:,} embeddings (ids below "
+                f"{vocab}). Use the model's own tokenizer, or one without added tokens."
+            )
 
 
 def describe(prepared: Prepared, shown: int = 5) -> list[str]:

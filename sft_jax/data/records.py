@@ -2,8 +2,8 @@
 
 import glob
 import json
-import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +195,8 @@ def _message(where: str, message: Any) -> dict[str, Any]:
         hint = nearest(role, ROLES) if isinstance(role, str) else f"Known: {', '.join(ROLES)}."
         raise BadInput(f"{where}: unknown role {role!r}. {hint} Roles: {', '.join(ROLES)}.")
     calls = message.get("tool_calls")
+    if calls == []:  # tables write an empty list where a message has none
+        calls, message = None, {key: value for key, value in message.items() if key != "tool_calls"}
     if calls is not None and role != "assistant":
         raise BadInput(f"{where} has the role {role!r} and tool_calls: only an assistant calls tools")
     content = message.get("content")
@@ -237,7 +239,7 @@ def message_weight(where: str, message: dict[str, Any]) -> float:
         value = message.get(key)
         if value is None:
             continue
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
             raise BadInput(f"{where}: {key} is {value!r}, expected true, false or a number of at least 0")
         if value and message["role"] != "assistant":
             raise BadInput(f"{where} ({message['role']}): {key} is {value!r}: only assistant messages train")

@@ -19,7 +19,7 @@ _PRE_TOKENIZERS = {
     "qwen2": _CONTRACTIONS + _WORDS + r"|\p{N}" + _REST,
 }
 """`tokenizer.ggml.pre` -> how text is cut before the merges: a pattern, digits alone, or GPT-2's own pattern."""
-_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
+_CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 3, 4, 5, 6
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
@@ -106,6 +106,11 @@ def _untrim(node: Any) -> None:
             _untrim(child)
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the highest id; not the number of tokens, which is less where a file lists one token twice."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def fingerprint(tokenizer: Any) -> str:
     """SHA-256 (hex) of everything that decides ids: vocabulary, rules, special tokens and chat template."""
     import hashlib
@@ -124,9 +129,19 @@ def _from_gguf(path: Path) -> Any:
         raise BadInput(
             f"{path}: its tokenizer is {kind!r}; supported: gpt2 (byte-level BPE), llama (SentencePiece BPE)"
         )
+    needed = {"gpt2": ("tokens", "merges"), "llama": ("tokens", "scores")}[kind]
+    missing = [f"tokenizer.ggml.{key}" for key in needed if f"tokenizer.ggml.{key}" not in meta]
+    if missing:
+        raise BadInput(
+            f"{path}: the GGUF file lacks {', '.join(missing)}. Set data.tokenizer to the model's tokenizer."
+        )
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
+    types: list[int] = meta.get("tokenizer.ggml.token_type", [])
+    if len(types) == len(tokens):
+        while types and types[-1] == _UNUSED:  # llama.cpp fills up to the rows of the embedding: "[PAD151646]", …
+            types.pop()
+        del tokens[len(types) :]
     backend = _byte_level(path, tokens, meta) if kind == "gpt2" else _sentencepiece(tokens, meta)
-    types = meta.get("tokenizer.ggml.token_type", [])
     for special, wanted in ((True, _CONTROL), (False, _USER_DEFINED)):
         marked = [token for token, t in zip(tokens, types, strict=False) if t == wanted]
         added = [tokenizers.AddedToken(token, normalized=False, special=special) for token in marked]

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
@@ -50,19 +50,35 @@ class Deck(Generic[T]):
 
 @dataclass(frozen=True)
 class Plan:
-    """How many rows of each kind a split has; the first so many multi-turn rows go on to a call, or end in thanks."""
+    """How many rows of each kind a split has; the first so many multi-turn rows end in thanks."""
 
     call: int
     calls: int
     multi_turn: int
-    then_call: int
     then_thanks: int
     refusal: int
     answer: int
+    session: int
 
 
-TRAIN_PLAN = Plan(call=192, calls=88, multi_turn=18, then_call=0, then_thanks=5, refusal=84, answer=38)
-HELD_OUT_PLAN = Plan(call=31, calls=8, multi_turn=6, then_call=0, then_thanks=2, refusal=14, answer=14)
+TRAIN_PLAN = Plan(call=16, calls=8, multi_turn=8, then_thanks=4, refusal=8, answer=8, session=260)
+HELD_OUT_PLAN = Plan(call=31, calls=8, multi_turn=6, then_thanks=2, refusal=14, answer=14, session=0)
+
+# A row opens with a system turn of 66 tokens. Several requests in one conversation share it, as they do in a home, and
+# the same number of tokens teaches more of them. Its calls are of two tools that this split may show together.
+SESSIONS = (
+    ("first", "second", "refusal"),
+    ("both", "first"),
+    ("refusal", "second", "first"),
+    ("answer", "first", "second"),
+    ("both", "second"),
+    ("second", "refusal", "first"),
+    ("first", "both"),
+    ("result", "second"),
+    ("second", "first", "answer"),
+    ("second", "both"),
+)
+"""What is asked in one conversation: for the first or the second tool, for both at once, with its result, or none."""
 
 
 class Writer:
@@ -76,7 +92,7 @@ class Writer:
         pools: values.Values,
         questions: tuple[tuple[str, str], ...],
     ):
-        self._split, self._plan = split, plan
+        self._split, self._plan, self._pools = split, plan, pools
         self._sentences = {tool: Deck(found, f"{split}/sentence/{tool}") for tool, found in language.sentences.items()}
         self._clauses = {tool: Deck(found, f"{split}/clause/{tool}") for tool, found in language.clauses.items()}
         self._joints = Deck(language.joints, f"{split}/joint")
@@ -90,16 +106,19 @@ class Writer:
         self._tools = Deck(tuple(TOOLS), f"{split}/tool")
         self._counts = Deck((3, 4, 5, 6, 8, 9, 10, 11, 12, 13), f"{split}/count")
         self._outcomes = Deck((True, True, True, False), f"{split}/outcome")
+        self._sessions = Deck(SESSIONS, f"{split}/session")
 
     def rows(self) -> list[dict[str, object]]:
         """Returns the split's rows, shuffled and numbered; refuses two rows with the same user turn."""
         plan = self._plan
-        drafts = [("call", self._call()) for _ in range(plan.call)]
-        drafts += [("calls", self._calls()) for _ in range(plan.calls)]
-        drafts += [("multi_turn", self._multi_turn(place)) for place in range(plan.multi_turn)]
+        drafts = [("call", self._call(self._tools.deal())) for _ in range(plan.call)]
+        drafts += [("calls", self._calls(self._pairs.deal())) for _ in range(plan.calls)]
+        drafts += [("multi_turn", self._multi_turn(place < plan.then_thanks)) for place in range(plan.multi_turn)]
         drafts += [("refusal", self._refusal()) for _ in range(plan.refusal)]
         drafts += [("answer", self._answer()) for _ in range(plan.answer)]
-        asked = [messages[0]["content"] for _, messages in drafts]
+        drafts += [("session", self._session()) for _ in range(plan.session)]
+        turns_of_users = [m["content"] for _, messages in drafts for m in messages if m["role"] == "user"]
+        asked = [text for text in turns_of_users if text not in self._pools.thanks]
         if len(set(asked)) < len(asked):
             repeated = sorted({text for text in asked if asked.count(text) > 1})
             raise ValueError(f"{self._split}: user turns repeat, change SEED or the plan: {repeated}")
@@ -116,31 +135,37 @@ class Writer:
         arguments = self._values(tool)
         return fill(self._sentences[tool].deal(), arguments), Call(tool, arguments)
 
-    def _call(self) -> list[Message]:
-        text, call = self._request(self._tools.deal())
+    def _call(self, tool: str) -> list[Message]:
+        text, call = self._request(tool)
         return turns(text, format_calls([call]))
 
-    def _calls(self) -> list[Message]:
-        calls = [Call(tool, self._values(tool)) for tool in self._pairs.deal()]
+    def _calls(self, pair: tuple[str, str]) -> list[Message]:
+        calls = [Call(tool, self._values(tool)) for tool in pair]
         first, second = (fill(self._clauses[call.name].deal(), call.arguments) for call in calls)
         return turns(tie(self._joints.deal(), first=first, second=second), format_calls(calls))
 
-    def _multi_turn(self, place: int) -> list[Message]:
-        # A second call needs a pair of tools that this split may show together.
-        goes_on = place < self._plan.then_call
-        thanks = not goes_on and place < self._plan.then_call + self._plan.then_thanks
-        tool, other = self._pairs.deal() if goes_on else (self._tools.deal(), "")
+    def _with_result(self, tool: str, may_fail: bool) -> list[Message]:
         text, call = self._request(tool)
-        # Nobody thanks for a failure, or goes on as if nothing had happened.
-        result, report = self._outcome(call, may_fail=not (goes_on or thanks))
-        found = [*turns(text, format_calls([call])), {"role": "tool", "content": result}]
-        found.append({"role": "assistant", "content": report})
-        if goes_on:
-            text, call = self._request(other)
-            found += turns(text, format_calls([call]))
-        elif thanks:
-            found += turns(self._thanks.deal(), "You are welcome.")
-        return found
+        result, report = self._outcome(call, may_fail)
+        reported = [{"role": "tool", "content": result}, {"role": "assistant", "content": report}]
+        return turns(text, format_calls([call])) + reported
+
+    def _multi_turn(self, then_thanks: bool) -> list[Message]:
+        # Nobody thanks for a failure.
+        found = self._with_result(self._tools.deal(), may_fail=not then_thanks)
+        return found + turns(self._thanks.deal(), "You are welcome.") if then_thanks else found
+
+    def _session(self) -> list[Message]:
+        pair = self._pairs.deal()
+        exchanges: dict[str, Callable[[], list[Message]]] = {
+            "first": lambda: self._call(pair[0]),
+            "second": lambda: self._call(pair[1]),
+            "both": lambda: self._calls(pair),
+            "result": lambda: self._with_result(pair[0], may_fail=True),
+            "refusal": self._refusal,
+            "answer": self._answer,
+        }
+        return [message for kind in self._sessions.deal() for message in exchanges[kind]()]
 
     def _outcome(self, call: Call, may_fail: bool) -> tuple[str, str]:
         """Returns a tool's result and the sentence that reports it."""

@@ -65,6 +65,19 @@ ROPE_KINDS = ("default", "linear", "llama3")
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
+_NUMBER, _OPTIONAL_INT, _OPTIONAL_OBJECT = (int, float), (int, type(None)), (dict, type(None))
+_TYPES: dict[str, tuple[type, ...]] = {
+    "max_position_embeddings": (int,),
+    "num_key_value_heads": _OPTIONAL_INT,
+    "head_dim": _OPTIONAL_INT,
+    "rms_norm_eps": _NUMBER,
+    "rope_theta": _NUMBER,
+    "rope_scaling": _OPTIONAL_OBJECT,
+    "rope_parameters": _OPTIONAL_OBJECT,
+    "quantization_config": _OPTIONAL_OBJECT,
+}
+"""What else a config.json may hold there; people edit these files by hand."""
+
 
 def family_of(config: Config, origin: str) -> str:
     """The key of `FAMILIES` that this config.json names.
@@ -74,6 +87,7 @@ def family_of(config: Config, origin: str) -> str:
     """
     by_class = {family.class_name: name for name, family in FAMILIES.items()}
     found = config.get("architectures") or []
+    found = [found] if isinstance(found, str) else found
     if not found and config.get("model_type") in FAMILIES:
         return config["model_type"]
     if len(found) == 1 and found[0] in by_class:
@@ -94,6 +108,10 @@ def architecture_of(config: Config, origin: str) -> Architecture:
     missing = [key for key in _SIZES if not isinstance(given.get(key), int)]
     if missing:
         raise BadInput(f"{origin}: config.json lacks {', '.join(missing)}")
+    for key, kinds in _TYPES.items():
+        if not isinstance(given.get(key), (*kinds, type(None)) if key not in given else kinds):
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise BadInput(f"{origin}: config.json has {key} {given[key]!r}, expected {expected}")
     _refuse_what_differs(given, origin)
     heads, layers = given["num_attention_heads"], given["num_hidden_layers"]
     biased = bool(given["attention_bias"])
@@ -153,7 +171,7 @@ def _rope(given: Config, origin: str) -> Rope:
     if kind == "default":
         return Rope(theta)
     needed = ("factor",) if kind == "linear" else ("factor", "low_freq_factor", "high_freq_factor")
-    missing = [key for key in needed if key not in scaling]
+    missing = [key for key in needed if not isinstance(scaling.get(key), int | float)]
     if missing:
         raise BadInput(f"{origin}: RoPE type {kind!r} needs {', '.join(missing)}; found only {', '.join(scaling)}")
     if kind == "linear":

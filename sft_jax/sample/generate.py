@@ -16,6 +16,7 @@ import numpy as np
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import MASKED, Places
 from sft_jax.model.decoder import Compute, forward, logits
+from sft_jax.parallel.rules import shard
 
 PROMPT_BUCKET = 64
 """Prompts of a batch are padded to a multiple of this, so that few shapes are compiled."""
@@ -72,7 +73,7 @@ def make_generate(
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """The jitted (parameters, prompts [B, P], lengths [B], keys [B]) -> (tokens [B, max_new_tokens], counts [B]).
 
-    counts: tokens generated, the stop token included.
+    counts: tokens generated, the stop token included. Rows of length 0 fill the batch up; nothing waits for them.
 
     Args:
       sampled_vocab: ids from here on are never sampled (rows of the head that no token of the tokenizer has).
@@ -91,7 +92,7 @@ def make_generate(
         filled = (index < lengths[:, None]).astype(jnp.int32)
         places = Places(jnp.broadcast_to(index, prompts.shape), filled)
         hidden, kv = forward(architecture, compute, parameters, prompts, places, keep_kv=True)
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         first = next_token(parameters, last, keys, 0)
 
         def unfinished(carry):
@@ -100,7 +101,7 @@ def make_generate(
 
         def step(carry):
             count, finished, token, out, made, kv, cached = carry
-            mine = Places((lengths + count - 1)[:, None], jnp.ones((rows, 1), jnp.int32))
+            mine = Places(jnp.maximum(lengths + count - 1, 0)[:, None], jnp.ones((rows, 1), jnp.int32))
             hidden, new = forward(
                 architecture, compute, parameters, token[:, None], mine, cache=(kv, cached), keep_kv=True
             )
@@ -118,7 +119,7 @@ def make_generate(
         cached = Places(*(jnp.pad(x, ((0, 0), (0, slots - width))) for x in places))
         start = (
             1,
-            jnp.isin(first, stops),
+            jnp.isin(first, stops) | (lengths == 0),
             first,
             out,
             jnp.ones(rows, jnp.int32),
@@ -126,7 +127,7 @@ def make_generate(
             cached,
         )
         _, _, _, out, made, _, _ = jax.lax.while_loop(unfinished, step, start)
-        return out, made
+        return shard(out, None, None), shard(made, None)  # whole on every process
 
     return jax.jit(generate)
 
@@ -169,7 +170,7 @@ class Generator:
         return [[results[index, number] for number in range(n)] for index in range(len(prompts))]
 
     def _run(self, parameters, prompts, batch, sampling: Sampling) -> list[Generated]:
-        lengths = np.ones(self._batch_size, np.int32)
+        lengths = np.zeros(self._batch_size, np.int32)  # rows of length 0 fill the last batch up
         lengths[: len(batch)] = [len(prompts[index]) for index, _ in batch]
         width = -(-int(lengths.max()) // PROMPT_BUCKET) * PROMPT_BUCKET
         for index, _ in batch:

@@ -1,15 +1,39 @@
 """What a model is asked to continue: a conversation rendered up to the assistant's turn, or raw text."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from sft_jax.data.chat import generation_prompt
 from sft_jax.data.records import Record, read_tools, validate_messages
 from sft_jax.errors import BadInput
+from sft_jax.model.architecture import Architecture
 
 
-def conversation_prompt(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict] | None = None) -> list[int]:
-    """Token ids of a conversation by the tokenizer's own template, the generation prompt included."""
-    ids = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, return_dict=False)
-    return list(ids)
+def check_prompts(
+    records: Sequence[Record],
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    architecture: Architecture,
+    model: str,
+) -> None:
+    """Refuse prompts that leave no room for `max_new_tokens`, or hold ids that the model has no embedding for.
+
+    Raises:
+      BadInput: names the prompt and the numbers.
+    """
+    for record, prompt in zip(records, prompts, strict=True):
+        needed = len(prompt) + max_new_tokens
+        if needed > architecture.max_positions:
+            raise BadInput(
+                f"{record.where}: the prompt's {len(prompt)} tokens and --max-new-tokens {max_new_tokens} need "
+                f"{needed} positions, {model} has {architecture.max_positions}. Lower "
+                "--max-new-tokens or shorten the prompt."
+            )
+        if max(prompt) >= architecture.vocab:
+            raise BadInput(
+                f"{record.where}: the tokenizer gives id {max(prompt)}, but {model} has {architecture.vocab:,} "
+                "embeddings. Use the model's own tokenizer."
+            )
 
 
 def prompt_tokens(record: Record, tokenizer: Any) -> list[int]:
@@ -20,7 +44,7 @@ def prompt_tokens(record: Record, tokenizer: Any) -> list[int]:
     a list of messages.
 
     Raises:
-      BadInput: neither key, malformed messages, or nothing to continue.
+      BadInput: neither key, malformed messages, nothing to continue, or a chat template that is missing or fails.
     """
     key = next((key for key in ("messages", "prompt") if key in record.value), None)
     if key is None:
@@ -34,7 +58,7 @@ def prompt_tokens(record: Record, tokenizer: Any) -> list[int]:
             messages = messages[:-1]
         if not messages:
             raise BadInput(f"{record.where}: no message to answer before the assistant's")
-        ids = conversation_prompt(tokenizer, messages, read_tools(record))
+        ids = generation_prompt(record.where, messages, read_tools(record), tokenizer)
     if not ids:
         raise BadInput(f"{record.where}: the prompt is empty")
     return ids

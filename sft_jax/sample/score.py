@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sft_jax.data.prepare import Example
+from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, forward, head_kernel
+from sft_jax.parallel.rules import shard
 from sft_jax.train.loss import Head, token_log_probabilities
 
 LENGTH_BUCKET = 128
@@ -24,9 +26,22 @@ def make_score(architecture: Architecture, compute: Compute, chunk: int):
         places = Places(jnp.broadcast_to(index, tokens.shape), (index < lengths[:, None]).astype(jnp.int32))
         hidden, _ = forward(architecture, compute, parameters, tokens, places)
         kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
-        return token_log_probabilities(head, kernel, hidden[:, :-1], tokens[:, 1:])
+        log_p = token_log_probabilities(head, kernel, hidden[:, :-1], tokens[:, 1:])
+        return shard(log_p, None, None)  # whole on every process
 
     return jax.jit(score)
+
+
+def check_lengths(examples: Sequence[Example], architecture: Architecture, model: str) -> None:
+    """Refuse examples that the model has no positions for.
+
+    Raises:
+      BadInput: names the first one, its length and the limit.
+    """
+    limit = architecture.max_positions
+    for example in examples:
+        if len(example.tokens) > limit:
+            raise BadInput(f"{example.where}: {len(example.tokens):,} tokens, but {model} has {limit:,} positions")
 
 
 def score_examples(

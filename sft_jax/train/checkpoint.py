@@ -4,6 +4,7 @@
 checkpoint restores onto any mesh: arrays are read straight into the shards that the new layout asks for.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +23,14 @@ from sft_jax.train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file it touches
 
-ITEMS = ("parameters", "moments", "counters", "record")
+VOCABULARY_PARAMETERS = ("embedding", "head")
+"""Their rows may differ between layouts: those beyond the vocabulary are zero, get no gradient and stay zero."""
 
 
 def open_checkpoints(workdir: str | Path, keep_last: int, keep_every: int) -> ocp.CheckpointManager:
     """The manager of `workdir/checkpoints`: keeps the newest `keep_last` and every multiple of `keep_every`.
 
-    Leftovers of a save that was cut off (a killed run) are removed.
+    Leftovers of a save that was cut off (a killed run) are removed, so a workdir has one such manager at a time.
     """
     keep: list[Any] = [policies.LatestN(keep_last)]
     if keep_every:
@@ -38,7 +40,13 @@ def open_checkpoints(workdir: str | Path, keep_last: int, keep_every: int) -> oc
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
     )
-    return ocp.CheckpointManager(Path(workdir).resolve() / "checkpoints", item_names=ITEMS, options=options)
+    return _manager(workdir, options)
+
+
+def _manager(workdir: str | Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "moments", "counters")}
+    handlers: Any = {**arrays, "record": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(Path(workdir).resolve() / "checkpoints", item_handlers=handlers, options=options)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, record: dict[str, Any]) -> None:
@@ -57,9 +65,12 @@ def save(manager: ocp.CheckpointManager, state: TrainState, record: dict[str, An
 
 
 def restore(
-    manager: ocp.CheckpointManager, step: int, abstract: TrainState, shardings: TrainState
+    manager: ocp.CheckpointManager, step: int, abstract: TrainState, shardings: TrainState, vocab: int
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state saved at `step`, laid out by `shardings`, and the record saved beside it.
+
+    Args:
+      vocab: rows of the vocabulary parameters that the checkpoint must have; a layout may have added others.
 
     Raises:
       BadInput: the checkpoint's arrays are not those of this model and optimizer.
@@ -72,43 +83,70 @@ def restore(
     restored = _restore_items(
         manager,
         step,
-        parameters=ocp.args.StandardRestore(dict(wanted.trainable)),
-        moments=ocp.args.StandardRestore(wanted.moments),
-        counters=ocp.args.StandardRestore({"step": wanted.step, "skipped": wanted.skipped}),
-        record=ocp.args.JsonRestore(),
+        vocab,
+        parameters=dict(wanted.trainable),
+        moments=wanted.moments,
+        counters={"step": wanted.step, "skipped": wanted.skipped},
     )
+    record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
     state = TrainState(
         restored["counters"]["step"], restored["counters"]["skipped"], restored["parameters"], restored["moments"]
     )
-    return state, restored["record"]
+    return state, record
 
 
 def restore_parameters(
     workdir: str | Path, architecture: Architecture, shardings: Mapping[str, NamedSharding]
 ) -> dict[str, jax.Array]:
-    """The parameters of the newest checkpoint of a run, laid out by `shardings`.
+    """The parameters of the newest checkpoint of a run, laid out by `shardings`; the run may be going on.
 
     Raises:
-      BadInput: the workdir has no finished checkpoint.
+      BadInput: the workdir has no finished checkpoint, or one of another model.
     """
     shapes, _ = abstract_parameters(architecture)
-    manager = open_checkpoints(workdir, keep_last=1_000_000, keep_every=0)
-    step = manager.latest_step()
+    step = None
+    if (Path(workdir) / "checkpoints").is_dir():
+        manager = _manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
+        step = manager.latest_step()
     if step is None:
         raise BadInput(f"{workdir}: no finished checkpoint in {Path(workdir) / 'checkpoints'}; train this run first")
     wanted = {
         name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[name]) for name, shape in shapes.items()
     }
-    restored = _restore_items(manager, step, parameters=ocp.args.StandardRestore(wanted))
-    manager.close()
-    return restored["parameters"]
+    with contextlib.closing(manager):
+        return _restore_items(manager, step, architecture.vocab, parameters=wanted)["parameters"]
 
 
-def _restore_items(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
+def _restore_items(manager: ocp.CheckpointManager, step: int, vocab: int, **items: Any) -> Any:
+    where = manager.directory / str(step)
+    # Orbax finds a wrong shape while it reads, and leaves the other reads behind, unfinished: look first.
+    _check_parameters(manager.item_metadata(step)["parameters"], items["parameters"], vocab, where)
+    # Not strict: rows are added or cut where the two layouts padded the vocabulary differently.
+    wanted = {name: ocp.args.StandardRestore(item, strict=False) for name, item in items.items()}
     try:
-        return manager.restore(step, args=ocp.args.Composite(**items))
+        return manager.restore(step, args=ocp.args.Composite(**wanted))
     except (ValueError, KeyError, FileNotFoundError) as error:
-        raise BadInput(f"{manager.directory / str(step)}: cannot be restored: {error}") from error
+        raise BadInput(f"{where}: cannot be restored: {error}") from error
+
+
+def _check_parameters(stored: Any, wanted: Mapping[str, jax.ShapeDtypeStruct], vocab: int, where: Any) -> None:
+    """Every parameter is there in its shape and no other, but for the rows that a layout adds to the vocabulary."""
+    if stored is None:
+        raise BadInput(f"{where}: cannot be restored: it holds no parameters. Remove it to go on from an earlier one.")
+
+    def in_effect(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (vocab, *shape[1:]) if name in VOCABULARY_PARAMETERS and shape[0] >= vocab else shape
+
+    found = {name: in_effect(name, tuple(leaf.shape)) for name, leaf in stored.items()}
+    expected = {name: in_effect(name, tuple(leaf.shape)) for name, leaf in wanted.items()}
+    problems = [
+        f"{name}: found {list(found[name]) if name in found else 'nothing'}, "
+        f"expected {list(expected[name]) if name in expected else 'nothing'}"
+        for name in sorted({*found, *expected})
+        if found.get(name) != expected.get(name)
+    ]
+    if problems:
+        raise BadInput(f"{where}: cannot be restored into this model:\n  " + "\n  ".join(problems))
 
 
 def to_host(tree: Any) -> Any:

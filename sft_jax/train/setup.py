@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sft_jax.config import RunConfig, identity_differences, to_json
 from sft_jax.data.batches import Batch, Batches
 from sft_jax.data.packing import choose_target_capacity, plan_packing
-from sft_jax.data.prepare import Prepared, describe, fingerprint, prepare, prepare_cached
+from sft_jax.data.prepare import Prepared, check_vocabulary, describe, fingerprint, prepare, prepare_cached
 from sft_jax.errors import BadInput
 from sft_jax.model.decoder import Compute, abstract_parameters
 from sft_jax.parallel.rules import mesh_size, shardings
@@ -71,24 +71,31 @@ def read_inputs(config: RunConfig, first_process: bool) -> Inputs:
     several = config.distributed.processes > 1 or config.distributed.auto
 
     def prepared(files: tuple[str, ...]) -> Prepared:
-        if not several:
-            return prepare(config.data, pretrained.tokenizer, files)
-        cache, deadline = Path(config.workdir) / "prepared", config.distributed.timeout_seconds
-        return prepare_cached(config.data, pretrained.tokenizer, cache, first_process, deadline, files)
+        if several:
+            cache, deadline = Path(config.workdir) / "prepared", config.distributed.timeout_seconds
+            found = prepare_cached(config.data, pretrained.tokenizer, cache, first_process, deadline, files)
+        else:
+            found = prepare(config.data, pretrained.tokenizer, files)
+        check_vocabulary(found.examples, pretrained.architecture.vocab, config.model.path)
+        return found
 
     train_data = prepared(config.data.train)
     lengths, targets = _sizes(train_data)
     length, packing = config.data.sequence_length, config.data.packing
     multiple = TARGET_MULTIPLE * max(1, config.mesh.context)
-    capacity = config.data.target_capacity or choose_target_capacity(lengths, targets, length, packing, multiple)
+    # A run keeps the capacity it began with: the context axis may change, and the rows must not.
+    capacity = config.data.target_capacity or _capacity_of(Path(config.workdir))
+    capacity = capacity or choose_target_capacity(lengths, targets, length, packing, multiple)
     plan = plan_packing(lengths, targets, length, capacity, packing)
     notes = [*describe(train_data), plan.describe()]
     rows, parts = config.train.batch_size, config.train.accumulation
-    total_rows = None if config.train.steps else config.train.epochs * plan.rows
+    of_epochs = -(-config.train.epochs * plan.rows // rows)
+    steps = config.train.steps or of_epochs
+    # The resolved config names both: a run of whole epochs ends with padding there too, not with rows of one more.
+    total_rows = config.train.epochs * plan.rows if steps == of_epochs else None
     source = Batches(
         train_data.examples, plan, config.train.seed, rows, parts, config.data.shuffle, total_rows=total_rows
     )
-    steps = config.train.steps or source.steps_for(config.train.epochs)
     evaluation = None
     if config.data.eval:
         held_out = prepared(config.data.eval)
@@ -100,10 +107,23 @@ def read_inputs(config: RunConfig, first_process: bool) -> Inputs:
     resolved = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, target_capacity=capacity),
-        train=dataclasses.replace(config.train, steps=steps, epochs=1 if config.train.steps else config.train.epochs),
+        train=dataclasses.replace(config.train, steps=steps),
     )
     record = {"data": fingerprint(train_data.examples), "plan": plan.hash}
     return Inputs(resolved, pretrained, source, evaluation, record, notes)
+
+
+def _capacity_of(workdir: Path) -> int:
+    """The target capacity of the run in `workdir`; 0 where none has begun."""
+    return read_run_config(workdir).data.target_capacity if _has_begun(workdir) else 0
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Whether a run has taken a step here; one that was refused before its first may be started anew."""
+    steps = workdir / "metrics.jsonl", *(workdir / "checkpoints").glob("*")
+    return (workdir / RUN_CONFIG).is_file() and any(
+        path.is_dir() or path.stat().st_size for path in steps if path.exists()
+    )
 
 
 def _sizes(data: Prepared) -> tuple[np.ndarray, np.ndarray]:
@@ -116,12 +136,14 @@ def _sizes(data: Prepared) -> tuple[np.ndarray, np.ndarray]:
 def claim_workdir(inputs: Inputs, first_process: bool) -> None:
     """Check that the workdir is new or this run's own, and write what makes the run independent of its inputs.
 
+    A workdir whose run never took a step is new: what it holds is of a start that was refused.
+
     Raises:
       BadInput: the workdir belongs to another run (a diff of the identity fields), or its data changed.
     """
     workdir = Path(inputs.config.workdir)
     record_path = workdir / "record.json"
-    if (workdir / RUN_CONFIG).is_file():
+    if _has_begun(workdir):
         differences = identity_differences(read_run_config(workdir), inputs.config)
         if differences:
             listed = "\n  ".join(differences)
@@ -232,7 +254,7 @@ def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
         )
         state = make_state(inputs.pretrained.load(architecture, layout))
     else:
-        state, _ = checkpoint.restore(manager, step, abstract_state, state_layout)
+        state, _ = checkpoint.restore(manager, step, abstract_state, state_layout, architecture.vocab)
 
     batch_layout = batch_shardings(mesh, config.sharding)
     whole = NamedSharding(mesh, PartitionSpec())

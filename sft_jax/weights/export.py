@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sft_jax.data.chat import rendered
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.families import FAMILIES, architecture_of, family_of
@@ -93,9 +94,15 @@ def export(
 
 
 def stop_tokens(tokenizer: Any, generation_config: Mapping[str, Any]) -> list[int]:
-    """Ids that end a completion: those the model came with, the chat template's end of turn, the tokenizer's EOS."""
+    """Ids that end a completion: those the model came with, the chat template's end of turn, the tokenizer's EOS.
+
+    Raises:
+      BadInput: ids that are no numbers, or a chat template that fails.
+    """
     given = generation_config.get("eos_token_id")
     stops = list(given) if isinstance(given, list) else [given]
+    if not all(isinstance(token, int | None) for token in stops):
+        raise BadInput(f"generation_config.json: eos_token_id is {given!r}, expected a token id or a list of them")
     if tokenizer is not None:
         stops += [_end_of_turn(tokenizer), tokenizer.eos_token_id]
     return list(dict.fromkeys(token for token in stops if token is not None))
@@ -107,7 +114,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
         return None
     mark = "3f1c9a"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
-    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)[2].lstrip()
+    after = rendered("the model's tokenizer", turns, tokenizer).rpartition(mark)[2].lstrip()
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     first = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
     return ids[0] if first is not None and first.special else None

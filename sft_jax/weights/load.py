@@ -125,6 +125,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not valid UTF-8: {error.reason} at byte {error.start}") from error
     if not isinstance(content, dict):
         raise BadInput(f"{path}: holds {type(content).__name__}, expected an object")
     return content

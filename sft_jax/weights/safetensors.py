@@ -69,8 +69,10 @@ def _files(directory: Path) -> tuple[list[Path], list[str]]:
     if index.is_file():
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{index}: not an index of safetensors: {type(error).__name__}: {error}") from error
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise BadInput(f"{index}: weight_map is no object of tensor name -> file name")
         return [directory / name for name in sorted(set(weight_map.values()))], list(weight_map)
     if (directory / SINGLE).is_file():
         return [directory / SINGLE], []

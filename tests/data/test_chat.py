@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sft_jax.config import Data
-from sft_jax.data.chat import Encoded, encode
+from sft_jax.data.chat import Encoded, encode, generation_prompt
 from sft_jax.data.prepare import prepare
 from sft_jax.data.records import Record
 from sft_jax.errors import BadInput
@@ -225,6 +225,17 @@ def test_a_template_that_drops_the_second_of_two_equal_calls_is_refused(make_tok
         chat(tokenizer, [TALK[1], message])
 
 
+def test_arguments_that_python_takes_for_equal_are_told_apart(make_tokenizer, templates):
+    """True == 1 == 1.0 and False == 0: each stands once in the text, and that is no loss."""
+    arguments = {"urgent": True, "count": 1, "x": 1.0, "off": False, "zero": 0}
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert trained(make_tokenizer(), chat(make_tokenizer(), turns))
+    shorter = templates.CHATML.replace("call.function.arguments | tojson", "{'urgent': true} | tojson")
+    with pytest.raises(BadInput, match=r"drops the argument 'count', the argument 1,"):
+        chat(make_tokenizer(shorter), turns)
+
+
 def test_a_dropped_call_that_trains_nothing_is_no_loss(make_tokenizer, templates):
     message = {"role": "assistant", "content": "", "tool_calls": [weather(city="Paris")], "weight": 0}
     encoded = chat(make_tokenizer(templates.DROPS_CALLS), [TALK[1], message, *TALK[3:]])
@@ -249,6 +260,27 @@ def test_marks_that_do_not_match_the_turns_are_refused(make_tokenizer, templates
 def test_a_tokenizer_without_a_template_says_how_to_give_one(make_tokenizer):
     with pytest.raises(BadInput, match=r"demos.jsonl:17: .*no chat template.*data.chat_template"):
         chat(make_tokenizer(None), TALK)
+
+
+def test_a_generation_prompt_is_that_of_apply_chat_template(make_tokenizer, templates):
+    tokenizer = make_tokenizer(add_bos=True)
+    for messages in (TALK[:2], TALK[:4]):
+        expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert generation_prompt("x", messages, None, tokenizer) == expected
+    with pytest.raises(BadInput, match=r"p\.jsonl:3: the tokenizer has no chat template"):
+        generation_prompt("p.jsonl:3", TALK[:2], None, make_tokenizer(None))
+    with pytest.raises(BadInput, match=r"p\.jsonl:3: the chat template fails.*ZeroDivisionError"):
+        generation_prompt("p.jsonl:3", TALK[:2], None, make_tokenizer("{{ 1 // 0 }}"))
+
+
+def test_a_null_content_is_no_obstacle_to_a_generation_prompt(make_tokenizer, templates):
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": {}}}
+    turns = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "{}"},
+    ]
+    assert generation_prompt("x", turns, None, make_tokenizer(templates.DROPS_CALLS))
 
 
 def test_a_template_that_fails_is_reported_with_its_own_words(make_tokenizer, templates):

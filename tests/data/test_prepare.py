@@ -11,7 +11,7 @@ import pytest
 
 from sft_jax.config import Data
 from sft_jax.data import prepare as module
-from sft_jax.data.prepare import Prepared, describe, fingerprint, prepare, prepare_cached
+from sft_jax.data.prepare import Prepared, check_vocabulary, describe, fingerprint, prepare, prepare_cached
 from sft_jax.errors import BadInput
 
 ROWS = [
@@ -168,3 +168,19 @@ def test_the_first_process_tells_the_others_why_it_refused(make_tokenizer, jsonl
     # The refusal belongs to this content: mended data is another key.
     jsonl(ROWS)
     assert prepare_cached(data, make_tokenizer(), tmp_path / "cache", True, 1).examples
+
+
+def test_ids_that_the_model_has_no_embedding_for_are_refused(make_tokenizer, jsonl):
+    tokenizer = make_tokenizer()
+    path = jsonl(ROWS)
+    examples = prepare(Data(train=(path,)), tokenizer).examples
+    highest = max(int(example.tokens.max()) for example in examples)
+    check_vocabulary(examples, highest + 1, "m")
+    with pytest.raises(BadInput, match=rf"demos\.jsonl:\d: the tokenizer gives id {highest}, but m has {highest} emb"):
+        check_vocabulary(examples, highest, "m")
+
+
+def test_rows_without_a_target_are_kept_where_they_are_wanted(make_tokenizer, jsonl):
+    rows = [*ROWS, {"messages": [{"role": "user", "content": "hello"}]}]
+    prepared = prepare(Data(train=(jsonl(rows),)), make_tokenizer(), keep_untrained=True)
+    assert len(prepared.examples) == 4 and not prepared.examples[3].weights.any()

@@ -28,8 +28,8 @@ def calls_of(row: Row) -> list[Call]:
     return [call for text in said(row, "assistant") for call in parse_calls(text)]
 
 
-def trigrams(row: Row) -> set[tuple[str, ...]]:
-    words = re.findall(r"[\w']+", " ".join(said(row, "user")).lower())
+def trigrams(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"[\w']+", text.lower())
     # A text shorter than three words is its own n-gram, so that it can be found again.
     return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
@@ -72,16 +72,21 @@ def test_a_repeated_user_turn_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_kinds_have_their_shares() -> None:
     train, held_out = (Counter(row["kind"] for row in rows) for rows in (TRAIN_ROWS, HELD_OUT_ROWS))
-    with_calls = [kinds["call"] + kinds["calls"] + kinds["multi_turn"] for kinds in (train, held_out)]
-    assert len(TRAIN_ROWS) >= 330 and 64 <= len(HELD_OUT_ROWS) <= 80
-    assert 0.65 <= with_calls[0] / len(TRAIN_ROWS) <= 0.75
-    assert with_calls[1] >= 40 and held_out["refusal"] >= 12 and held_out["answer"] >= 12
+    assert len(TRAIN_ROWS) >= 300 and 64 <= len(HELD_OUT_ROWS) <= 80
+    assert train.keys() == held_out.keys() | {"session"}
+    assert held_out["call"] + held_out["calls"] + held_out["multi_turn"] >= 40
+    assert held_out["refusal"] >= 12 and held_out["answer"] >= 12
+    answers = [text for row in TRAIN_ROWS for text in said(row, "assistant")]
+    calls = sum(bool(parse_calls(text)) for text in answers) / len(answers)
+    refusals = answers.count(REFUSAL) / len(answers)
+    assert 0.6 <= calls <= 0.75 and 0.1 <= refusals <= 0.2 and 1 - calls - refusals >= 0.1
 
 
 def test_ids_are_numbered_and_no_user_text_comes_twice() -> None:
     for rows, split in ((TRAIN_ROWS, "train"), (HELD_OUT_ROWS, "held-out")):
         assert [row["id"] for row in rows] == [f"{split}-{number:04d}" for number in range(1, len(rows) + 1)]
-    texts = [said(row, "user")[0].lower() for row in ALL_ROWS]
+    thanks = {*values.TRAIN.thanks, *values.HELD_OUT.thanks}
+    texts = [text.lower() for row in ALL_ROWS for text in said(row, "user") if text not in thanks]
     assert len(set(texts)) == len(texts)
 
 
@@ -100,6 +105,13 @@ def test_every_row_has_the_turns_and_the_style_of_its_kind() -> None:
             assert roles[5:] in ([], ["user", "assistant"]), name
             assert isinstance(json.loads(said(row, "tool")[0]), dict), name
             assert len(parse_calls(first)) == 1 and in_register(said(row, "assistant")[1]), name
+        elif row["kind"] == "session":
+            asked = roles[1:]
+            if "tool" in asked:  # a result and its report follow the call they are of
+                place = asked.index("tool")
+                assert asked[place + 1] == "assistant" and parse_calls(row["messages"][place]["content"]), name
+                del asked[place : place + 2]
+            assert asked == ["user", "assistant"] * (len(asked) // 2) and len(asked) >= 4, name
         else:
             assert roles == ["system", "user", "assistant"], name
             assert len(parse_calls(first)) == {"call": 1, "calls": 2}.get(row["kind"], 0), name
@@ -130,8 +142,9 @@ def test_no_article_disagrees_with_its_noun() -> None:
 def test_every_tool_has_its_phrasings_and_every_one_is_used() -> None:
     for tool in TOOLS:
         assert len(set(phrasings.TRAIN.sentences[tool])) >= 18
-        made = [call for row in TRAIN_ROWS if row["kind"] == "call" for call in calls_of(row) if call.name == tool]
-        assert len(made) >= len(phrasings.TRAIN.sentences[tool])
+        turns = [parse_calls(text) for row in TRAIN_ROWS for text in said(row, "assistant")]
+        made = [calls for calls in turns if [call.name for call in calls] == [tool]]
+        assert len(made) >= 2 * len(phrasings.TRAIN.sentences[tool])
 
 
 def test_no_template_is_shared_between_the_splits() -> None:
@@ -144,9 +157,11 @@ def test_no_template_is_shared_between_the_splits() -> None:
 
 
 def test_no_held_out_row_is_a_near_duplicate_of_a_training_row() -> None:
-    known = [(row["id"], trigrams(row)) for row in TRAIN_ROWS]
+    """Nor of any one turn of it: in a conversation of several requests a copied one would hide."""
+    known = [(row["id"], trigrams(" ".join(said(row, "user")))) for row in TRAIN_ROWS]
+    known += [(row["id"], trigrams(text)) for row in TRAIN_ROWS for text in said(row, "user")]
     for row in HELD_OUT_ROWS:
-        mine = trigrams(row)
+        mine = trigrams(" ".join(said(row, "user")))
         nearest, name = max((len(mine & other) / len(mine | other), name) for name, other in known)
         assert nearest < 0.5, (row["id"], name, nearest)
 
@@ -165,7 +180,7 @@ def test_no_held_out_value_occurs_in_a_training_row() -> None:
 
 def test_no_held_out_pair_of_tools_occurs_in_a_training_row() -> None:
     trained, held_out = (
-        {frozenset(names) for row in rows if len(names := [call.name for call in calls_of(row)]) > 1}
+        {frozenset(names) for row in rows if len(names := {call.name for call in calls_of(row)}) > 1}
         for rows in (TRAIN_ROWS, HELD_OUT_ROWS)
     )
     assert held_out and trained and not trained & held_out

@@ -20,7 +20,7 @@ def test_a_run_is_sampled_scored_and_exported_without_its_config(run, config_fil
     assert len(samples) == 6 and all(len(row["completions"]) == 2 for row in samples)
     first = out.read_bytes()
     # On four devices the same draws.
-    status, _, err = run("sample", workdir, "--prompts", held_out, *options, "--devices.cpu-devices", 4)
+    status, _, err = run("sample", workdir, "--prompts", held_out, *options, "--distributed.cpu-devices", 4)
     assert status == 0, err
     assert out.read_bytes() == first
 

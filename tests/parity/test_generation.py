@@ -6,11 +6,11 @@ import torch
 import transformers
 
 from sft_jax.config import Data, RunConfig
+from sft_jax.data.chat import generation_prompt
 from sft_jax.data.prepare import prepare
 from sft_jax.model.decoder import Compute
 from sft_jax.parallel.rules import layout
 from sft_jax.sample.generate import PROMPT_BUCKET, Generator, Sampling
-from sft_jax.sample.prompts import conversation_prompt
 from sft_jax.sample.score import score_examples
 from sft_jax.train.pretrained import open_pretrained, place
 
@@ -56,9 +56,11 @@ def theirs(model_path):
 def test_greedy_generation_is_identical_token_by_token(ours, theirs):
     pretrained, architecture, parameters = ours
     prompts = [
-        conversation_prompt(
-            pretrained.tokenizer,
+        generation_prompt(
+            turns[-1],
             [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)],
+            None,
+            pretrained.tokenizer,
         )
         for turns in CONVERSATIONS
     ]

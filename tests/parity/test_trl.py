@@ -197,10 +197,10 @@ def test_ten_steps_of_a_tiny_model_equal_trl(rows, accumulation, tiny_model, mes
     compare(case, theirs, with_ours(case, mesh_of(), tmp_path))
 
 
-def test_three_steps_of_the_real_model_on_our_demonstrations_equal_trl(model_path, pytestconfig, mesh_of, tmp_path):
-    """The real SmolLM2 on four of the rows that the quickstart trains on; a minute on two cores."""
+def test_ten_steps_of_the_real_model_on_our_demonstrations_equal_trl(model_path, pytestconfig, mesh_of, tmp_path):
+    """The real SmolLM2 on rows that the quickstart trains on; two minutes on two cores."""
     lines = (pytestconfig.rootpath / "sft_jax" / "demonstrations" / "train.jsonl").read_text("utf-8").splitlines()
-    demonstrations = [{"messages": json.loads(line)["messages"]} for line in lines[:4]]
-    case = Case(model_path, demonstrations, 3, 4, accumulation=1, learning_rate=1e-4, warmup_steps=0)
+    demonstrations = [{"messages": json.loads(line)["messages"]} for line in lines[:20]]
+    case = Case(model_path, demonstrations, STEPS, 2, accumulation=1, learning_rate=1e-4, warmup_steps=0)
     theirs = with_trl(case, exported(model_path, mesh_of()), load_tokenizer(model_path), tmp_path / "trl")
     compare(case, theirs, with_ours(case, mesh_of(), tmp_path))

@@ -5,7 +5,7 @@ import pytest
 
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, forward, logits
-from sft_jax.sample.generate import Generator, Sampling, draw
+from sft_jax.sample.generate import Generator, Sampling, draw, make_generate
 
 STOP = 257
 
@@ -89,3 +89,18 @@ def test_top_p_draws_from_the_smallest_set_that_reaches_p():
 def test_a_prompt_without_room_for_a_token_is_refused(tiny_parameters, generator):
     with pytest.raises(ValueError, match="512 tokens"):
         generator(tiny_parameters, [[1] * 512], Sampling(max_new_tokens=1))
+
+
+def test_nothing_waits_for_the_rows_that_fill_a_batch_up(tiny, tiny_parameters, prompts):
+    """The loop ends when the real rows have stopped: an empty row has made no token by then."""
+    [[one]] = Generator(tiny, Compute(), [STOP], 258)(tiny_parameters, prompts[:1], Sampling(max_new_tokens=20))
+    stop = one.tokens[2]
+    generate = make_generate(tiny, Compute(), Sampling(max_new_tokens=20), [stop], 258)
+    tokens = np.zeros((2, 64), np.int32)
+    tokens[0, : len(prompts[0])] = prompts[0]
+    out, made = generate(
+        tiny_parameters, tokens, np.array([len(prompts[0]), 0], np.int32), jax.random.split(jax.random.key(0), 2)
+    )
+    count = one.tokens.index(stop) + 1
+    assert made.tolist() == [count, 1]
+    assert not np.asarray(out)[:, count:].any()

@@ -5,7 +5,7 @@ import pytest
 from sft_jax.config import Optimizer, Sharding
 from sft_jax.errors import BadInput
 from sft_jax.model.decoder import abstract_parameters
-from sft_jax.parallel.rules import shardings
+from sft_jax.parallel.rules import mesh_size, shardings
 from sft_jax.train.checkpoint import open_checkpoints, restore, restore_parameters, save
 from sft_jax.train.optimizer import make_optimizer
 from sft_jax.train.step import initial_state, state_shardings
@@ -13,12 +13,12 @@ from sft_jax.train.step import initial_state, state_shardings
 
 @pytest.fixture
 def laid_out(tiny, mesh_of):
-    """mesh sizes -> (abstract state, its shardings)."""
+    """mesh sizes -> (abstract state, its shardings, those of the parameters)."""
 
-    def lay_out(**sizes):
+    def lay_out(rules=Sharding(), **sizes):  # noqa: B008  (frozen)
         mesh = mesh_of(**sizes)
-        abstract, axes = abstract_parameters(tiny)
-        layout = shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, Sharding())
+        abstract, axes = abstract_parameters(tiny.padded_to(mesh_size(rules.vocab, mesh)))
+        layout = shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, rules)
         optimizer = make_optimizer(Optimizer())
         state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), abstract)
         return state, state_shardings(state, layout, mesh), layout
@@ -47,7 +47,7 @@ def test_a_state_restores_bit_equal_onto_another_mesh(tmp_path, state_at, laid_o
     manager.close()
     manager = open_checkpoints(tmp_path, 1, 0)
     abstract, where, _ = laid_out(fsdp=8)
-    restored, record = restore(manager, 3, abstract, where)
+    restored, record = restore(manager, 3, abstract, where, 260)
     assert record == {"data": "abc"}
     for ours, saved, sharding in zip(*map(jax.tree.leaves, (restored, state, where)), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(saved))
@@ -85,6 +85,42 @@ def test_a_run_without_a_checkpoint_and_one_of_another_model_are_refused(tmp_pat
     abstract, where, _ = laid_out()
     wide = jax.ShapeDtypeStruct((300, 32), np.float32)
     other = abstract._replace(trainable={**abstract.trainable, "embedding": wide})
-    with pytest.raises(BadInput, match="cannot be restored"):
-        restore(manager, 1, other, where)
+    with pytest.raises(BadInput, match=r"embedding: found \[260, 32\], expected \[300, 32\]"):
+        restore(manager, 1, other, where, 300)
     manager.close()
+
+
+def test_vocabulary_rows_of_one_layout_are_cut_or_added_for_another(tmp_path, state_at, laid_out, tiny):
+    manager = open_checkpoints(tmp_path, 1, 0)
+    state = state_at(3)
+    save(manager, state, {})
+    manager.wait_until_finished()
+    rules = Sharding(heads="none", kv_heads="none", mlp="none")
+    abstract, where, layout = laid_out(rules, tensor=8)
+    padded, _ = restore(manager, 3, abstract, where, tiny.vocab)
+    for tree in (padded.trainable, padded.moments[0].mu, padded.moments[0].nu):
+        assert tree["embedding"].shape == (264, 32) and not np.asarray(tree["embedding"][260:]).any()
+    manager.close()
+
+    manager = open_checkpoints(tmp_path / "padded", 1, 0)
+    save(manager, padded, {})
+    manager.wait_until_finished()
+    abstract, where, _ = laid_out(fsdp=2)
+    again, _ = restore(manager, 3, abstract, where, tiny.vocab)
+    manager.close()
+    for ours, saved in zip(*map(jax.tree.leaves, (again, state)), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(saved))
+    assert restore_parameters(tmp_path, tiny.padded_to(8), layout)["embedding"].shape == (264, 32)
+
+
+def test_reading_parameters_leaves_a_save_that_goes_on_alone(tmp_path, tiny, state_at, laid_out):
+    manager = open_checkpoints(tmp_path, 1, 0)
+    save(manager, state_at(1), {})
+    manager.wait_until_finished()
+    manager.close()
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    restore_parameters(tmp_path, tiny, laid_out()[2])
+    assert unfinished.is_dir()
+    open_checkpoints(tmp_path, 1, 0).close()
+    assert not unfinished.exists()
