@@ -73,6 +73,8 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
         start(distributed)
 
     import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
 
     from sft_jax.parallel.mesh import make_mesh
     from sft_jax.parallel.rules import layout
@@ -81,7 +83,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     from sft_jax.report.terminal import TrainingProgress
     from sft_jax.train.loop import Callables, Schedule
     from sft_jax.train.loop import train as run_loop
-    from sft_jax.train.metrics import MetricsWriter
+    from sft_jax.train.metrics import MetricsWriter, has_evaluation
     from sft_jax.train.preemption import watch_for_preemption
     from sft_jax.train.pretrained import padded
     from sft_jax.train.setup import assemble, batch_shapes_of, check_batch
@@ -114,6 +116,10 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
                 writer.write(row)
             show(row)
 
+        eval_every = config.train.eval_every
+        due = bool(begin and eval_every and begin % eval_every == 0)
+        missed = due and first_process and not has_evaluation(config.workdir, begin)
+        evaluate_first = bool(multihost_utils.broadcast_one_to_all(np.int32(missed)))
         peak = peak_flops(jax.devices()[0].device_kind)
         state = run_loop(
             assembled.state,
@@ -122,7 +128,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
             assembled.shapes,
             assembled.shardings,
             Callables(assembled.update, assembled.evaluate, report, poll),
-            Schedule(config.train.steps, config.train.eval_every, config.train.save_every),
+            Schedule(config.train.steps, eval_every, config.train.save_every, evaluate_first),
             assembled.manager,
             inputs.record,
             architecture,

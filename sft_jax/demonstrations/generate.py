@@ -61,21 +61,23 @@ class Plan:
     session: int
 
 
-TRAIN_PLAN = Plan(call=16, calls=8, multi_turn=8, then_thanks=4, refusal=8, answer=8, session=260)
+TRAIN_PLAN = Plan(call=20, calls=20, multi_turn=8, then_thanks=4, refusal=4, answer=4, session=252)
 HELD_OUT_PLAN = Plan(call=31, calls=8, multi_turn=6, then_thanks=2, refusal=14, answer=14, session=0)
 
 # A row opens with a system turn of 66 tokens. Several requests in one conversation share it, as they do in a home, and
 # the same number of tokens teaches more of them. Its calls are of two tools that this split may show together.
 SESSIONS = (
     ("first", "second", "refusal"),
-    ("both", "first"),
-    ("refusal", "second", "first"),
-    ("answer", "first", "second"),
-    ("both", "second"),
+    ("both", "refusal"),
     ("second", "refusal", "first"),
-    ("first", "both"),
+    ("answer", "both"),
+    ("both", "first"),
+    ("refusal", "both"),
     ("result", "second"),
     ("second", "first", "answer"),
+    ("both", "answer"),
+    ("first", "both"),
+    ("refusal", "first", "second"),
     ("second", "both"),
 )
 """What is asked in one conversation: for the first or the second tool, for both at once, with its result, or none."""

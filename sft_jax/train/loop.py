@@ -40,6 +40,8 @@ class Schedule:
     steps: int
     eval_every: int
     save_every: int
+    evaluate_first: bool = False
+    """The run was stopped at a step that was to be evaluated: do it before the next one."""
 
 
 def train(
@@ -73,9 +75,9 @@ def train(
     def settle() -> None:
         """Read the metrics of the step in flight and report them."""
         nonlocal pending
-        if pending is not None:
-            calls.report(pending.row(source, architecture, peak_flops))
-            pending = None
+        finished, pending = pending, None
+        if finished is not None:
+            calls.report(finished.row(source, architecture, peak_flops))
 
     def save(step: int) -> None:
         nonlocal saved
@@ -83,27 +85,32 @@ def train(
             checkpoint.save(manager, state, {**record, "source": source.state()})
             saved = step
 
+    if schedule.evaluate_first:
+        calls.report(calls.evaluate(state, first))
     clock = _Clock()
-    for step, batch, waited in feed(source, range(first, schedule.steps), shapes, shardings):
-        state, metrics = calls.update(state, frozen, batch)
-        in_flight = _Pending(step, metrics, waited, clock)
-        settle()
-        pending = in_flight
-        done = step + 1
-        last = done == schedule.steps
-        stop = calls.preempted()
-        evaluation_due = bool(schedule.eval_every) and (last or done % schedule.eval_every == 0)
-        if stop or last or evaluation_due or (schedule.save_every and done % schedule.save_every == 0):
-            # A bad step must be known before anything is saved beyond it.
+    try:
+        for step, batch, waited in feed(source, range(first, schedule.steps), shapes, shardings):
+            state, metrics = calls.update(state, frozen, batch)
+            in_flight = _Pending(step, metrics, waited, clock)
             settle()
-        if evaluation_due and not stop:
-            calls.report(calls.evaluate(state, done))
-            clock.restart()
-        if stop or last or (schedule.save_every and done % schedule.save_every == 0):
-            save(done)
-        if stop:
-            manager.wait_until_finished()
-            raise Preempted(f"stopped after step {done} of {schedule.steps}; run the same command to continue")
+            pending = in_flight
+            done = step + 1
+            last = done == schedule.steps
+            stop = calls.preempted() and not last
+            evaluation_due = bool(schedule.eval_every) and (last or done % schedule.eval_every == 0)
+            if stop or last or evaluation_due or (schedule.save_every and done % schedule.save_every == 0):
+                # A bad step must be known before anything is saved beyond it.
+                settle()
+            if evaluation_due and not stop:
+                calls.report(calls.evaluate(state, done))
+                clock.restart()
+            if stop or last or (schedule.save_every and done % schedule.save_every == 0):
+                save(done)
+            if stop:
+                manager.wait_until_finished()
+                raise Preempted(f"stopped after step {done} of {schedule.steps}; run the same command to continue")
+    finally:
+        settle()  # also when the source or the user ends the run: the step in flight was made
     manager.wait_until_finished()
     manager.check_for_errors()
     return state

@@ -97,6 +97,13 @@ class MetricsWriter:
             self._events.close()
 
 
+def has_evaluation(workdir: str | Path, step: int) -> bool:
+    """Whether metrics.jsonl has the held-out row of `step`."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return any(row["step"] == step and "eval/loss" in row for row in map(json.loads, lines))
+
+
 def cut_after(path: Path, step: int) -> None:
     """Drop the rows of a metrics.jsonl whose step is beyond `step`, and a last line that a kill cut short."""
     if not path.exists():

@@ -3,11 +3,16 @@
 The command line runs in this process, on the eight simulated devices: nothing here gets as far as a step.
 """
 
+import copy
 import json
+import shutil
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from sft_jax.cli import run_command
+from sft_jax.errors import BadInput
+from sft_jax.quickstart import clear
 
 
 def _row(*turns):
@@ -95,6 +100,93 @@ def test_a_workdir_of_another_run_is_refused_with_a_diff(run, config_file, tmp_p
     data.write_text(data.read_text().replace("Say t3", "Tell t3"))
     _refused(run("train", config_file, "--train.steps", 2), ["demonstrations changed"])
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_start_that_was_refused_does_not_claim_the_workdir(run, config_file, tiny_model, tmp_path):
+    """The tensors are read last, when the workdir has its config: the corrected command must not meet it."""
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.norm.weight"], tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors")
+    options = ("--train.steps", 1, "--train.eval-every", 0)
+    _refused(
+        run("train", config_file, *options, "--model.path", broken),
+        ["2 missing", "model.norm.weight", "model.layers.1.mlp.up_proj.weight"],
+    )
+    status, _, err = run("train", config_file, *options)
+    assert status == 0, err
+
+
+def test_a_changed_context_axis_is_no_other_run(run, config_file):
+    """M is a multiple of the axis when it is chosen, and stays what it was when the axis changes."""
+    options = ("--train.steps", 2, "--train.eval-every", 0)
+    status, _, err = run("train", config_file, *options)
+    assert status == 0, err
+    status, _, err = run("train", config_file, *options, "--mesh.fsdp", 4, "--mesh.context", 2)
+    assert status == 0 and "already at step 2 of 2" in err, err
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(run, config_file, demonstrations, tokenizer, tmp_path):
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens(["zz", "yy", "Say"])
+    larger.save_pretrained(tmp_path / "larger")
+    _refused(
+        run("train", config_file, "--data.tokenizer", tmp_path / "larger"),
+        ["train.jsonl:1", "id 260", "260 embeddings"],
+    )
+
+
+BAD_USES = {
+    "no room for a token": (
+        ("sample", "--prompts", "held_out.jsonl", "--max-new-tokens", 500),
+        ["held_out.jsonl:1", "512"],
+    ),
+    "nothing to generate": (
+        ("sample", "--prompts", "held_out.jsonl", "--max-new-tokens", 0),
+        ["--max-new-tokens is 0"],
+    ),
+    "no batch": (("score", "--data", "held_out.jsonl", "--batch-size", 0), ["--batch-size is 0"]),
+    "negative temperature": (("sample", "--prompts", "held_out.jsonl", "--temperature", -1), ["--temperature is -1"]),
+    "no probability": (("sample", "--prompts", "held_out.jsonl", "--top-p", 0), ["--top-p is 0"]),
+    "output is a directory": (("sample", "--prompts", "held_out.jsonl", "--out", "."), ["directory"]),
+    "output below a file": (("export", "--out", "train.jsonl/x"), ["train.jsonl is a file"]),
+    "mesh without devices": (("score", "--data", "held_out.jsonl", "--mesh.tensor", 0), ["mesh.tensor is 0"]),
+    "longer than the model": (("score", "--data", "long.jsonl"), ["long.jsonl:1", "512 positions"]),
+    "no prompt": (("sample", "--prompts", "text.jsonl"), ["text.jsonl:1", "messages"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_USES)
+def test_bad_input_of_sample_score_and_export(run, tiny_model, demonstrations, monkeypatch, case):
+    monkeypatch.chdir(demonstrations.parent)
+    (demonstrations.parent / "long.jsonl").write_text(json.dumps({"text": "x" * 600}) + "\n")
+    (demonstrations.parent / "text.jsonl").write_text(json.dumps({"text": "x"}) + "\n")
+    (command, *options), words = BAD_USES[case]
+    _refused(run(command, tiny_model, *options), words)
+
+
+def test_messages_need_a_chat_template_and_raw_prompts_do_not(run, tiny_model, demonstrations, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    (base / "chat_template.jinja").unlink()
+    _refused(run("sample", base, "--prompts", demonstrations), ["train.jsonl:1", "no chat template"])
+    (tmp_path / "raw.jsonl").write_text(json.dumps({"prompt": "Say"}) + "\n")
+    status, out, err = run("sample", base, "--prompts", tmp_path / "raw.jsonl", "--max-new-tokens", 2)
+    assert status == 0 and len(json.loads(out)["completions"]) == 1, err
+
+
+def test_the_quickstart_removes_nothing_but_a_run(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(BadInput, match="holds something that is no run"):
+        clear(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").touch()
+    clear(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    clear(tmp_path / "new")
 
 
 def test_an_unsupported_architecture_lists_the_supported_ones(run, config_file, tiny_model, tmp_path):

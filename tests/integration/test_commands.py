@@ -11,13 +11,15 @@ def test_a_run_is_sampled_scored_and_exported_without_its_config(run, config_fil
     assert status == 0, err
     config_file.unlink()
     workdir, held_out = tmp_path / "run", tmp_path / "held_out.jsonl"
+    with held_out.open("a") as file:
+        file.write(json.dumps({"messages": [{"role": "user", "content": "Say nothing."}]}) + "\n")
 
     out = tmp_path / "samples.jsonl"
     options = ("--n", 2, "--temperature", 0.8, "--seed", 3, "--max-new-tokens", 12, "--out", out)
     status, _, err = run("sample", workdir, "--prompts", held_out, *options)
     assert status == 0, err
     samples = _jsonl(out)
-    assert len(samples) == 6 and all(len(row["completions"]) == 2 for row in samples)
+    assert len(samples) == 7 and all(len(row["completions"]) == 2 for row in samples)
     first = out.read_bytes()
     # On four devices the same draws.
     status, _, err = run("sample", workdir, "--prompts", held_out, *options, "--distributed.cpu-devices", 4)
@@ -27,6 +29,8 @@ def test_a_run_is_sampled_scored_and_exported_without_its_config(run, config_fil
     status, _, err = run("score", workdir, "--data", held_out, "--out", tmp_path / "scores.jsonl")
     assert status == 0, err
     scores = _jsonl(tmp_path / "scores.jsonl")
+    assert len(scores) == 7
+    assert not any(scores.pop()["weights"])  # the row that asks and is not answered is scored all the same
     for row in scores:
         assert len(row["tokens"]) == len(row["weights"]) == len(row["logprobs"])
         assert row["logprobs"][0] is None and all(p <= 0 for p in row["logprobs"][1:])

@@ -83,6 +83,20 @@ def test_a_killed_and_a_preempted_run_continue_bit_identically(
     assert _exact(rows_of(workdir)) == _exact(uninterrupted)
 
 
+def test_an_evaluation_that_a_stop_prevented_is_made_on_resume(run, config_file, tmp_path, rows_of):
+    options = ("--train.eval-every", 4)
+    status, _, err = run("train", config_file, *options)
+    assert status == 0, err
+    whole = rows_of(tmp_path / "run")
+    # As SIGTERM leaves it when it comes in step 8: saved, and not evaluated.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
+    kept = [row for row in whole if row["step"] <= 8 and (row["step"] < 8 or "loss" in row)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    status, _, err = run("train", config_file, *options)
+    assert status == 0, err
+    assert _exact(rows_of(tmp_path / "run")) == _exact(whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [("--mesh.fsdp", 4), ("--mesh.data", 2, "--mesh.fsdp", 1, "--mesh.tensor", 2)])
 def test_simulated_devices_train_the_same_run_and_resume_one_anothers(run, config_file, tmp_path, rows_of, mesh):
@@ -187,3 +201,11 @@ def test_a_run_that_meets_nan_stops_names_step_and_rows_and_exits_1(run, config_
     assert status == 1, err
     assert "step 2" in err and "train.jsonl:" in err and "Traceback" not in err
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_an_error_of_the_source_ends_the_run_non_zero(command, config_file, tmp_path, rows_of):
+    """Not with status 0 and fewer steps, as if the data had ended."""
+    process = command("train", config_file, module="tests.integration.broken_source")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "disk gone" in err
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2]

@@ -176,3 +176,27 @@ def test_no_buffer_with_a_vocabulary_axis_exceeds_chunk_times_vocabulary(tiny_pa
     of_logits = [shape for shape in shapes if tiny.vocab in shape and tiny.embed not in shape]
     assert of_logits
     assert max(int(np.prod(shape)) for shape in of_logits) <= chunk * rows * tiny.vocab
+
+
+def test_every_target_of_the_plan_is_counted_by_the_loss_in_an_epoch(
+    tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients, examples
+):
+    """Targets are conserved: in the examples, in the packing plan, in what the objective counts."""
+    batches = make_batches(total_rows=make_batches().plan.rows)
+    counted, weighed = 0.0, 0.0
+    for step in range(batches.steps_for(1)):
+        (_, weight, metrics), _ = sums_and_gradients(tiny, tiny_parameters, batches, mesh_of(), step=step)
+        counted, weighed = counted + metrics["target_tokens"], weighed + weight
+    assert counted == batches.plan.targets == sum(example.targets for example in examples)
+    assert weighed == sum(float(example.weights.sum()) for example in examples)
+
+
+def test_the_models_own_surplus_rows_stay_in_the_softmax(tiny, tiny_parameters):
+    """As in transformers: an id that no token has takes probability from the others, in the loss and in scores."""
+    kernel, hidden, targets, weights = _arrays()
+    head = Head(_architecture(), 4)
+    full = cross_entropy_sums(head, kernel, hidden, targets % 30, weights).loss
+    cut = cross_entropy_sums(Head(_architecture(vocab=30), 4), kernel[:30], hidden, targets % 30, weights).loss
+    assert float(full) > float(cut) + 0.1
+    log_p = token_log_probabilities(head, kernel, hidden, targets % 30)
+    np.testing.assert_allclose(-(weights * log_p).sum(), full, rtol=1e-5)
