@@ -18,9 +18,10 @@ def get_config() -> RunConfig:
         data=Data(
             train=("sft_jax/demonstrations/train.jsonl",),
             eval=("sft_jax/demonstrations/held_out.jsonl",),
-            sequence_length=352,
+            sequence_length=200,
         ),
-        # 40 steps are too few for a second moment that remembers a thousand.
-        optimizer=Optimizer(learning_rate=2e-4, schedule="cosine", warmup_steps=4, b2=0.98),
-        train=Train(steps=73, batch_size=2, eval_every=0, save_every=0, keep_last=1),
+        # So few steps are too few for a second moment that remembers a thousand.
+        optimizer=Optimizer(learning_rate=4e-4, schedule="cosine", warmup_steps=4, b2=0.98),
+        # Every demonstration once; eight rows, so that eight devices have one each.
+        train=Train(epochs=1, batch_size=8, eval_every=0, save_every=0, keep_last=1),
     )

@@ -41,7 +41,9 @@ def _option_names(config: Any) -> list[str]:
 
 def resolve_config(arguments: Sequence[str], program: str) -> RunConfig:
     """CONFIG [--section.field value ...] -> a validated RunConfig."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments:
+        raise BadInput(f"{program}: CONFIG is missing: a Python file with get_config(), or a run's config.json")
+    if arguments[0] in ("-h", "--help"):
         parse(RunConfig, ["--help"], f"{program} CONFIG", RunConfig())
     if arguments[0].startswith("-"):
         raise BadInput(f"{program}: CONFIG comes first, then the options; found {arguments[0]}")

@@ -4,7 +4,10 @@ Exit status: 0 done, 1 failed, 2 bad input (one clear message), 42 preempted aft
 """
 
 import contextlib
+import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from sft_jax.model.architecture import Architecture
     from sft_jax.train.setup import Inputs
     from sft_jax.train.step import TrainState
+
+LAST_TO_LEAVE_SECONDS = 3.0
 
 USAGE = """\
 sft-jax: supervised fine-tuning in JAX
@@ -79,7 +84,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     from sft_jax.parallel.mesh import make_mesh
     from sft_jax.parallel.rules import layout
     from sft_jax.plan.chips import peak_flops
-    from sft_jax.report.page import write_page
+    from sft_jax.report.page import REPORT, write_page
     from sft_jax.report.terminal import TrainingProgress
     from sft_jax.train.loop import Callables, Schedule
     from sft_jax.train.loop import train as run_loop
@@ -91,17 +96,20 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     mesh = make_mesh(config.mesh)
     check_batch(inputs.config, batch_shapes_of(inputs.source), mesh)
     architecture = padded(inputs.pretrained.architecture, config, mesh)
-    claim_workdir(inputs, first_process)
+    if first_process:
+        claim_workdir(inputs)
     config = inputs.config
     console = Console(stderr=True, quiet=not first_process, soft_wrap=True, highlight=False)
     for note in inputs.notes:
         console.print(note)
-    poll = watch_for_preemption()
     with layout(mesh, config.sharding), contextlib.ExitStack() as stack:
+        poll = stack.enter_context(watch_for_preemption())
         assembled = assemble(inputs, mesh, poll)
         begin = int(assembled.state.step)
         if begin >= config.train.steps:
             console.print(f"{config.workdir}: already at step {begin} of {config.train.steps}; nothing to do")
+            if first_process and not (Path(config.workdir) / REPORT).exists():  # a kill came right before it
+                write_page(Path(config.workdir))
             return inputs, architecture, assembled.state, mesh
         if begin:
             console.print(f"continuing {config.workdir} after step {begin} of {config.train.steps}")
@@ -152,7 +160,28 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
-    sys.exit(run_command(list(sys.argv[1:] if arguments is None else arguments)))
+    status = EXIT_FAILED
+    try:
+        status = run_command(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        if status in (EXIT_FAILED, EXIT_BAD_INPUT):
+            _leave_the_others(status)
+    sys.exit(status)
+
+
+def _leave_the_others(status: int) -> None:
+    """End a failed process of several at once: JAX's exit hook waits minutes for the others, and aborts with 134."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return
+    if error := sys.exception():
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0:
+        # Process 0 serves the others; where all fail alike, they shall end with their own status first.
+        time.sleep(LAST_TO_LEAVE_SECONDS)
+    os._exit(status)
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ batch size, lengths) or *free* (mesh, accumulation, remat, intervals, logging). 
 
 import dataclasses
 import json
+import math
 import re
 import traceback
 from dataclasses import dataclass
@@ -362,6 +363,17 @@ def validate(config: RunConfig) -> None:
     values: dict[str, Any] = {name: value for name, _, value in leaf_fields(config)}
     problems = [f"{name} is {values[name]}, expected at least 1" for name in _AT_LEAST_ONE if values[name] < 1]
     problems += [f"{name} is {values[name]}, expected 0 or more" for name in _NOT_NEGATIVE if values[name] < 0]
+    floats = [(name, value) for name, value in values.items() if isinstance(value, float)]
+    problems += [f"{name} is {value}, expected a finite number" for name, value in floats if not math.isfinite(value)]
+    for name in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= values[name] < 1:
+            problems.append(f"{name} is {values[name]}, expected at least 0 and less than 1")
+    if config.optimizer.eps <= 0:
+        problems.append(f"optimizer.eps is {config.optimizer.eps}, expected more than 0")
+    if config.train.seed >= 2**63:
+        problems.append(f"train.seed is {config.train.seed}, expected less than 2**63")
+    if not config.workdir or "://" in config.workdir:
+        problems.append(f"workdir is {config.workdir!r}, expected a directory of a file system (mount a bucket first)")
     if not config.model.path:
         problems.append("model.path is empty: name a Hugging Face directory, a .gguf file, a workdir or hf://org/name")
     if not config.data.train:
@@ -399,9 +411,10 @@ def layout_problems(mesh: Mesh, sharding: Sharding, distributed: Distributed) ->
     for name, least in (("processes", 1), ("timeout_seconds", 1), ("process_id", 0), ("cpu_devices", 0)):
         if getattr(d, name) < least:
             problems.append(f"distributed.{name} is {getattr(d, name)}, expected at least {least}")
-    if d.processes > 1 and not d.coordinator:
+    if d.processes > 1 and not re.fullmatch(r".+:\d+", d.coordinator):
         problems.append(
-            f"distributed.processes is {d.processes} but distributed.coordinator is empty: give host:port of process 0"
+            f"distributed.processes is {d.processes} and distributed.coordinator {d.coordinator!r}, expected host:port "
+            "of process 0"
         )
     elif d.process_id >= d.processes:
         problems.append(

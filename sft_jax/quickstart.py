@@ -20,6 +20,8 @@ from sft_jax.errors import EXIT_DONE, BadInput
 CONFIG = "configs/quickstart.py"
 LONGEST_ANSWER = 64
 """Tokens: the longest demonstrated answer has about 50."""
+MARKER = ".quickstart"
+"""Tells a workdir that the next quickstart may remove."""
 SHOWN = ("call", "calls", "refusal")
 """Kinds of held-out conversations that are shown before and after."""
 
@@ -101,14 +103,14 @@ def clear(workdir: Path) -> None:
     """Remove what an earlier quickstart left, and nothing else.
 
     Raises:
-      BadInput: the directory holds something, but no run.
+      BadInput: the directory holds something that no quickstart made.
     """
-    from sft_jax.train.pretrained import is_workdir
-
-    if is_workdir(str(workdir)):
+    if (workdir / MARKER).is_file():
         shutil.rmtree(workdir)
     elif workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
-        raise BadInput(f"{workdir} holds something that is no run; the quickstart starts in a new or empty --workdir")
+        raise BadInput(f"{workdir} holds something that no quickstart made; give it a new or empty --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / MARKER).touch()
 
 
 def quickstart(arguments: Sequence[str]) -> int:
@@ -122,6 +124,8 @@ def quickstart(arguments: Sequence[str]) -> int:
     workdir = Path(config.workdir)
     console = Console(soft_wrap=True, highlight=False)
     rows = held_out_rows(config)
+    if config.distributed.processes > 1 or config.distributed.auto:
+        raise BadInput(f"the quickstart is one process; several train with `sft-jax train {CONFIG}`")
     clear(workdir)
     start(config.distributed)
     config = dataclasses.replace(config, distributed=dataclasses.replace(config.distributed, cpu_devices=0))

@@ -5,6 +5,7 @@ import pytest
 
 from sft_jax.config import (
     Data,
+    Distributed,
     Mesh,
     Model,
     Optimizer,
@@ -108,6 +109,12 @@ def test_only_identity_fields_count_as_another_run():
         (replace(GOOD, train=Train(eval_every=5)), ["train.eval_every is 5", "data.eval is empty"]),
         (replace(GOOD, mesh=Mesh(data=-1, fsdp=-1)), ["data and fsdp are both -1"]),
         (replace(GOOD, mesh=Mesh(tensor=0)), ["mesh.tensor is 0"]),
+        (replace(GOOD, workdir=""), ["workdir is ''"]),
+        (replace(GOOD, workdir="gs://bucket/run"), ["workdir is 'gs://bucket/run'", "mount"]),
+        (replace(GOOD, optimizer=Optimizer(learning_rate=float("nan"))), ["optimizer.learning_rate is nan", "finite"]),
+        (replace(GOOD, optimizer=Optimizer(b2=2.0, eps=0.0)), ["optimizer.b2 is 2.0", "optimizer.eps is 0.0"]),
+        (replace(GOOD, train=Train(seed=2**64)), ["train.seed", "2**63"]),
+        (replace(GOOD, distributed=Distributed(processes=2, coordinator="host")), ["'host'", "host:port"]),
         (replace(GOOD, sharding=Sharding(embed="data+fsdpp")), ["sharding.embed", "'fsdpp'", "'fsdp'"]),
     ],
 )

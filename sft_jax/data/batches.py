@@ -1,6 +1,7 @@
 """The batch of a step as a pure function of (seed, step): resuming is one integer, and the number of hosts is free."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +66,8 @@ class Batches:
             raise BadInput(f"train.batch_size {batch_size} is not divisible by train.accumulation {accumulation}")
         self.examples, self.plan, self.seed, self.shuffle = examples, plan, seed, shuffle
         self.batch_size, self.accumulation, self.total_rows = batch_size, accumulation, total_rows
-        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        # A batch may straddle two epochs. The feed's thread and the loop's both ask, so no shared dict is edited.
+        self._order = lru_cache(maxsize=2)(lambda epoch: epoch_rows(plan, seed, epoch, shuffle))
 
     def batch(self, step: int, row_slice: slice = slice(None)) -> Batch:
         """The rows of one step; `row_slice` selects columns of the [A, B/A] layout, this process's share."""
@@ -98,11 +100,7 @@ class Batches:
         if self.total_rows is not None and row >= self.total_rows:
             return []
         epoch, within = divmod(row, self.plan.rows)
-        if epoch not in self._orders:
-            while len(self._orders) >= 2:  # a batch may straddle two epochs
-                del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = epoch_rows(self.plan, self.seed, epoch, self.shuffle)
-        offsets, example_of_slot = self._orders[epoch]
+        offsets, example_of_slot = self._order(epoch)
         return example_of_slot[offsets[within] : offsets[within + 1]].tolist()
 
     def _fill(self, row: Batch, numbers: list[int]) -> None:

@@ -82,6 +82,9 @@ SESSIONS = (
 )
 """What is asked in one conversation: for the first or the second tool, for both at once, with its result, or none."""
 
+LONGEST_SESSION = 280
+"""Characters: a conversation that grows longer ends one request earlier, so that all fill a row of tokens alike."""
+
 
 class Writer:
     """Composes the rows of one split from its language, values and answers."""
@@ -167,7 +170,10 @@ class Writer:
             "refusal": self._refusal,
             "answer": self._answer,
         }
-        return [message for kind in self._sessions.deal() for message in exchanges[kind]()]
+        asked = [exchanges[kind]() for kind in self._sessions.deal()]
+        while sum(len(message["content"]) for exchange in asked for message in exchange) > LONGEST_SESSION:
+            asked.pop()
+        return [message for exchange in asked for message in exchange]
 
     def _outcome(self, call: Call, may_fail: bool) -> tuple[str, str]:
         """Returns a tool's result and the sentence that reports it."""

@@ -6,7 +6,6 @@ SmolLM2 drops `tools` and `tool_calls` without a word, so the tools stand in the
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -26,8 +25,12 @@ TOOLS: dict[str, dict[str, type[str] | type[int]]] = {
 REFUSAL = "I cannot do that."
 """The whole answer to a request for an action that no tool can run."""
 
-_LINE = re.compile(r"/(\w+) (\{.*\})")
-_FRAGMENT = re.compile(r'^\s*/\w|/\w+\s*\{|\{\s*"', re.MULTILINE)
+_BETWEEN = " | "
+_LINE = re.compile(r"/(\w+) (\w+: .*)")
+_VALUE = re.compile(r"(?!.*: )[^|\s]([^|\n]*[^|\s])?")
+_ARGUMENT = re.compile(rf"(\w+): ({_VALUE.pattern})")
+_FRAGMENT = re.compile(r"^\s*/\w|/\w+ \w+:|\w+: [^|\n]* \| \w+:", re.MULTILINE)
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _SENTENCE = re.compile(r"[A-Z][^.!?\n]*\.")
 _LONGEST_ANSWER = 16
 
@@ -39,9 +42,11 @@ def _signature(name: str) -> str:
 
 # Every row repeats this text, so it is as short as a fair instruction can be: names alone are strings. A call is a line
 # of few tokens for the same reason; the usual JSON in tags spends nineteen of thirty-three on saying that it is one.
+# A value stands after a space, as in a sentence: in quotes, a byte-level BPE would cut it into other tokens than it has
+# in the request, and copying it would be spelling.
 SYSTEM = (
     f"Tools: {', '.join(_signature(name) for name in TOOLS)}\n"
-    'Call lines: /tool {"argument": value}\n'
+    f"Call lines: /tool argument: value{_BETWEEN}argument: value\n"
     f"No tool fits: {REFUSAL}\n"
     "Questions: one short sentence."
 )
@@ -79,13 +84,14 @@ def check_call(call: Call) -> None:
         # `type(...) is`, because True is an int to isinstance.
         if type(value) is not declared[key]:
             raise WrongCallError(f"{call.name}.{key} is {value!r}, expected a value of type {declared[key].__name__}")
+        if isinstance(value, str) and not _VALUE.fullmatch(value):
+            raise WrongCallError(f"{call.name}.{key} is {value!r}, which a call line cannot hold")
 
 
 def format_call(name: str, arguments: Arguments) -> str:
     """Returns the text of one call, its arguments in declared order; refuses a call that `check_call` refuses."""
     check_call(Call(name, arguments))
-    ordered = {key: arguments[key] for key in TOOLS[name]}
-    return f"/{name} {json.dumps(ordered, ensure_ascii=False)}"
+    return f"/{name} {_BETWEEN.join(f'{key}: {arguments[key]}' for key in TOOLS[name])}"
 
 
 def format_calls(calls: list[Call]) -> str:
@@ -97,8 +103,9 @@ def parse_calls(text: str) -> list[Call]:
     """Reads an assistant turn: its calls in order, or `[]` when it is plain text without a trace of a call.
 
     White space around the whole turn is ignored. A turn that shows any trace of a call (a line that begins with a
-    slash, or JSON) must be calls alone, one to a line; anything else raises `MalformedCallError`. The tool's name and
-    its arguments are not compared with the declared ones here: see `check_call`.
+    slash, or named values between bars) must be calls alone, one to a line; anything else raises `MalformedCallError`.
+    A value is an int where the tool declares one and the text is one, otherwise a string. The tool's name and its
+    arguments are not compared with the declared ones here: see `check_call`.
     """
     text = text.strip()
     if not _FRAGMENT.search(text):
@@ -125,22 +132,16 @@ def in_register(text: str) -> bool:
 def _parse_line(number: int, line: str) -> Call:
     shape = _LINE.fullmatch(line)
     if shape is None:
-        raise MalformedCallError(f'line {number} is {line!r}, expected /tool {{"argument": value}} and nothing else')
+        raise MalformedCallError(f"line {number} is {line!r}, expected /tool argument: value and nothing else")
     name, body = shape.groups()
-    try:
-        # RecursionError: a model can write brackets without end.
-        arguments = json.loads(body, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise MalformedCallError(f"line {number}: the arguments are not JSON ({error}): {body!r}") from error
+    arguments: Arguments = {}
+    for part in body.split(_BETWEEN):
+        argument = _ARGUMENT.fullmatch(part)
+        if argument is None:
+            raise MalformedCallError(f"line {number}: {part!r} is no argument: value")
+        key, value = argument[1], argument[2]
+        if key in arguments:
+            raise MalformedCallError(f"line {number}: the argument {key} is given twice")
+        is_int = TOOLS.get(name, {}).get(key) is int and _INTEGER.fullmatch(value)
+        arguments[key] = int(value) if is_int else value
     return Call(name, arguments)
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError(f"a key is given twice in {[key for key, _ in pairs]}")
-    return found
-
-
-def _no_constant(word: str) -> object:
-    raise ValueError(f"{word} is not JSON")

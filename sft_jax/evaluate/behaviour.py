@@ -33,8 +33,8 @@ class Behaviour:
 
     - `tool_call_exact_match`: of the `tool_call_rows` (the demonstrator made calls), the share whose completion is
       calls alone, one to a line, equal to the demonstrated ones: the same names with the same arguments, in the same
-      order. Arguments are compared after the JSON is read, so spacing and key order do not count, but types do (12 is
-      neither "12" nor 12.0). One character of other text outside the calls makes it a miss.
+      order. Arguments are compared by name, so their order does not count. One character of other text outside the
+      calls makes it a miss.
     - `well_formed`: of all `rows`, the share whose completion is legal in the house style: either calls alone, one to
       a line, each of a known tool with exactly its declared arguments in their types, or text that is not blank and
       has no trace of a call. Whether it is the right thing to say does not count.
@@ -110,7 +110,6 @@ def _same_calls(expected: list[Call], text: str) -> bool:
         check_turn(text)
     except HouseStyleError:
         return False
-    # Types agree because both sides give the declared ones, so == cannot take True or 12.0 for a number.
     return parse_calls(text) == expected
 
 

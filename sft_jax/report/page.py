@@ -5,6 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+REPORT = "report.html"
+
 WIDTH, HEIGHT, MARGIN = 640, 220, 44
 
 STYLE = """
@@ -82,7 +84,7 @@ def write_page(workdir: Path) -> Path:
         for title, line, dots in sections
     )
     config = html.escape((workdir / "config.json").read_text(encoding="utf-8"))
-    path = workdir / "report.html"
+    path = workdir / REPORT
     path.write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width, initial-scale=1"><title>{html.escape(workdir.name)}</title>'

@@ -43,10 +43,22 @@ def open_checkpoints(workdir: str | Path, keep_last: int, keep_every: int) -> oc
     return _manager(workdir, options)
 
 
+class _Manager(ocp.CheckpointManager):
+    """A manager that leaves preemption to the loop.
+
+    Orbax asks JAX's synchronisation point with the step as its tick; the loop asks it with ticks of its own. One notice
+    answered to a step's number would never reach the loop.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 def _manager(workdir: str | Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "moments", "counters")}
     handlers: Any = {**arrays, "record": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(Path(workdir).resolve() / "checkpoints", item_handlers=handlers, options=options)
+    return _Manager(Path(workdir).resolve() / "checkpoints", item_handlers=handlers, options=options)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, record: dict[str, Any]) -> None:

@@ -25,8 +25,8 @@ class Callables:
 
     update: Update
     """The jitted step; donates the state."""
-    evaluate: Callable[[TrainState, int], MetricsRow]
-    """(state, step) -> a row of `eval/...` metrics."""
+    evaluate: Callable[[TrainState, int, bool], MetricsRow | None]
+    """(state, step, may it be given up) -> a row of `eval/...` metrics; None when preemption was noticed meanwhile."""
     report: Callable[[MetricsRow], None]
     """Called with every row, in order of steps: file, TensorBoard, terminal."""
     preempted: Callable[[], bool]
@@ -85,8 +85,8 @@ def train(
             checkpoint.save(manager, state, {**record, "source": source.state()})
             saved = step
 
-    if schedule.evaluate_first:
-        calls.report(calls.evaluate(state, first))
+    if schedule.evaluate_first and (row := calls.evaluate(state, first, False)):
+        calls.report(row)
     clock = _Clock()
     try:
         for step, batch, waited in feed(source, range(first, schedule.steps), shapes, shardings):
@@ -102,7 +102,10 @@ def train(
                 # A bad step must be known before anything is saved beyond it.
                 settle()
             if evaluation_due and not stop:
-                calls.report(calls.evaluate(state, done))
+                row = calls.evaluate(state, done, not last)
+                stop = row is None
+                if row is not None:
+                    calls.report(row)
                 clock.restart()
             if stop or last or (schedule.save_every and done % schedule.save_every == 0):
                 save(done)
@@ -110,7 +113,12 @@ def train(
                 manager.wait_until_finished()
                 raise Preempted(f"stopped after step {done} of {schedule.steps}; run the same command to continue")
     finally:
-        settle()  # also when the source or the user ends the run: the step in flight was made
+        try:
+            settle()  # also when the source or the user ends the run: the step in flight was made
+        finally:
+            # A save that goes on is finished first; a process that fails alone cannot wait for the others' part in it.
+            if jax.process_count() == 1:
+                manager.wait_until_finished()
     manager.wait_until_finished()
     manager.check_for_errors()
     return state

@@ -11,6 +11,9 @@ from sft_jax.model.architecture import Architecture, model_flops
 
 MetricsRow = dict[str, Any]
 
+EVENTS_FLUSH_SECONDS = 10
+"""The longest that TensorBoard lags behind, and the most that a kill costs it; metrics.jsonl loses nothing."""
+
 
 def training_row(
     sums: Mapping[str, float],
@@ -80,7 +83,9 @@ class MetricsWriter:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step + 1)
+            self._events = SummaryWriter(
+                str(Path(workdir) / "tensorboard"), purge_step=start_step + 1, flush_secs=EVENTS_FLUSH_SECONDS
+            )
 
     def write(self, row: MetricsRow) -> None:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")

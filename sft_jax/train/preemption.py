@@ -4,15 +4,18 @@ A single process has its own signal handler. With `jax.distributed` a Python han
 own, so there every process asks JAX's synchronisation point, which agrees on one tick for all of them.
 """
 
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
 
-def watch_for_preemption() -> Callable[[], bool]:
-    """A poll to call once a step and once an evaluation batch, by every process alike: True from then on.
+@contextlib.contextmanager
+def watch_for_preemption() -> Iterator[Callable[[], bool]]:
+    """While it is open, SIGTERM ends no process. Gives a poll that every process alike calls once a step and once an
+    evaluation batch: True from the notice on.
 
     The synchronisation point is true at one tick only, which may fall into an evaluation: the answer is remembered.
     """
@@ -23,8 +26,8 @@ def watch_for_preemption() -> Callable[[], bool]:
         nonlocal received
         received = True
 
-    if jax.process_count() == 1:
-        signal.signal(signal.SIGTERM, handler)
+    single = jax.process_count() == 1
+    before = signal.signal(signal.SIGTERM, handler) if single else None
 
     def poll() -> bool:
         nonlocal ticks, received
@@ -33,4 +36,8 @@ def watch_for_preemption() -> Callable[[], bool]:
             received |= multihost_utils.reached_preemption_sync_point(ticks)
         return received
 
-    return poll
+    try:
+        yield poll
+    finally:
+        if single:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

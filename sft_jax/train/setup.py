@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ from sft_jax.weights.export import save_tokenizer
 TARGET_MULTIPLE = 32
 """M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its products are aligned
 to 128 from four rows on, and a multiple of 128 itself would leave two thirds of the head idle on short rows."""
+
+
+RECORD = "record.json"
+"""In a workdir: the fingerprints of its data and packing plan."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,10 @@ def read_inputs(config: RunConfig, first_process: bool) -> Inputs:
         check_vocabulary(found.examples, pretrained.architecture.vocab, config.model.path)
         return found
 
+    check_same_run(config)
     train_data = prepared(config.data.train)
+    data = {"data": fingerprint(train_data.examples)}
+    check_same_data(config, data)
     lengths, targets = _sizes(train_data)
     length, packing = config.data.sequence_length, config.data.packing
     multiple = TARGET_MULTIPLE * max(1, config.mesh.context)
@@ -109,8 +117,7 @@ def read_inputs(config: RunConfig, first_process: bool) -> Inputs:
         data=dataclasses.replace(config.data, target_capacity=capacity),
         train=dataclasses.replace(config.train, steps=steps),
     )
-    record = {"data": fingerprint(train_data.examples), "plan": plan.hash}
-    return Inputs(resolved, pretrained, source, evaluation, record, notes)
+    return Inputs(resolved, pretrained, source, evaluation, {**data, "plan": plan.hash}, notes)
 
 
 def _capacity_of(workdir: Path) -> int:
@@ -133,40 +140,72 @@ def _sizes(data: Prepared) -> tuple[np.ndarray, np.ndarray]:
     return lengths, targets
 
 
-def claim_workdir(inputs: Inputs, first_process: bool) -> None:
-    """Check that the workdir is new or this run's own, and write what makes the run independent of its inputs.
+def check_same_run(config: RunConfig) -> None:
+    """Refuse the workdir of another run, before anything is read for this one.
 
-    A workdir whose run never took a step is new: what it holds is of a start that was refused.
+    A workdir whose run never took a step is free: what it holds is of a start that was refused.
 
     Raises:
-      BadInput: the workdir belongs to another run (a diff of the identity fields), or its data changed.
+      BadInput: a diff of the identity fields.
+    """
+    workdir = Path(config.workdir)
+    if not _has_begun(workdir):
+        return
+    before = read_run_config(workdir)
+    # Chosen by the run that began, where this config leaves the choice open.
+    steps = config.train.steps or before.train.steps
+    capacity = config.data.target_capacity or before.data.target_capacity
+    chosen = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=steps),
+        data=dataclasses.replace(config.data, target_capacity=capacity),
+    )
+    differences = identity_differences(before, chosen)
+    if differences:
+        listed = "\n  ".join(differences)
+        raise BadInput(f"{workdir} holds another run; these fields differ:\n  {listed}\nChoose another --workdir.")
+
+
+def check_same_data(config: RunConfig, found: dict[str, str]) -> None:
+    """Refuse demonstrations that changed since the run in the workdir began.
+
+    Raises:
+      BadInput: with both fingerprints.
+    """
+    path = Path(config.workdir) / RECORD
+    if _has_begun(path.parent) and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))["data"]
+        if before != found["data"]:
+            raise BadInput(
+                f"{path.parent}: the demonstrations changed since this run began (fingerprint {before[:12]}, now "
+                f"{found['data'][:12]}). Restore the files or choose another --workdir."
+            )
+
+
+def claim_workdir(inputs: Inputs) -> None:
+    """Write what makes the run independent of its inputs; process 0 alone calls it.
+
+    Raises:
+      BadInput: the workdir cannot be written.
     """
     workdir = Path(inputs.config.workdir)
-    record_path = workdir / "record.json"
-    if _has_begun(workdir):
-        differences = identity_differences(read_run_config(workdir), inputs.config)
-        if differences:
-            listed = "\n  ".join(differences)
-            raise BadInput(f"{workdir} holds another run; these fields differ:\n  {listed}\nChoose another --workdir.")
-        if record_path.is_file():
-            before = json.loads(record_path.read_text(encoding="utf-8"))
-            if before != inputs.record:
-                raise BadInput(
-                    f"{workdir}: the demonstrations changed since this run began (fingerprint {before['data'][:12]}, "
-                    f"now {inputs.record['data'][:12]}). Restore the files or choose another --workdir."
-                )
-    if not first_process:
-        return
     model = workdir / MODEL_FILES
-    model.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(inputs.pretrained.tokenizer, model)
-    for name, content in (
-        ("config.json", inputs.pretrained.hf_config),
-        ("generation_config.json", inputs.pretrained.generation_config),
-    ):
-        (model / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    record_path.write_text(json.dumps(inputs.record) + "\n", encoding="utf-8")
-    (workdir / RUN_CONFIG).write_text(to_json(inputs.config), encoding="utf-8")
+    try:
+        model.mkdir(parents=True, exist_ok=True)
+        save_tokenizer(inputs.pretrained.tokenizer, model)
+        write_whole(model / "config.json", json.dumps(inputs.pretrained.hf_config, indent=2) + "\n")
+        write_whole(model / "generation_config.json", json.dumps(inputs.pretrained.generation_config, indent=2) + "\n")
+        write_whole(workdir / RECORD, json.dumps(inputs.record) + "\n")
+        write_whole(workdir / RUN_CONFIG, to_json(inputs.config))
+    except OSError as error:
+        raise BadInput(f"workdir {workdir} cannot be written: {error}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whoever reads the file sees the old text or the new one, also when a kill comes in between."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 @dataclass(frozen=True)
@@ -269,6 +308,7 @@ def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
     )
     evaluate = None
     if inputs.evaluation is not None:
+        check_batch(config, batch_shapes_of(inputs.evaluation), mesh)
         evaluate = _evaluation(inputs.evaluation, config, architecture, mesh, layout, batch_layout, poll)
     return Assembled(state, frozen, update, evaluate, shapes, batch_layout, manager)
 
@@ -281,13 +321,14 @@ def _evaluation(source: Batches, config: RunConfig, architecture, mesh, layout, 
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
 
-    def evaluate(state: TrainState, step: int) -> MetricsRow:
+    def evaluate(state: TrainState, step: int, may_give_up: bool) -> MetricsRow | None:
         """The held-out metrics of `state`; every process takes part."""
         batches = []
         for number in range(source.steps_for(1)):
             batch = put_batch(source, number, shapes, batch_layout)
             batches.append(checkpoint.to_host(sums(state.trainable, {}, batch)))
-            poll()
+            if poll() and may_give_up:
+                return None
         return evaluation_row(batches, step)
 
     return evaluate

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from sft_jax.demonstrations.house_style import (
@@ -17,8 +15,8 @@ from sft_jax.demonstrations.house_style import (
     parse_calls,
 )
 
-TIMER = '/timer {"minutes": 12, "label": "rice"}'
-SHOP = '/shop {"item": "milk"}'
+TIMER = "/timer minutes: 12 | label: rice"
+SHOP = "/shop item: milk"
 
 
 def test_a_call_is_one_line_with_its_arguments_in_declared_order() -> None:
@@ -26,7 +24,7 @@ def test_a_call_is_one_line_with_its_arguments_in_declared_order() -> None:
 
 
 def test_what_is_formatted_parses_back() -> None:
-    calls = [Call("timer", {"minutes": 12, "label": 'say "é"'}), Call("shop", {"item": "/shop {}"})]
+    calls = [Call("timer", {"minutes": 12, "label": 'say "é"'}), Call("shop", {"item": "/shop item:1"})]
     assert parse_calls(format_calls(calls)) == calls
 
 
@@ -37,7 +35,7 @@ def test_two_calls_stand_on_two_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Oslo is cold.", REFUSAL, "My name is Ann.", "Half is 1/2.", "Tea and/or coffee."]
+    "text", ["", "Oslo is cold.", REFUSAL, "My name is Ann.", "Half is 1/2.", "Tea and/or coffee.", "Note: it rains."]
 )
 def test_plain_text_holds_no_calls(text: str) -> None:
     assert parse_calls(text) == []
@@ -47,21 +45,23 @@ def test_plain_text_holds_no_calls(text: str) -> None:
     "text",
     [
         f"Sure! {TIMER}",
-        f"{TIMER} Done.",
         f"{TIMER}{SHOP}",
         f"{TIMER}\n\n{SHOP}",
-        TIMER.removesuffix("}"),
+        TIMER + " |",
+        TIMER + " | ",
+        TIMER + "|",
         TIMER.removeprefix("/timer "),
         TIMER.removeprefix("/"),
-        TIMER.replace("r {", "r{"),
-        TIMER + "}",
-        TIMER.replace("12", "NaN"),
-        TIMER.replace('"minutes": 12', '"minutes": 12, "minutes": 12'),
-        TIMER.replace('{"minutes": 12, "label": "rice"}', "[]"),
+        TIMER.replace("r m", "rm"),
+        TIMER.replace(": 12", ":12"),
+        TIMER.replace(": 12", ":"),
+        TIMER.replace("rice", ""),
+        TIMER.replace(" | ", "|"),
+        TIMER.replace("minutes: 12", "minutes: 12 | minutes: 12"),
         "/timer",
-        "/timer {",
-        'I would say {"item": "milk"} here.',
-        '/timer {"minutes": ' + "[" * 100_000 + "}",
+        "/timer 12",
+        "I would say /shop item: milk here.",
+        "/timer " + "minutes: 1 | " * 10_000,
     ],
 )
 def test_a_text_with_a_trace_of_a_call_that_is_not_calls_alone_is_malformed(text: str) -> None:
@@ -74,18 +74,36 @@ def test_a_text_with_a_trace_of_a_call_that_is_not_calls_alone_is_malformed(text
     [
         (Call("oven", {"minutes": 1}), "oven"),
         (Call("timer", {"minutes": 1}), "minutes"),
-        (Call("shop", {"item": "milk", "count": 1}), "count"),
-        (Call("timer", {"minutes": "12", "label": "rice"}), "'12'"),
-        (Call("timer", {"minutes": True, "label": "rice"}), "True"),
-        (Call("shop", {"item": 3}), "3"),
+        (Call("shop", {"item": "milk", "count": "1"}), "count"),
+        (Call("timer", {"minutes": "twelve", "label": "rice"}), "'twelve'"),
+        (Call("timer", {"minutes": "012", "label": "rice"}), "'012'"),
+        (Call("timer", {"minutes": "12.0", "label": "rice"}), r"'12\.0'"),
     ],
 )
 def test_a_call_must_give_a_known_tool_its_declared_arguments_in_their_types(call: Call, found: str) -> None:
     with pytest.raises(WrongCallError, match=found):
         check_call(call)
     with pytest.raises(WrongCallError):
-        check_turn(f"/{call.name} {json.dumps(call.arguments)}")
+        check_turn(f"/{call.name} " + " | ".join(f"{key}: {value}" for key, value in call.arguments.items()))
     with pytest.raises(WrongCallError):
+        format_call(call.name, call.arguments)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("timer", {"minutes": True, "label": "rice"}),
+        Call("timer", {"minutes": "12", "label": "rice"}),
+        Call("shop", {"item": 3}),
+        Call("shop", {"item": " milk"}),
+        Call("shop", {"item": ""}),
+        Call("shop", {"item": "milk | item: eggs"}),
+        Call("shop", {"item": "milk\neggs"}),
+        Call("shop", {"item": "milk/timer minutes: 3"}),
+    ],
+)
+def test_a_value_that_a_line_would_not_give_back_is_not_written(call: Call) -> None:
+    with pytest.raises(WrongCallError, match=call.name):
         format_call(call.name, call.arguments)
 
 
@@ -111,4 +129,4 @@ def test_the_system_text_tells_every_tool_argument_and_the_refusal() -> None:
         signature = SYSTEM.split(f"{tool}(")[1].split(")")[0].split(", ")
         assert signature == [f"{name} int" if kind is int else name for name, kind in arguments.items()]
     assert REFUSAL in SYSTEM
-    assert '/tool {"argument": value}' in SYSTEM
+    assert "/tool argument: value | argument: value" in SYSTEM

@@ -11,8 +11,8 @@ from sft_jax.demonstrations.house_style import REFUSAL
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.behaviour import Completion, measure, prompt_of
 
-TIMER = '/timer {"minutes": 12, "label": "rice"}'
-SHOP = '/shop {"item": "milk"}'
+TIMER = "/timer minutes: 12 | label: rice"
+SHOP = "/shop item: milk"
 
 
 def row(kind: str, answer: str) -> dict[str, Any]:
@@ -67,18 +67,14 @@ def test_each_share_has_its_own_rows() -> None:
     [
         (f"{TIMER}\n{SHOP}", True, True),
         (f"\n{TIMER}\n{SHOP} ", True, True),
-        (
-            TIMER.replace('"minutes": 12, "label": "rice"', '"label":"rice","minutes":12') + "\n" + SHOP,
-            True,
-            True,
-        ),
+        (TIMER.replace("minutes: 12 | label: rice", "label: rice | minutes: 12") + "\n" + SHOP, True, True),
         (f"{SHOP}\n{TIMER}", False, True),
         (TIMER, False, True),
         (f"{TIMER}\n{SHOP}\n{SHOP}", False, True),
         (f"{TIMER}\n{SHOP}".replace("milk", "Milk"), False, True),
         (f"{TIMER}\n{SHOP}\nDone.", False, False),
         (f"{TIMER} {SHOP}", False, False),
-        (f"{TIMER}\n{SHOP}".replace("12", '"12"'), False, False),
+        (f"{TIMER}\n{SHOP}".replace("12", "twelve"), False, False),
         (f"{TIMER}\n{SHOP}".replace("12", "12.0"), False, False),
         (f"{TIMER}\n{SHOP}".replace("/shop", "/buy"), False, False),
         ("Done.", False, True),

@@ -179,14 +179,13 @@ def test_messages_need_a_chat_template_and_raw_prompts_do_not(run, tiny_model, d
 def test_the_quickstart_removes_nothing_but_a_run(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
-    with pytest.raises(BadInput, match="holds something that is no run"):
+    with pytest.raises(BadInput, match="holds something that no quickstart made"):
         clear(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
-    (tmp_path / "run" / "model").mkdir(parents=True)
-    (tmp_path / "run" / "config.json").touch()
-    clear(tmp_path / "run")
-    assert not (tmp_path / "run").exists()
     clear(tmp_path / "new")
+    (tmp_path / "new" / "metrics.jsonl").touch()
+    clear(tmp_path / "new")
+    assert not (tmp_path / "new" / "metrics.jsonl").exists()
 
 
 def test_an_unsupported_architecture_lists_the_supported_ones(run, config_file, tiny_model, tmp_path):

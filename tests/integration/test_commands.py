@@ -1,6 +1,9 @@
 import json
 import time
 
+import numpy as np
+import pytest
+
 
 def _jsonl(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -64,6 +67,32 @@ def test_the_held_out_loss_is_the_score_of_the_held_out_rows(run, config_file, t
     ]
     loss = -sum(weight * logprob for weight, logprob in pairs) / sum(weight for weight, _ in pairs)
     assert abs(loss - rows_of(tmp_path / "run")[-1]["eval/loss"]) < 1e-5
+
+
+@pytest.mark.slow
+def test_two_processes_sample_and_score_like_one(command, run, tiny_model, demonstrations, tmp_path, free_port):
+    def both(*arguments):
+        processes = [
+            command(
+                *arguments, "--distributed.cpu-devices", 4, "--distributed.processes", 2, "--distributed.process-id", i,
+                "--distributed.coordinator", f"127.0.0.1:{free_port}",
+            )
+            for i in range(2)
+        ]  # fmt: skip
+        for process in processes:
+            _, err = process.communicate(timeout=240)
+            assert process.returncode == 0, err
+
+    held_out = demonstrations.with_name("held_out.jsonl")
+    sample = ("sample", tiny_model, "--prompts", held_out, "--max-new-tokens", 8, "--out")
+    score = ("score", tiny_model, "--data", held_out, "--out")
+    for arguments, name in ((sample, "samples"), (score, "scores")):
+        assert run(*arguments, tmp_path / f"{name}-one")[0] == 0
+        both(*arguments, tmp_path / f"{name}-two")
+    assert (tmp_path / "samples-one").read_bytes() == (tmp_path / "samples-two").read_bytes()
+    for one, two in zip(_jsonl(tmp_path / "scores-one"), _jsonl(tmp_path / "scores-two"), strict=True):
+        assert one["tokens"] == two["tokens"]
+        np.testing.assert_allclose(one["logprobs"][1:], two["logprobs"][1:], atol=1e-4)
 
 
 def test_help_answers_in_under_a_second(run):

@@ -148,6 +148,15 @@ def test_two_processes_train_evaluate_save_and_resume_like_one(command, run, con
                 assert ours[name] == pytest.approx(reference[name], rel=2e-3), (reference["step"], name)
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-6)
 
+    # One process goes on where two stopped.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
+    status, _, err = run("train", config_file, *options, "--distributed.cpu-devices", 8)
+    assert status == 0 and "after step 10" in err, err
+    assert [row["tokens"] for row in rows_of(tmp_path / "run") if "loss" in row] == [
+        row["tokens"] for row in one if "loss" in row
+    ]
+    assert rows_of(tmp_path / "run")[-1]["eval/loss"] == pytest.approx(one[-1]["eval/loss"], rel=2e-3)
+
 
 @pytest.mark.slow
 def test_the_gradients_of_two_processes_of_four_devices_equal_one_of_eight(command, config_file, tmp_path, free_port):
@@ -178,29 +187,58 @@ def test_the_gradients_of_two_processes_of_four_devices_equal_one_of_eight(comma
 
 @pytest.mark.slow
 def test_two_processes_leave_together_on_sigterm_with_42(command, config_file, tmp_path, rows_of, free_port):
+    """Also the second time, when the polls and the steps count differently."""
+    workdir = tmp_path / "run"
+    options = ("--train.steps", 2000, "--train.save-every", 2, "--train.eval-every", 3, "--train.keep-last", 1)
+    reached = 0
+    for _ in range(2):
+        processes = [
+            command(
+                "train", config_file, *options, "--distributed.cpu-devices", 2, "--distributed.processes", 2,
+                "--distributed.process-id", i, "--distributed.coordinator", f"127.0.0.1:{free_port}",
+            )
+            for i in range(2)
+        ]  # fmt: skip
+
+        def further(least=reached + 5):
+            return (
+                (workdir / "metrics.jsonl").is_file() and rows_of(workdir)[-1:] and rows_of(workdir)[-1]["step"] > least
+            )
+
+        _wait_for(further, processes[0])
+        processes[1].send_signal(signal.SIGTERM)
+        for process in processes:
+            _, err = process.communicate(timeout=120)
+            assert process.returncode == 42, err
+        [saved] = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+        assert saved == rows_of(workdir)[-1]["step"] > reached
+        reached = saved
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_ends_at_once_and_takes_the_other_with_it(command, config_file, free_port):
+    """JAX by itself would hold both for five minutes and abort them with 134."""
+    started = time.monotonic()
     processes = [
         command(
-            "train", config_file, "--train.steps", 2000, "--train.save-every", 0, "--distributed.cpu-devices", 2,
-            "--distributed.processes", 2, "--distributed.process-id", i, "--distributed.coordinator",
-            f"127.0.0.1:{free_port}",
+            "train", config_file, "--distributed.cpu-devices", 2, "--distributed.processes", 2,
+            "--distributed.process-id", i, "--distributed.coordinator", f"127.0.0.1:{free_port}", module=module,
         )
-        for i in range(2)
+        for i, module in enumerate(("sft_jax", "tests.integration.broken_source"))
     ]  # fmt: skip
-    workdir = tmp_path / "run"
-    _wait_for(lambda: (workdir / "metrics.jsonl").is_file() and len(rows_of(workdir)) >= 3, processes[0])
-    processes[1].send_signal(signal.SIGTERM)
-    for process in processes:
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 42, err
-    saved = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
-    assert saved == [rows_of(workdir)[-1]["step"]]
+    (_, other), (_, broken) = (process.communicate(timeout=200) for process in processes)
+    assert processes[1].returncode == 1 and "disk gone" in broken, broken
+    assert processes[0].returncode != 0, other
+    assert time.monotonic() - started < 90
 
 
 def test_a_run_that_meets_nan_stops_names_step_and_rows_and_exits_1(run, config_file, tmp_path):
-    status, _, err = run("train", config_file, "--optimizer.learning-rate", 1e30, "--optimizer.warmup-steps", 0)
+    options = ("--optimizer.learning-rate", 1e30, "--optimizer.warmup-steps", 0, "--train.save-every", 1)
+    status, _, err = run("train", config_file, *options)
     assert status == 1, err
     assert "step 2" in err and "train.jsonl:" in err and "Traceback" not in err
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    # The save that was under way is whole, and there is none of the bad step.
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
 
 
 def test_an_error_of_the_source_ends_the_run_non_zero(command, config_file, tmp_path, rows_of):

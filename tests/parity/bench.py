@@ -3,7 +3,7 @@
     .venv/bin/python -m tests.parity.bench [--model F] [--rounds 3] [--steps 3] [--json F]        (or: make bench)
 
 A step trains the documents of one step of configs/quickstart.py, in float32, with AdamW and gradients clipped to 1:
-  ours              packed rows of 256 tokens, as `sft-jax train configs/quickstart.py` makes them
+  ours              packed rows, as `sft-jax train configs/quickstart.py` makes them
   torch, padded     the same documents sorted by length, padded, in micro-batches of 8
   torch, packed     the very same rows: `position_ids` that restart make transformers build a block-diagonal mask
   torch, all logits as padded, through `model(..., labels=...)` as most people write it

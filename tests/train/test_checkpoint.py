@@ -124,3 +124,11 @@ def test_reading_parameters_leaves_a_save_that_goes_on_alone(tmp_path, tiny, sta
     assert unfinished.is_dir()
     open_checkpoints(tmp_path, 1, 0).close()
     assert not unfinished.exists()
+
+
+def test_the_manager_leaves_preemption_to_the_loop(tmp_path, monkeypatch):
+    """Orbax would ask JAX's synchronisation point with the step; the loop asks with ticks of its own."""
+    monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", lambda step: True)
+    manager = open_checkpoints(tmp_path, 1, 0)
+    assert manager.reached_preemption(7) is False
+    manager.close()
