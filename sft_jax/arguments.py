@@ -6,8 +6,9 @@ from typing import Any
 
 import tyro
 
-from sft_jax.config import RunConfig, load_config, validate
+from sft_jax.config import RunConfig, load_config
 from sft_jax.errors import BadInput, nearest
+from sft_jax.validation import validate
 
 
 def parse(kind: type, arguments: Sequence[str], program: str, default: Any = None) -> Any:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sft_jax.arguments import parse, require
-from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding, layout_problems
+from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding
 from sft_jax.errors import EXIT_DONE, BadInput
+from sft_jax.validation import layout_problems
 
 if TYPE_CHECKING:
     from sft_jax.model.architecture import Architecture

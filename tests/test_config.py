@@ -17,9 +17,9 @@ from sft_jax.config import (
     leaf_fields,
     load_config,
     to_json,
-    validate,
 )  # fmt: skip
 from sft_jax.errors import BadInput
+from sft_jax.validation import validate
 
 GOOD = RunConfig(model=Model(path="m"), data=Data(train=("a.jsonl", "b.jsonl")))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
 
-from sft_jax.demonstrations import HELD_OUT, TRAIN, answers, phrasings, values
+from sft_jax.demonstrations import HELD_OUT, TRAIN, answers, held_out_phrasings, phrasings, values
 from sft_jax.demonstrations.house_style import REFUSAL, SYSTEM, TOOLS, Arguments, Call, format_calls
 
 Message: TypeAlias = dict[str, str]
@@ -229,7 +229,7 @@ def tie(joint: str, **parts: str) -> str:
 def files() -> dict[Path, str]:
     """Returns the path and the whole text of every shipped file."""
     train = Writer("train", TRAIN_PLAN, phrasings.TRAIN, values.TRAIN, answers.TRAIN)
-    held_out = Writer("held-out", HELD_OUT_PLAN, phrasings.HELD_OUT, values.HELD_OUT, answers.HELD_OUT)
+    held_out = Writer("held-out", HELD_OUT_PLAN, held_out_phrasings.HELD_OUT, values.HELD_OUT, answers.HELD_OUT)
     return {TRAIN: "".join(_lines(train)), HELD_OUT: "".join(_lines(held_out))}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sft_jax.demonstrations import HELD_OUT, TRAIN, generate, phrasings, values
+from sft_jax.demonstrations import HELD_OUT, TRAIN, generate, held_out_phrasings, phrasings, values
 from sft_jax.demonstrations.house_style import REFUSAL, SYSTEM, TOOLS, Call, check_turn, in_register, parse_calls
 
 Row = dict[str, Any]
@@ -129,7 +129,7 @@ def test_every_argument_stands_verbatim_in_the_user_text() -> None:
 def test_no_article_disagrees_with_its_noun() -> None:
     texts = [text for row in ALL_ROWS for text in said(row, "user") + said(row, "assistant")]
     # Every value in every template, so that no change of the seed can bring a wrong one to light.
-    for language, pools in ((phrasings.TRAIN, values.TRAIN), (phrasings.HELD_OUT, values.HELD_OUT)):
+    for language, pools in ((phrasings.TRAIN, values.TRAIN), (held_out_phrasings.HELD_OUT, values.HELD_OUT)):
         for templates in (*language.sentences.values(), *language.clauses.values()):
             for template in templates:
                 for name, pool in pools.arguments.items():
@@ -151,7 +151,7 @@ def test_no_template_is_shared_between_the_splits() -> None:
     train, held_out = (
         {text for templates in (*lang.sentences.values(), *lang.clauses.values()) for text in templates}
         | {*lang.joints, *lang.refusal_frames}
-        for lang in (phrasings.TRAIN, phrasings.HELD_OUT)
+        for lang in (phrasings.TRAIN, held_out_phrasings.HELD_OUT)
     )
     assert not train & held_out
 

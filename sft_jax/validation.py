@@ -1,0 +1,99 @@
+"""Everything about a config that can be checked without a device or a data file, all problems at once."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from sft_jax.config import Distributed, Mesh, RunConfig, Sharding, leaf_fields
+from sft_jax.errors import BadInput, nearest
+
+_AT_LEAST_ONE = (
+    "data.sequence_length",
+    "train.epochs",
+    "train.batch_size",
+    "train.accumulation",
+    "train.keep_last",
+    "model.head_chunk",
+)
+_NOT_NEGATIVE = (
+    "data.target_capacity",
+    "optimizer.learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "train.steps",
+    "train.seed",
+    "train.eval_every",
+    "train.save_every",
+    "train.keep_every",
+)
+
+
+def validate(config: RunConfig) -> None:
+    """Check everything that can be checked without a device or a data file.
+
+    Raises:
+      BadInput: with every problem found, one a line.
+    """
+    values: dict[str, Any] = {name: value for name, _, value in leaf_fields(config)}
+    problems = [f"{name} is {values[name]}, expected at least 1" for name in _AT_LEAST_ONE if values[name] < 1]
+    problems += [f"{name} is {values[name]}, expected 0 or more" for name in _NOT_NEGATIVE if values[name] < 0]
+    floats = [(name, value) for name, value in values.items() if isinstance(value, float)]
+    problems += [f"{name} is {value}, expected a finite number" for name, value in floats if not math.isfinite(value)]
+    for name in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= values[name] < 1:
+            problems.append(f"{name} is {values[name]}, expected at least 0 and less than 1")
+    if config.optimizer.eps <= 0:
+        problems.append(f"optimizer.eps is {config.optimizer.eps}, expected more than 0")
+    if config.train.seed >= 2**63:
+        problems.append(f"train.seed is {config.train.seed}, expected less than 2**63")
+    if not config.workdir or "://" in config.workdir:
+        problems.append(f"workdir is {config.workdir!r}, expected a directory of a file system (mount a bucket first)")
+    if not config.model.path:
+        problems.append("model.path is empty: name a Hugging Face directory, a .gguf file, a workdir or hf://org/name")
+    if not config.data.train:
+        problems.append("data.train is empty: name at least one file of demonstrations")
+    if config.train.eval_every and not config.data.eval:
+        problems.append(f"train.eval_every is {config.train.eval_every} but data.eval is empty: name held-out files")
+    problems += _batch_problems(config) + layout_problems(config.mesh, config.sharding, config.distributed)
+    if problems:
+        raise BadInput("\n".join(problems))
+
+
+def _batch_problems(config: RunConfig) -> list[str]:
+    rows, parts = config.train.batch_size, max(1, config.train.accumulation)
+    if rows >= 1 and rows % parts:
+        below, above = rows // parts * parts, -(-rows // parts) * parts
+        valid = f"{below} or {above}" if below else f"{above}"
+        return [f"train.batch_size {rows} is not divisible by train.accumulation {parts}; nearest valid: {valid}"]
+    return []
+
+
+def layout_problems(mesh: Mesh, sharding: Sharding, distributed: Distributed) -> list[str]:
+    """What is wrong with a layout by itself, whatever the devices turn out to be; one line each."""
+    axes = dataclasses.asdict(mesh)
+    problems = [
+        f"mesh.{axis} is {size}, expected -1 or at least 1" for axis, size in axes.items() if size < 1 and size != -1
+    ]
+    rest = [axis for axis, size in axes.items() if size == -1]
+    if len(rest) > 1:
+        problems.append(f"mesh axes {' and '.join(rest)} are both -1: only one axis can take the rest")
+    for name, _, rule in leaf_fields(sharding, "sharding."):
+        for axis in [] if rule == "none" else rule.split("+"):
+            if axis not in axes:
+                problems.append(f"{name} is {rule!r}: unknown mesh axis {axis!r}. {nearest(axis, list(axes))}")
+    d = distributed
+    for name, least in (("processes", 1), ("timeout_seconds", 1), ("process_id", 0), ("cpu_devices", 0)):
+        if getattr(d, name) < least:
+            problems.append(f"distributed.{name} is {getattr(d, name)}, expected at least {least}")
+    if d.processes > 1 and not re.fullmatch(r".+:\d+", d.coordinator):
+        problems.append(
+            f"distributed.processes is {d.processes} and distributed.coordinator {d.coordinator!r}, expected host:port "
+            "of process 0"
+        )
+    elif d.process_id >= d.processes:
+        problems.append(
+            f"distributed.process_id is {d.process_id}, expected 0..{d.processes - 1} for {d.processes} process(es)"
+        )
+    return problems
