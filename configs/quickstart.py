@@ -3,8 +3,8 @@
 Command:   make quickstart            (or: sft-jax train configs/quickstart.py)
 Hardware:  2 CPU cores, 4.1 GB of memory; unchanged on 8 simulated devices with
            --distributed.cpu-devices 8 --mesh.fsdp 8, or --mesh.data 2 --mesh.fsdp 4
-Time:      8.6 minutes, of which 6.5 train (make quickstart)
-Result:    tool call exact match 0 % -> 75.6 % of 45 held-out rows, refusals 0 % -> 100 % of 14
+Time:      5.9 minutes, of which 4.9 train (make quickstart)
+Result:    tool call exact match 0 % -> 86.7 % of 45 held-out rows, refusals 0 % -> 100 % of 14
 """
 
 from sft_jax.config import Data, Model, Optimizer, RunConfig, Train

@@ -182,7 +182,8 @@ def summarise(console, result: Mapping[str, Any], workdir: Path) -> None:
 What to type next:
   .venv/bin/sft-jax sample {workdir} --prompts {prompts} --n 2 --temperature 0.7
   .venv/bin/sft-jax score {workdir} --data {prompts} --out scores.jsonl
-  .venv/bin/sft-jax train {CONFIG} --workdir runs/mine --data.train YOUR.jsonl --optimizer.learning-rate 1e-4
+  .venv/bin/sft-jax train {CONFIG} --workdir runs/mine --data.train YOUR.jsonl --data.eval \\
+      --data.sequence-length 1024 --optimizer.learning-rate 1e-4
   open {workdir / "report.html"}""",
         highlight=False,
         markup=False,
