@@ -5,6 +5,7 @@ The command line runs in this process, on the eight simulated devices: nothing h
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
@@ -116,6 +117,15 @@ def test_a_start_that_was_refused_does_not_claim_the_workdir(run, config_file, t
     )
     status, _, err = run("train", config_file, *options)
     assert status == 0, err
+
+
+def test_what_is_dropped_is_counted_in_the_log(run, config_file):
+    options = ("--train.steps", 1, "--train.eval-every", 0, "--data.sequence-length", 38)
+    status, _, err = run("train", config_file, *options)
+    assert status == 0, err
+    dropped = int(re.search(r"(\d+) rows dropped: longer than data.sequence_length", err)[1])
+    assert 0 < dropped < 20 and f"{20 - dropped} used" in err, err
+    assert re.search(r"train\.jsonl:\d+: \d+ tokens, limit 38", err), err
 
 
 def test_a_changed_context_axis_is_no_other_run(run, config_file):

@@ -69,6 +69,18 @@ def test_a_non_finite_loss_changes_nothing_and_is_told(run, batch, tiny_paramete
     assert _equal(before.trainable, after.trainable) and _equal(before.moments, after.moments)
 
 
+def test_a_non_finite_gradient_under_a_finite_loss_changes_nothing_and_is_told(batch):
+    def objective(trainable, frozen, micro, rng):
+        return jnp.sqrt(0.0 * trainable["x"]).sum(), jnp.float32(1), {}  # its slope is 0 * infinity
+
+    config = Optimizer(schedule="constant")
+    optimizer = make_optimizer(config)
+    state = initial_state({"x": jnp.ones(3)}, optimizer)
+    after, metrics = jax.jit(make_update(objective, optimizer, make_schedule(config, 10), 1.0))(state, {}, batch)
+    assert float(metrics["loss_sum"]) == 0 and not bool(metrics["finite"])
+    assert _equal(state.trainable, after.trainable) and _equal(state.moments, after.moments)
+
+
 def test_the_loss_divides_once_over_ragged_micro_batches(run, batch, tiny, tiny_parameters):
     """Not the mean of the micro-batches' means: they hold different numbers of targets."""
     weights = batch.target_weights.copy()
