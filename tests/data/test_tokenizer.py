@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from sft_jax.data.tokenizer import fingerprint, load_tokenizer, offset_backend
+from sft_jax.data.tokenizer import fingerprint, load_tokenizer, offset_backend, vocabulary_size
 from sft_jax.errors import BadInput
 
 TEXT = "hello world's 123\n\n1. Grüße  世界🙂\t x\n 22 the"
 
 
-def write_gguf(path: Path, tokenizer: Any, pre: str, model: str = "gpt2", **rest: Any) -> Path:
-    """A GGUF file with a tokenizer and no tensor."""
+def write_gguf(
+    path: Path, tokenizer: Any, pre: str, model: str = "gpt2", unused: int = 0, merges: bool = True, **rest: Any
+) -> Path:
+    """A GGUF file with a tokenizer and no tensor; `unused` rows fill its vocabulary up, as llama.cpp does."""
     import gguf
 
     tree = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
@@ -24,9 +26,10 @@ def write_gguf(path: Path, tokenizer: Any, pre: str, model: str = "gpt2", **rest
     writer.add_context_length(512)
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_merges([" ".join(merge) for merge in tree["merges"]])
-    writer.add_token_types([3 if token in special else 1 for token in tokens])
+    writer.add_token_list(tokens + [f"[PAD{i}]" for i in range(unused)])
+    if merges:
+        writer.add_token_merges([" ".join(merge) for merge in tree["merges"]])
+    writer.add_token_types([3 if token in special else 1 for token in tokens] + [5] * unused)
     for name in ("bos", "eos", "pad"):
         getattr(writer, f"add_{name}_token_id")(getattr(tokenizer, f"{name}_token_id"))
     writer.add_chat_template(tokenizer.chat_template)
@@ -64,6 +67,19 @@ def test_a_smollm_gguf_sets_digits_apart_before_the_merges(tmp_path: Path, make_
     assert pieces == ["\n\n", "1", "2", "3"]
     plain = load_tokenizer(write_gguf(tmp_path / "n.gguf", make_tokenizer(), "gpt-2"))
     assert [plain.decode(i) for i in plain("\n\n123").input_ids] == ["\n", "\n", "123"]
+
+
+def test_rows_that_fill_a_gguf_vocabulary_up_are_no_tokens(tmp_path: Path, make_tokenizer):
+    tokenizer = make_tokenizer()
+    loaded = load_tokenizer(write_gguf(tmp_path / "m.gguf", tokenizer, "gpt-2", unused=7))
+    assert loaded.get_vocab() == tokenizer.get_vocab()
+    assert vocabulary_size(loaded) == len(tokenizer)
+    assert loaded("[PAD3] hello").input_ids == tokenizer("[PAD3] hello").input_ids
+
+
+def test_a_gguf_without_merges_says_so(tmp_path: Path, make_tokenizer):
+    with pytest.raises(BadInput, match=r"lacks tokenizer\.ggml\.merges"):
+        load_tokenizer(write_gguf(tmp_path / "m.gguf", make_tokenizer(), "gpt-2", merges=False))
 
 
 def test_a_llama_gguf_prepends_bos_unless_told_otherwise(tmp_path: Path, make_tokenizer):

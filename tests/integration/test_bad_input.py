@@ -128,13 +128,14 @@ def test_what_is_dropped_is_counted_in_the_log(run, config_file):
     assert re.search(r"train\.jsonl:\d+: \d+ tokens, limit 38", err), err
 
 
-def test_a_changed_context_axis_is_no_other_run(run, config_file):
+def test_a_changed_context_axis_is_no_other_run(run, config_file, tmp_path):
     """M is a multiple of the axis when it is chosen, and stays what it was when the axis changes."""
     options = ("--train.steps", 2, "--train.eval-every", 0)
     status, _, err = run("train", config_file, *options)
     assert status == 0, err
     status, _, err = run("train", config_file, *options, "--mesh.fsdp", 4, "--mesh.context", 2)
     assert status == 0 and "already at step 2 of 2" in err, err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["target_capacity"] == 32
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(run, config_file, demonstrations, tokenizer, tmp_path):

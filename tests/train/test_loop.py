@@ -37,8 +37,9 @@ def run(tmp_path, tiny, make_batches, mesh_of):
             train(state, {}, source, batch_shapes_of(source), shardings, calls, schedule, manager, {}, tiny, None)
         except (Preempted, OSError) as raised:
             error = raised
-        manager.close()
+        # Before the manager is closed, which would finish a save by itself.
         saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+        manager.close()
         return [row["step"] for row in rows if "loss" in row], saved, error
 
     return run
