@@ -214,9 +214,9 @@ def prepare_cached(
             prepared = prepare(data, tokenizer, files)
         except BadInput as error:
             message = str(error).encode("utf-8")
-            _write_whole(refusal, lambda file: file.write(message))
+            write_whole(refusal, lambda file: file.write(message))
             raise
-        _write_whole(path, lambda file: _save(file, prepared))
+        write_whole(path, lambda file: _save(file, prepared))
         return prepared
     end = time.monotonic() + deadline_seconds
     while not path.exists():
@@ -232,8 +232,8 @@ def prepare_cached(
     return _load(path)
 
 
-def _write_whole(path: Path, write: Callable[[Any], object]) -> None:
-    """Atomic: whoever sees the name sees a whole file."""
+def write_whole(path: Path, write: Callable[[Any], object]) -> None:
+    """Whoever reads the file sees the old content or the new one, also when a kill comes in between."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         write(file)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sft_jax.config import RunConfig, identity_differences, to_json
 from sft_jax.data.batches import Batch, Batches
 from sft_jax.data.packing import choose_target_capacity, plan_packing
-from sft_jax.data.prepare import Prepared, check_vocabulary, describe, fingerprint, prepare, prepare_cached
+from sft_jax.data.prepare import (
+    Prepared,
+    check_vocabulary,
+    describe,
+    fingerprint,
+    prepare,
+    prepare_cached,
+    write_whole,
+)
 from sft_jax.errors import BadInput
 from sft_jax.model.decoder import Compute, abstract_parameters
 from sft_jax.parallel.rules import mesh_size, shardings
@@ -193,19 +200,16 @@ def claim_workdir(inputs: Inputs) -> None:
     try:
         model.mkdir(parents=True, exist_ok=True)
         save_tokenizer(inputs.pretrained.tokenizer, model)
-        write_whole(model / "config.json", json.dumps(inputs.pretrained.hf_config, indent=2) + "\n")
-        write_whole(model / "generation_config.json", json.dumps(inputs.pretrained.generation_config, indent=2) + "\n")
-        write_whole(workdir / RECORD, json.dumps(inputs.record) + "\n")
-        write_whole(workdir / RUN_CONFIG, to_json(inputs.config))
+        for path, text in (
+            (model / "config.json", json.dumps(inputs.pretrained.hf_config, indent=2)),
+            (model / "generation_config.json", json.dumps(inputs.pretrained.generation_config, indent=2)),
+            (workdir / RECORD, json.dumps(inputs.record)),
+            (workdir / RUN_CONFIG, to_json(inputs.config)),
+        ):
+            content = f"{text.rstrip()}\n".encode()
+            write_whole(path, lambda file, content=content: file.write(content))
     except OSError as error:
         raise BadInput(f"workdir {workdir} cannot be written: {error}") from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Whoever reads the file sees the old text or the new one, also when a kill comes in between."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 @dataclass(frozen=True)
