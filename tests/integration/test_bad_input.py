@@ -212,6 +212,11 @@ def test_an_unknown_command_names_the_nearest(run):
     _refused(run("trian"), ["trian", "train"])
 
 
+def test_train_without_a_config_is_refused(run):
+    """Not help and status 0: a launch script whose variable is empty would take it for done."""
+    _refused(run("train"), ["CONFIG is missing"])
+
+
 def test_a_config_file_without_get_config_is_refused(run, tmp_path):
     (tmp_path / "c.py").write_text("x = 1\n")
     _refused(run("train", tmp_path / "c.py"), ["c.py", "get_config"])
