@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sft_jax.train.step import TrainState
 
 LAST_TO_LEAVE_SECONDS = 3.0
+"""How long a failed process 0 stays for the others; see `_leave_the_others`."""
 
 USAGE = """\
 sft-jax: supervised fine-tuning in JAX

@@ -143,18 +143,24 @@ def _id(record: Record, name: Any) -> str:
     return str(name) if isinstance(name, str | int) and not isinstance(name, bool) else record.where
 
 
-def check_vocabulary(examples: Sequence[Example], vocab: int, model: str) -> None:
-    """Refuse tokens that the model has no embedding for: JAX would read the last row instead, without a word.
+def check_ids(where: str, ids: Sequence[int] | np.ndarray, vocab: int, model: str) -> None:
+    """Refuse ids that the model has no embedding for: JAX would read the last row instead, without a word.
 
     Raises:
-      BadInput: names the row, the id and both sizes.
+      BadInput: begins with `where`, names the id and the number of embeddings.
     """
+    highest = int(np.max(ids, initial=0))
+    if highest >= vocab:
+        raise BadInput(
+            f"{where}: the tokenizer gives id {highest}, but {model} has {vocab:,} embeddings (ids below {vocab}). "
+            "Use the model's own tokenizer, or one without added tokens."
+        )
+
+
+def check_vocabulary(examples: Sequence[Example], vocab: int, model: str) -> None:
+    """`check_ids` of every example."""
     for example in examples:
-        if len(example.tokens) and (highest := int(example.tokens.max())) >= vocab:
-            raise BadInput(
-                f"{example.where}: the tokenizer gives id {highest}, but {model} has {vocab:,} embeddings (ids below "
-                f"{vocab}). Use the model's own tokenizer, or one without added tokens."
-            )
+        check_ids(example.where, example.tokens, vocab, model)
 
 
 def describe(prepared: Prepared, shown: int = 5) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.data.chat import generation_prompt
+from sft_jax.data.prepare import check_ids
 from sft_jax.data.records import Record, read_tools, validate_messages
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
@@ -29,11 +30,7 @@ def check_prompts(
                 f"{needed} positions, {model} has {architecture.max_positions}. Lower "
                 "--max-new-tokens or shorten the prompt."
             )
-        if max(prompt) >= architecture.vocab:
-            raise BadInput(
-                f"{record.where}: the tokenizer gives id {max(prompt)}, but {model} has {architecture.vocab:,} "
-                "embeddings. Use the model's own tokenizer."
-            )
+        check_ids(record.where, prompt, architecture.vocab, model)
 
 
 def prompt_tokens(record: Record, tokenizer: Any) -> list[int]:

@@ -94,7 +94,7 @@ def read_inputs(config: RunConfig, first_process: bool) -> Inputs:
     check_same_run(config)
     train_data = prepared(config.data.train)
     data = {"data": fingerprint(train_data.examples)}
-    check_same_data(config, data)
+    check_same_record(config, data)
     lengths, targets = _sizes(train_data)
     length, packing = config.data.sequence_length, config.data.packing
     multiple = TARGET_MULTIPLE * max(1, config.mesh.context)
@@ -124,7 +124,10 @@ def read_inputs(config: RunConfig, first_process: bool) -> Inputs:
         data=dataclasses.replace(config.data, target_capacity=capacity),
         train=dataclasses.replace(config.train, steps=steps),
     )
-    return Inputs(resolved, pretrained, source, evaluation, {**data, "plan": plan.hash}, notes)
+    check_same_run(resolved)
+    record = {**data, "plan": plan.hash}
+    check_same_record(config, record)
+    return Inputs(resolved, pretrained, source, evaluation, record, notes)
 
 
 def _capacity_of(workdir: Path) -> int:
@@ -148,7 +151,7 @@ def _sizes(data: Prepared) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_same_run(config: RunConfig) -> None:
-    """Refuse the workdir of another run, before anything is read for this one.
+    """Refuse the workdir of another run: at once for what the config says, and again for what was resolved from it.
 
     A workdir whose run never took a step is free: what it holds is of a start that was refused.
 
@@ -159,7 +162,7 @@ def check_same_run(config: RunConfig) -> None:
     if not _has_begun(workdir):
         return
     before = read_run_config(workdir)
-    # Chosen by the run that began, where this config leaves the choice open.
+    # Not known yet where the config leaves them open; the capacity is then that of the run that began.
     steps = config.train.steps or before.train.steps
     capacity = config.data.target_capacity or before.data.target_capacity
     chosen = dataclasses.replace(
@@ -173,19 +176,28 @@ def check_same_run(config: RunConfig) -> None:
         raise BadInput(f"{workdir} holds another run; these fields differ:\n  {listed}\nChoose another --workdir.")
 
 
-def check_same_data(config: RunConfig, found: dict[str, str]) -> None:
-    """Refuse demonstrations that changed since the run in the workdir began.
+CHANGED = {
+    "data": "the demonstrations changed since this run began; restore the files",
+    "plan": "the rows are packed otherwise than when this run began; go on with the version of sft_jax that began it",
+}
+"""What a difference in each entry of the record means, and the cure."""
+
+
+def check_same_record(config: RunConfig, found: dict[str, str]) -> None:
+    """Refuse data or rows that changed since the run in the workdir began.
 
     Raises:
       BadInput: with both fingerprints.
     """
     path = Path(config.workdir) / RECORD
-    if _has_begun(path.parent) and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))["data"]
-        if before != found["data"]:
+    if not (_has_begun(path.parent) and path.is_file()):
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in found.items():
+        if before[name] != value:
             raise BadInput(
-                f"{path.parent}: the demonstrations changed since this run began (fingerprint {before[:12]}, now "
-                f"{found['data'][:12]}). Restore the files or choose another --workdir."
+                f"{path.parent}: {CHANGED[name]}, or choose another --workdir (fingerprint {before[name][:12]}, now "
+                f"{value[:12]})"
             )
 
 

@@ -100,6 +100,15 @@ def test_a_workdir_of_another_run_is_refused_with_a_diff(run, config_file, tmp_p
     data = tmp_path / "train.jsonl"
     data.write_text(data.read_text().replace("Say t3", "Tell t3"))
     _refused(run("train", config_file, "--train.steps", 2), ["demonstrations changed"])
+    data.write_text(data.read_text().replace("Tell t3", "Say t3"))
+    # What the config leaves open is compared once it is resolved.
+    _refused(
+        run("train", config_file, "--train.steps", 0, "--train.epochs", 1),
+        ["another run", "train.steps: 2 -> ", "--workdir"],
+    )
+    record = tmp_path / "run" / "record.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "plan": "f" * 64}))
+    _refused(run("train", config_file, "--train.steps", 2), ["packed otherwise", "ffffffffffff"])
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
 
 
