@@ -16,6 +16,7 @@ from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters
 from sft_jax.model.families import config_of
+from sft_jax.weights import load as load_module
 from sft_jax.weights.export import export
 from sft_jax.weights.load import load_parameters, open_model
 from sft_jax.weights.names import places
@@ -140,7 +141,19 @@ def test_a_part_of_a_tensor_is_read_alone(llama3):
     np.testing.assert_array_equal(part, whole[3:5, 8:12])
 
 
-def test_the_host_never_holds_more_than_one_parameter(tmp_path, layout_of):
+def test_the_host_never_holds_more_than_one_parameter(tmp_path, layout_of, monkeypatch):
+    fill = load_module._fill
+
+    def unaligned(*arguments):
+        """On a CPU, JAX keeps an aligned array as the shard itself: then device memory would be counted as well."""
+        part = fill(*arguments)
+        raw = np.empty(part.nbytes + 64, np.uint8)
+        start = -raw.ctypes.data % 64 + 4
+        copy = raw[start : start + part.nbytes].view(part.dtype).reshape(part.shape)
+        copy[...] = part
+        return copy
+
+    monkeypatch.setattr(load_module, "_fill", unaligned)
     a = Architecture(64, embed=64, mlp=1024, layers=8, heads=4, kv_heads=2, head_dim=8, max_positions=64)
     shapes = {name: shape.shape for name, shape in abstract_parameters(a)[0].items()}
     export({n: jnp.ones(shape) for n, shape in shapes.items()}, a, config_of(a, "llama"), None, tmp_path / "made")
