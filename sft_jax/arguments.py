@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import tyro
 
@@ -42,18 +43,57 @@ def _option_names(config: Any) -> list[str]:
 
 def resolve_config(arguments: Sequence[str], program: str) -> RunConfig:
     """CONFIG [--section.field value ...] -> a validated RunConfig."""
+    return config_with_options(RunConfig, arguments, program)[0]
+
+
+Options = TypeVar("Options", bound=RunConfig)
+
+
+def config_with_options(kind: type[Options], arguments: Sequence[str], program: str) -> tuple[RunConfig, Options]:
+    """CONFIG [--section.field value ...] with a command's own options -> (validated RunConfig, all of it).
+
+    Args:
+      kind: RunConfig, or a subclass whose own fields are the options; its booleans need no value on the command line.
+    """
     if not arguments:
         raise BadInput(f"{program}: CONFIG is missing: a Python file with get_config(), or a run's config.json")
     if arguments[0] in ("-h", "--help"):
-        parse(RunConfig, ["--help"], f"{program} CONFIG", RunConfig())
+        parse(kind, ["--help"], f"{program} CONFIG", kind())
     if arguments[0].startswith("-"):
         raise BadInput(f"{program}: CONFIG comes first, then the options; found {arguments[0]}")
-    config = parse(RunConfig, arguments[1:], f"{program} {arguments[0]}", load_config(arguments[0]))
+    base = load_config(arguments[0])
+    default = kind(**{field.name: getattr(base, field.name) for field in fields(RunConfig)})
+    flags = {f"--{field.name}" for field in fields(kind) if isinstance(field.default, bool)}
+    rest: list[str] = []
+    for number, argument in enumerate(arguments[1:], start=2):
+        rest.append(argument)
+        if argument in flags and arguments[number : number + 1] not in (["True"], ["False"]):
+            rest.append("True")
+    options = parse(kind, rest, f"{program} {arguments[0]}", default)
+    config = RunConfig(**{field.name: getattr(options, field.name) for field in fields(RunConfig)})
     validate(config)
-    return config
+    return config, options
 
 
-def require(options: Any, name: str) -> None:
+def require(options: Any, name: str, program: str) -> None:
     """Refuse a command without this option, for options that come after the positional one but have no default."""
     if not getattr(options, name):
-        raise BadInput(f"sft-jax {type(options).__name__.lower()}: --{name.replace('_', '-')} is missing")
+        raise BadInput(f"{program}: --{name.replace('_', '-')} is missing")
+
+
+def check_writable(path: str, directory: bool = False, option: str = "--out") -> None:
+    """Refuse an output path that cannot be made, before the work is done whose result would be lost."""
+    if not path:
+        return
+    place = Path(path)
+    if not directory and place.is_dir():
+        raise BadInput(f"{option} {path} is a directory, expected a file to write")
+    for parent in place.absolute().parents:
+        if parent.is_dir():
+            break
+        if parent.exists():
+            raise BadInput(f"{option} {path}: {parent} is a file, so nothing can be written below it")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{option} {path}: {place.parent} cannot be created: {error.strerror}") from error

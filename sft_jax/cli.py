@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_jax import commands
+from sft_jax import commands, data_commands
 from sft_jax.arguments import resolve_config
 from sft_jax.errors import (
     EXIT_BAD_INPUT,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sft_jax.config import RunConfig
     from sft_jax.model.architecture import Architecture
-    from sft_jax.train.setup import Inputs
+    from sft_jax.train.inputs import Inputs
     from sft_jax.train.step import TrainState
 
 LAST_TO_LEAVE_SECONDS = 3.0
@@ -40,6 +40,7 @@ USAGE = """\
 sft-jax: supervised fine-tuning in JAX
 
   sft-jax train CONFIG [--section.field value ...]     fine-tune; running it again continues
+  sft-jax data audit|prepare|dump CONFIG [...]         what is trained and what is not; tokenise once for many runs
   sft-jax sample MODEL --prompts F --out F             completions of prompts
   sft-jax score MODEL --data F --out F                 log p of every token of examples
   sft-jax export MODEL --out DIR                       a Hugging Face directory
@@ -64,7 +65,8 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     from rich.console import Console
 
     from sft_jax.parallel.start import start
-    from sft_jax.train.setup import claim_workdir, read_inputs
+    from sft_jax.report.terminal import TrainingProgress, rows_progress
+    from sft_jax.train.inputs import claim_workdir, read_inputs
 
     distributed = config.distributed
     if distributed.auto:
@@ -74,7 +76,8 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
         first_process = jax.process_index() == 0
     else:
         first_process = distributed.process_id == 0
-    inputs = read_inputs(config, first_process)
+    console = Console(stderr=True, quiet=not first_process, soft_wrap=True, highlight=False)
+    inputs = read_inputs(config, first_process, rows_progress(console))
     if not distributed.auto:
         start(distributed)
 
@@ -82,11 +85,12 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     import numpy as np
     from jax.experimental import multihost_utils
 
+    from sft_jax.data.batches import Batches
+    from sft_jax.data.mixture import Mixture
     from sft_jax.parallel.mesh import make_mesh
     from sft_jax.parallel.rules import layout
     from sft_jax.plan.chips import peak_flops
     from sft_jax.report.page import REPORT, write_page
-    from sft_jax.report.terminal import TrainingProgress
     from sft_jax.train.loop import Callables, Schedule
     from sft_jax.train.loop import train as run_loop
     from sft_jax.train.metrics import MetricsWriter, has_evaluation
@@ -100,7 +104,6 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     if first_process:
         claim_workdir(inputs)
     config = inputs.config
-    console = Console(stderr=True, quiet=not first_process, soft_wrap=True, highlight=False)
     for note in inputs.notes:
         console.print(note)
     with layout(mesh, config.sharding), contextlib.ExitStack() as stack:
@@ -114,6 +117,9 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
             return inputs, architecture, assembled.state, mesh
         if begin:
             console.print(f"continuing {config.workdir} after step {begin} of {config.train.steps}")
+        source = inputs.source
+        if not isinstance(source, Batches | Mixture):
+            stack.callback(lambda: [console.print(f"streamed: {line}") for line in source.account()])
         show = stack.enter_context(TrainingProgress(console, begin, config.train.steps)).show
         writer = None
         if first_process:
@@ -133,7 +139,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
         state = run_loop(
             assembled.state,
             assembled.frozen,
-            inputs.source,
+            source,
             assembled.shapes,
             assembled.shardings,
             Callables(assembled.update, assembled.evaluate, report, poll),
@@ -153,6 +159,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "data": data_commands.data,
     "sample": commands.sample,
     "score": commands.score,
     "export": commands.export,

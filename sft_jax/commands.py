@@ -5,12 +5,11 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sft_jax.arguments import parse, require
+from sft_jax.arguments import check_writable, parse, require
 from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.validation import layout_problems
@@ -81,13 +80,13 @@ class Sample(Layout):
 def sample(arguments: Sequence[str]) -> int:
     """sft-jax sample MODEL --prompts F --n 4 --temperature T --seed S --out F"""
     options = parse(Sample, arguments, "sft-jax sample")
-    require(options, "prompts")
+    require(options, "prompts", "sft-jax sample")
     _at_least(options, 1, "n", "max_new_tokens", "batch_size")
     _at_least(options, 0, "temperature", "seed")
     if not 0 < options.top_p <= 1:
         raise BadInput(f"--top-p is {options.top_p}, expected more than 0 and at most 1")
-    _check_writable(options.out)
-    from sft_jax.data.records import read_records
+    check_writable(options.out)
+    from sft_jax.data.readers import read_records
     from sft_jax.data.tokenizer import vocabulary_size
     from sft_jax.model.decoder import Compute
     from sft_jax.sample.generate import Generator, Sampling
@@ -96,7 +95,7 @@ def sample(arguments: Sequence[str]) -> int:
     records = list(read_records((options.prompts,)))
     with loaded(options.model, options) as (pretrained, architecture, parameters):
         tokenizer = pretrained.tokenizer
-        prompts = [prompt_tokens(record, tokenizer) for record in records]
+        prompts = [prompt_tokens(record, tokenizer, pretrained.template_date) for record in records]
         check_prompts(records, prompts, options.max_new_tokens, architecture, options.model)
         compute, size = Compute(dtype=options.dtype), vocabulary_size(tokenizer)
         generator = Generator(architecture, compute, pretrained.stop_ids, size, options.batch_size)
@@ -135,9 +134,9 @@ class Score(Layout):
 def score(arguments: Sequence[str]) -> int:
     """sft-jax score MODEL --data F --out F"""
     options = parse(Score, arguments, "sft-jax score")
-    require(options, "data")
+    require(options, "data", "sft-jax score")
     _at_least(options, 1, "batch_size")
-    _check_writable(options.out)
+    check_writable(options.out)
     from sft_jax.config import Data
     from sft_jax.data.prepare import check_vocabulary, prepare
     from sft_jax.model.decoder import Compute
@@ -145,7 +144,12 @@ def score(arguments: Sequence[str]) -> int:
 
     with loaded(options.model, options) as (pretrained, architecture, parameters):
         # Length is the model's limit alone, checked below: nothing is cut or left out of a score.
-        data = Data((options.data,), train_on=options.train_on, sequence_length=sys.maxsize)
+        data = Data(
+            (options.data,),
+            train_on=options.train_on,
+            sequence_length=sys.maxsize,
+            template_date=pretrained.template_date,
+        )
         examples = prepare(data, pretrained.tokenizer, keep_untrained=True).examples
         check_lengths(examples, architecture, options.model)
         check_vocabulary(examples, architecture.vocab, options.model)
@@ -181,9 +185,9 @@ class Export(Layout):
 def export(arguments: Sequence[str]) -> int:
     """sft-jax export MODEL --out DIR"""
     options = parse(Export, arguments, "sft-jax export")
-    require(options, "out")
+    require(options, "out", "sft-jax export")
     _at_least(options, 1, "max_shard_bytes")
-    _check_writable(options.out, directory=True)
+    check_writable(options.out, directory=True)
     from sft_jax.weights.export import export as write_directory
 
     with loaded(options.model, options) as (pretrained, architecture, parameters):
@@ -206,24 +210,6 @@ def _at_least(options: Any, least: int, *names: str) -> None:
         value = getattr(options, name)
         if not value >= least:
             raise BadInput(f"--{name.replace('_', '-')} is {value}, expected at least {least}")
-
-
-def _check_writable(path: str, directory: bool = False) -> None:
-    """Refuse an output path that cannot be made, before the work is done whose result would be lost."""
-    if not path:
-        return
-    place = Path(path)
-    if not directory and place.is_dir():
-        raise BadInput(f"--out {path} is a directory, expected a file to write")
-    for parent in place.absolute().parents:
-        if parent.is_dir():
-            break
-        if parent.exists():
-            raise BadInput(f"--out {path}: {parent} is a file, so nothing can be written below it")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {path}: {place.parent} cannot be created: {error.strerror}") from error
 
 
 def _write_lines(rows: Iterable[dict[str, Any]], path: str) -> None:

@@ -44,24 +44,58 @@ class Model:
     """Target positions a device puts through the head at once: no buffer exceeds head_chunk x vocabulary."""
 
 
+# fmt: off
+Format = Literal[
+    "messages", "sharegpt", "tokens", "preference", "prompt_completion", "alpaca", "seed_task", "question_answer",
+    "text",
+]
+# fmt: on
+"""The forms of a record; `data/formats.py` says what each holds."""
+
+
 @dataclass(frozen=True)
 class Data:
     """Demonstrations and how they become rows of tokens."""
 
     train: tuple[str, ...] = identity(())
-    """Training demonstrations: paths or globs of JSONL files."""
+    """Training demonstrations: files, globs, directories, a prepared data set (`DIR`, `DIR:split`), `gs://…`,
+    `tfds://name:split`, `hf://org/name:split`."""
+    weights: tuple[float, ...] = identity(())
+    """One for each entry of train: the entries are mixed in these proportions, each over epochs of its own. Empty:
+    every entry once an epoch."""
+    weights_count: Literal["examples", "target_tokens"] = identity("examples")
+    """What the proportions count: examples or trained tokens."""
     eval: tuple[str, ...] = identity(())
     """Held-out demonstrations for the evaluation loss."""
     tokenizer: str = identity("")
     """A tokenizer directory or `.gguf` file; empty means the model's own."""
-    format: Literal["auto", "messages", "prompt_completion", "text"] = identity("auto")
+    format: Literal["auto", Format] = identity("auto")
     """Form of the records; auto detects it from each record's keys and reports what it found."""
+    fields: tuple[str, ...] = identity(())
+    """Where our keys stand in the records: `prompt=question`, `completion=answer.text` (dots go into objects)."""
+    function: str = identity("")
+    """A Python function from record to record, list of records or None (left out): `file.py:name`, `module:name`."""
+    bad_rows: Literal["error", "skip"] = identity("error")
+    """A row that cannot be used stops the preparation, or is left out and counted with its reason."""
     chat_template: str = identity("")
-    """A Jinja file for base models without a template; empty means the tokenizer's own, unedited."""
+    """A Jinja file, or `generic` for the one that ships, for base models without a template; it is exported with the
+    model. Empty means the tokenizer's own, unedited."""
     train_on: Literal["assistant", "last_assistant", "completion", "all"] = identity("assistant")
     """Which tokens train: every assistant turn, the last one, what follows the last user turn, or every token."""
-    over_length: Literal["drop", "truncate", "error"] = identity("drop")
-    """What happens to an example longer than sequence_length; counts are printed."""
+    end_of_turn: bool = identity(True)
+    """Train the stop token that ends a trained turn (and the EOS of a completion); without it the model never stops
+    by itself."""
+    allow_lossy: bool = identity(False)
+    """Keep conversations of which the chat template leaves out something that should train, and count them; by
+    default they are refused, with what is lost."""
+    special_text: Literal["special", "text", "refuse"] = identity("special")
+    """What text in a message that looks like a special token becomes: the token, as in transformers; the ordinary text
+    that it is; or a refusal that names it."""
+    template_date: str = identity("")
+    """The day that chat templates print, YYYY-MM-DD; empty means today, written down when the run first starts."""
+    over_length: Literal["drop", "truncate", "error", "split"] = identity("drop")
+    """What happens to an example longer than sequence_length; counts are printed. split cuts `text` into pieces that
+    overlap by one token, so that nothing is lost, and drops conversations."""
     sequence_length: int = identity(1024)
     """Tokens a row holds (T)."""
     target_capacity: int = identity(0)
@@ -70,6 +104,12 @@ class Data:
     """best_fit puts several documents into a row, isolated from each other; none gives each its own row."""
     shuffle: bool = identity(True)
     """Visit the rows in a new order each epoch; False keeps the packing plan's order."""
+    streaming: bool = identity(False)
+    """Tokenise while training instead of before, for corpora too large to prepare; needs train.steps."""
+    streams: int = identity(1)
+    """Parallel pipelines of streamed data: a multiple of the number of processes that divides a micro-batch's rows."""
+    workers: int = free(0)
+    """Processes that tokenise, for data of more than a few thousand rows; 0 takes one for each core."""
 
 
 @dataclass(frozen=True)
@@ -248,9 +288,13 @@ def _build(cls: type, tree: Any, origin: str, prefix: str) -> Any:
 
 def _leaf(kind: Any, value: Any, origin: str, name: str) -> Any:
     if get_origin(kind) is tuple:
-        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        of = get_args(kind)[0]
+        if isinstance(value, list) and of is float and all(type(v) in (int, float) for v in value):
+            return tuple(float(v) for v in value)
+        if isinstance(value, list) and of is str and all(isinstance(v, str) for v in value):
             return tuple(value)
-        raise BadInput(f"{origin}: {name} is {value!r}, expected a tuple of strings such as ('demos.jsonl',)")
+        example = "strings such as ('demos.jsonl',)" if of is str else "numbers such as (0.7, 0.3)"
+        raise BadInput(f"{origin}: {name} is {value!r}, expected a tuple of {example}")
     elif get_origin(kind) is Literal:
         if value in get_args(kind):
             return value

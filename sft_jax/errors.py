@@ -14,6 +14,10 @@ class BadInput(Exception):
     """
 
 
+class BadRow(BadInput):
+    """One row of the data cannot be used while its neighbours may be: `data.bad_rows="skip"` leaves it out, counted."""
+
+
 class NonFinite(Exception):
     """The loss or a gradient became NaN or infinite; the message names the step and the rows."""
 

@@ -40,7 +40,8 @@ def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
     Raises:
       BadInput: rows in another form or style than the quickstart's own.
     """
-    from sft_jax.data.records import detect_format, read_records
+    from sft_jax.data.formats import detect_format
+    from sft_jax.data.readers import read_records
     from sft_jax.evaluate.behaviour import Completion, measure, prompt_of
 
     rows = []

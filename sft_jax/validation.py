@@ -1,6 +1,7 @@
 """Everything about a config that can be checked without a device or a data file, all problems at once."""
 
 import dataclasses
+import datetime
 import math
 import re
 from typing import Any
@@ -10,6 +11,7 @@ from sft_jax.errors import BadInput, nearest
 
 _AT_LEAST_ONE = (
     "data.sequence_length",
+    "data.streams",
     "train.epochs",
     "train.batch_size",
     "train.accumulation",
@@ -18,6 +20,7 @@ _AT_LEAST_ONE = (
 )
 _NOT_NEGATIVE = (
     "data.target_capacity",
+    "data.workers",
     "optimizer.learning_rate",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
@@ -54,11 +57,32 @@ def validate(config: RunConfig) -> None:
         problems.append("model.path is empty: name a Hugging Face directory, a .gguf file, a workdir or hf://org/name")
     if not config.data.train:
         problems.append("data.train is empty: name at least one file of demonstrations")
+    day = config.data.template_date
+    if day and not _is_date(day):
+        problems.append(f"data.template_date is {day!r}, expected a day as YYYY-MM-DD, or nothing for today")
     if config.train.eval_every and not config.data.eval:
         problems.append(f"train.eval_every is {config.train.eval_every} but data.eval is empty: name held-out files")
+    weights = config.data.weights
+    if weights and len(weights) != len(config.data.train):
+        problems.append(f"data.weights has {len(weights)} entries, data.train {len(config.data.train)}: one for each")
+    if not all(0 < weight < math.inf for weight in weights):
+        problems.append(f"data.weights is {weights}, expected finite numbers above 0")
+    if config.data.streaming and not config.train.steps:
+        problems.append("data.streaming needs train.steps: nobody counts the rows of an epoch in advance")
+    if config.data.streaming and weights:
+        problems.append("data.weights mixes prepared data; data.streaming reads its files one after the other")
+    if config.data.over_length == "split" and config.data.sequence_length < 2:
+        problems.append('data.over_length "split" needs data.sequence_length of at least 2')
     problems += _batch_problems(config) + layout_problems(config.mesh, config.sharding, config.distributed)
     if problems:
         raise BadInput("\n".join(problems))
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(re.fullmatch(r"\d{4}-\d{2}-\d{2}", text)) and bool(datetime.date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def _batch_problems(config: RunConfig) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from sft_jax.data.batches import Batches
 from sft_jax.data.packing import plan_packing
-from sft_jax.data.prepare import Example
+from sft_jax.data.store import Example
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import initialise
 from sft_jax.parallel.mesh import AXES
@@ -124,8 +124,8 @@ def mesh_of():
 
 @pytest.fixture
 def demonstrations(tmp_path) -> Path:
-    """Twenty conversations and six more held out, as JSONL beside each other."""
-    for name, count in (("train.jsonl", 20), ("held_out.jsonl", 6)):
+    """Forty-eight conversations and six more held out, as JSONL beside each other."""
+    for name, count in (("train.jsonl", 48), ("held_out.jsonl", 6)):
         rows = [
             {
                 "messages": [

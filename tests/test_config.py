@@ -104,6 +104,13 @@ def test_only_identity_fields_count_as_another_run():
     [
         (replace(GOOD, model=Model()), ["model.path is empty"]),
         (replace(GOOD, data=Data()), ["data.train is empty"]),
+        *(
+            (
+                replace(GOOD, data=replace(GOOD.data, template_date=day)),
+                [f"data.template_date is '{day}'", "YYYY-MM-DD"],
+            )
+            for day in ("2026-13-01", "03.02.2026", "20260203", "2026-W01-1", "today")
+        ),
         (replace(GOOD, train=Train(batch_size=0, epochs=0)), ["train.batch_size is 0", "train.epochs is 0"]),
         (replace(GOOD, train=Train(batch_size=8, accumulation=3)), ["8", "3", "nearest valid: 6 or 9"]),
         (replace(GOOD, train=Train(eval_every=5)), ["train.eval_every is 5", "data.eval is empty"]),
@@ -123,6 +130,10 @@ def test_validation_names_every_problem(config, words):
         validate(config)
     assert all(word in str(error.value) for word in words), str(error.value)
     validate(GOOD)
+
+
+def test_a_day_is_a_valid_template_date():
+    validate(replace(GOOD, data=replace(GOOD.data, template_date="2026-02-03")))
 
 
 def test_the_shipped_configs_are_valid():

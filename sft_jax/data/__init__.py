@@ -1,1 +1,1 @@
-"""Text in, numpy batches out: records -> chat -> prepare -> packing -> batches. Calls no jax."""
+"""Text in, numpy batches out: readers -> formats -> chat -> prepare -> packing -> batches. Calls no jax."""

@@ -1,13 +1,13 @@
 """The batch of a step as a pure function of (seed, step): resuming is one integer, and the number of hosts is free."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sft_jax.data.packing import Plan, epoch_rows
-from sft_jax.data.prepare import Example
+from sft_jax.data.store import Example
 from sft_jax.errors import BadInput
 
 Array = Any
@@ -62,62 +62,83 @@ class Batches:
             raise BadInput(
                 f"the packing plan is of {len(plan.members):,} documents, the data set has {len(examples):,}"
             )
-        if batch_size < 1 or accumulation < 1 or batch_size % accumulation:
-            raise BadInput(f"train.batch_size {batch_size} is not divisible by train.accumulation {accumulation}")
+        check_batch_size(batch_size, accumulation)
         self.examples, self.plan, self.seed, self.shuffle = examples, plan, seed, shuffle
         self.batch_size, self.accumulation, self.total_rows = batch_size, accumulation, total_rows
+        self.tokens_per_row, self.targets_per_row = plan.tokens_per_row, plan.targets_per_row
+        self.rows_per_epoch = plan.rows
         # A batch may straddle two epochs. The feed's thread and the loop's both ask, so no shared dict is edited.
         self._order = lru_cache(maxsize=2)(lambda epoch: epoch_rows(plan, seed, epoch, shuffle))
 
     def batch(self, step: int, row_slice: slice = slice(None)) -> Batch:
         """The rows of one step; `row_slice` selects columns of the [A, B/A] layout, this process's share."""
-        grid = np.arange(step * self.batch_size, (step + 1) * self.batch_size).reshape(self.accumulation, -1)
-        mine = grid[:, row_slice]
-        tokens = np.zeros((*mine.shape, self.plan.tokens_per_row), np.int32)
-        places = np.zeros((*mine.shape, self.plan.targets_per_row), np.int32)
-        batch = Batch(
-            tokens, np.zeros_like(tokens), np.zeros_like(tokens), places, places.copy(), places.astype(np.float32)
-        )
-        for cell in np.ndindex(*mine.shape):
-            self._fill(Batch(*(part[cell] for part in batch)), self._examples_of(int(mine[cell])))
-        return batch
+        return build_batch(self, step, row_slice, self.documents_of)
 
     def steps_for(self, epochs: int) -> int:
         """Steps that `epochs` passes take; the last batch may hold padding rows (see total_rows)."""
-        return -(-epochs * self.plan.rows // self.batch_size)
+        return -(-epochs * self.rows_per_epoch // self.batch_size)
 
     def rows_of(self, step: int) -> list[str]:
         """`demos.jsonl:17` of every example in a step, in the order of its rows; for error messages."""
         rows = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [self.examples[i].where for row in rows for i in self._examples_of(row)]
+        return [example.where for row in rows for example in self.documents_of(row)]
 
-    def state(self) -> dict[str, Any]:
+    def state(self, step: int) -> dict[str, Any]:
         """Nothing: prepared data has no state beyond the step."""
+        del step
         return {}
 
-    def _examples_of(self, row: int) -> list[int]:
-        """Example numbers in a row of the endless sequence; none beyond the end of the run."""
+    def documents_of(self, row: int) -> list[Example]:
+        """The documents in a row of the endless sequence; none beyond the end of the run."""
+        return [self.examples[i] for i in self.numbers_of(row)]
+
+    def numbers_of(self, row: int) -> list[int]:
+        """The numbers of the examples in a row of the endless sequence."""
         if self.total_rows is not None and row >= self.total_rows:
             return []
         epoch, within = divmod(row, self.plan.rows)
         offsets, example_of_slot = self._order(epoch)
         return example_of_slot[offsets[within] : offsets[within + 1]].tolist()
 
-    def _fill(self, row: Batch, numbers: list[int]) -> None:
-        """Write documents one after the other into one row of zeros, given as views [T] and [M]."""
-        offset = used = 0
-        for segment, number in enumerate(numbers, start=1):
-            example = self.examples[number]
-            end = offset + len(example.tokens)
-            row.tokens[offset:end] = example.tokens
-            row.segment_ids[offset:end] = segment
-            row.positions[offset:end] = np.arange(end - offset)
-            trained = np.flatnonzero(example.weights)
-            places = slice(used, used + len(trained))
-            row.target_index[places] = offset + trained - 1
-            row.target_tokens[places] = example.tokens[trained]
-            row.target_weights[places] = example.weights[trained]
-            offset, used = end, places.stop
+
+def check_batch_size(batch_size: int, accumulation: int) -> None:
+    """Raises BadInput where the micro-batches would not be equal."""
+    if batch_size < 1 or accumulation < 1 or batch_size % accumulation:
+        raise BadInput(f"train.batch_size {batch_size} is not divisible by train.accumulation {accumulation}")
+
+
+def build_batch(source: Any, step: int, row_slice: slice, documents_of: Callable[[int], list[Example]]) -> Batch:
+    """The rows of one step of a source, from the documents of each row."""
+    grid = np.arange(step * source.batch_size, (step + 1) * source.batch_size).reshape(source.accumulation, -1)
+    mine = grid[:, row_slice]
+    documents = [documents_of(int(row)) for row in mine.flat]  # reading and filling by turns is a tenth slower
+    batch = empty_batch(mine.shape, source.tokens_per_row, source.targets_per_row)
+    for cell, of_row in zip(np.ndindex(*mine.shape), documents, strict=True):
+        fill_row(Batch(*(part[cell] for part in batch)), of_row)
+    return batch
+
+
+def empty_batch(rows: tuple[int, ...], tokens_per_row: int, targets_per_row: int) -> Batch:
+    """A batch of padding, of [*rows, T] and [*rows, M]."""
+    tokens, places = np.zeros((*rows, tokens_per_row), np.int32), np.zeros((*rows, targets_per_row), np.int32)
+    return Batch(tokens, np.zeros_like(tokens), np.zeros_like(tokens), places, places.copy(), places.astype(np.float32))
+
+
+def fill_row(row: Batch, documents: Sequence[Example]) -> None:
+    """Write documents one after the other into one row of zeros, given as views [T] and [M]."""
+    if not documents:
+        return
+    lengths = np.array([len(example.tokens) for example in documents])
+    end, starts = int(lengths.sum()), np.cumsum(lengths) - lengths
+    tokens = row.tokens[:end]
+    np.concatenate([example.tokens for example in documents], out=tokens)
+    row.segment_ids[:end] = np.repeat(np.arange(1, len(documents) + 1, dtype=np.int32), lengths)
+    np.subtract(np.arange(end, dtype=np.int32), np.repeat(starts.astype(np.int32), lengths), out=row.positions[:end])
+    weights = np.concatenate([example.weights for example in documents])
+    trained = np.flatnonzero(weights != 0)
+    row.target_index[: len(trained)] = trained - 1  # a document's first token never trains, so this is in the document
+    row.target_tokens[: len(trained)] = tokens[trained]
+    row.target_weights[: len(trained)] = weights[trained]
 
 
 def batches_of(examples: Sequence[Example], plan: Plan, batch_size: int, accumulation: int = 1) -> Batches:

@@ -1,4 +1,4 @@
-"""Which documents share a row: exact best-fit decreasing under two capacities, tokens and trained tokens.
+"""Which documents share a row: best-fit decreasing under two capacities, tokens and trained tokens.
 
 The plan packs the *multiset* of classes (length, targets): a row is a list of classes, and which document of a class
 sits in which slot is drawn anew each epoch. So every epoch has the same number of rows, the horizon is known at step
@@ -12,10 +12,17 @@ from typing import Literal
 
 import numpy as np
 
+from sft_jax.data.exact_fill import fill_exactly
 from sft_jax.errors import BadInput
 
 _MOST_CLASSES = 150_000
 """Beyond this many distinct (length, targets) pairs, targets are rounded up before packing, to bound the time."""
+_WELL_FILLED = 0.995
+"""Best-fit that fills so much of the token slots is good enough; large data sets always do."""
+_MOST_CLASSES_SEARCHED = 20_000
+"""Beyond this many classes a search for better rows would take seconds, and best-fit finds small documents enough."""
+ENOUGH = 0.99
+"""The share of the token slots that rows shall fill where the documents allow it."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,21 @@ class Plan:
         """Share of the target slots that hold a trained token."""
         return self.targets / (self.rows * self.targets_per_row)
 
-    def describe(self) -> str:
-        """One line for the log."""
-        return (
+    def describe(self, batch_size: int = 0) -> str:
+        """One line for the log; with `batch_size` (rows a step) also what a step and an epoch hold."""
+        line = (
             f"{len(self.members):,} documents in {self.rows:,} rows of {self.tokens_per_row:,} tokens ({self.fill:.1%} "
             f"full) and {self.targets_per_row:,} targets ({self.target_fill:.1%} full)"
+        )
+        if not batch_size:
+            return line
+        slots = self.rows * self.tokens_per_row
+        per_step = (batch_size * number / self.rows for number in (self.tokens, self.targets, slots - self.tokens))
+        tokens, targets, padding = (f"{round(number):,}" for number in per_step)
+        return (
+            f"{line}; a step: {tokens} tokens, {targets} targets, {padding} padding; an epoch: "
+            f"{-(-self.rows // batch_size):,} steps, {self.tokens:,} tokens, {self.targets:,} targets, "
+            f"{slots - self.tokens:,} padding"
         )
 
 
@@ -75,8 +92,8 @@ def plan_packing(
 ) -> Plan:
     """Pack documents into rows of `tokens_per_row` tokens and `targets_per_row` trained tokens.
 
-    Documents are placed the longest first, each into the row with the least room left that takes it. "none" gives
-    each document its own row, in file order.
+    Documents are placed the longest first, each into the row with the least room left that takes it; where that leaves
+    gaps and `exact_fill` needs fewer rows, its rows are taken. "none" gives each document its own row, in file order.
 
     Args:
       lengths, target_counts: integers [examples].
@@ -115,7 +132,11 @@ def plan_packing(
         quantum *= 2
     class_offsets = np.append(firsts, len(lengths))
     class_length, class_targets = np.divmod(ordered[firsts], targets_per_row + 1)
-    rows = _best_fit(class_length, class_targets, np.diff(class_offsets), tokens_per_row, targets_per_row)
+    classes = class_length, class_targets, np.diff(class_offsets)
+    rows = _best_fit(*classes, tokens_per_row, targets_per_row)
+    if totals[0] < _WELL_FILLED * (len(rows[0]) - 1) * tokens_per_row and len(firsts) <= _MOST_CLASSES_SEARCHED:
+        filled = fill_exactly(*classes, tokens_per_row, targets_per_row)
+        rows = filled if len(filled[0]) < len(rows[0]) else rows
     return _plan(totals, capacities, (class_length, class_targets), rows, (class_offsets, members))
 
 
@@ -219,8 +240,9 @@ def choose_target_capacity(
     packing: Literal["best_fit", "none"] = "best_fit",
     multiple: int = 128,
 ) -> int:
-    """The fewest target slots a row needs (M): a multiple of `multiple` whose plan needs at most 1 % more rows than
-    rows with a target slot for every token, while the next smaller multiple needs more; found by bisection.
+    """The fewest target slots a row needs (M): a multiple of `multiple` whose plan fills 99 % of the token slots while
+    the next smaller multiple fills less; found by bisection. Where even a target slot for every token does not fill
+    so much, 1 % more rows than that needs are allowed.
 
     Never below the largest document's targets, never above `tokens_per_row` (which it is where it is smaller than
     `multiple`).
@@ -229,7 +251,8 @@ def choose_target_capacity(
     if packing == "none" or tokens_per_row < multiple:
         return min(tokens_per_row, -(-largest // multiple) * multiple)
     rows = plan_packing(lengths, target_counts, tokens_per_row, tokens_per_row).rows
-    allowed = rows * 1.01
+    enough = int(np.sum(lengths, dtype=np.int64)) / (ENOUGH * tokens_per_row)
+    allowed = enough if rows <= enough else rows * 1.01
     least = max(largest, int(np.ceil(np.sum(target_counts) / allowed)))
     low, high = -(-least // multiple), -(-tokens_per_row // multiple)
     while low < high:

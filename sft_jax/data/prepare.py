@@ -1,49 +1,26 @@
 """Records become examples that fit: encoded, first tokens untrained, over-length policy applied, all counted."""
 
 import dataclasses
-import hashlib
-import json
-import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from sft_jax.config import Data
-from sft_jax.data.chat import encode
-from sft_jax.data.records import Record, detect_format, find_files, read_records
-from sft_jax.data.tokenizer import fingerprint as tokenizer_fingerprint
-from sft_jax.errors import BadInput
+from sft_jax.data.chat import Encoded, Written, tokenise, write
+from sft_jax.data.formats import Demonstration, Text, check_settings, demonstrations
+from sft_jax.data.readers import read_rows
+from sft_jax.data.rendering import policy_of
+from sft_jax.data.rows import Record, Row, cut, parse
+from sft_jax.data.store import Example, Store
+from sft_jax.errors import BadInput, BadRow
 
-_CACHE_VERSION = 1
-"""Raise it when the code here makes other tokens or weights from the same files."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One document, ready to pack."""
-
-    id: str
-    """The record's own `id` if it has one, otherwise file:line."""
-    source: str
-    line: int
-    tokens: np.ndarray
-    """int32 [length]."""
-    weights: np.ndarray
-    """float32 [length]; weights[0] is 0: nothing stands before a document's first token to predict it from."""
-
-    @property
-    def where(self) -> str:
-        """`demos.jsonl:17`."""
-        return f"{self.source}:{self.line}"
-
-    @property
-    def targets(self) -> int:
-        """How many of its tokens train."""
-        return int(np.count_nonzero(self.weights))
+BLOCK_ROWS, BLOCK_BYTES = 256, 2**20
+"""What is tokenised at once ends at whichever comes first: enough to keep every core busy, little enough to hold."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +33,36 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows. rows == used + dropped_over_length + dropped_no_target."""
+    """What became of the rows.
+
+    documents == used + dropped_over_length + dropped_no_target, less what splitting added.
+    """
 
     rows: int = 0
+    bad_rows: int = 0
+    """Left out under data.bad_rows="skip"."""
+    left_out: int = 0
+    """Rows for which data.function returned None."""
+    documents: int = 0
+    """Demonstrations in the rows; a row of seed tasks holds several."""
     used: int = 0
     dropped_over_length: int = 0
     truncated: int = 0
+    split: int = 0
+    """Documents that were cut into several (data.over_length="split"); `used` counts the pieces."""
     dropped_no_target: int = 0
+    lossy: int = 0
+    """Documents of which the chat template shows only a part (data.allow_lossy)."""
     first_token_targets: int = 0
     """Documents whose first token would have trained: it has no context and is never a target."""
     tokens: int = 0
-    """Tokens of the rows used."""
+    """Tokens of the documents used."""
     target_tokens: int = 0
-    """Trained tokens of the rows used."""
-    by_format: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Trained tokens of the documents used."""
+    by_format: dict[str, int] = field(default_factory=dict)
+    """Format -> rows."""
+    by_source: dict[str, dict[str, int]] = field(default_factory=dict)
+    """File -> rows, used, tokens, target_tokens."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,21 @@ class Prepared:
     dropped: tuple[Dropped, ...]
 
 
+def add(parts: Iterable[Counts]) -> Counts:
+    """The sum of several accounts."""
+    total, forms = Counter(), Counter()
+    sources: dict[str, Counter[str]] = {}
+    for part in parts:
+        numbers = dataclasses.asdict(part)
+        forms.update(numbers.pop("by_format"))
+        for source, about in numbers.pop("by_source").items():
+            sources.setdefault(source, Counter()).update(about)
+        total.update(numbers)
+    return Counts(**total, by_format=dict(forms), by_source={name: dict(about) for name, about in sources.items()})
+
+
 def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, keep_untrained: bool = False) -> Prepared:
-    """Read, encode and fit every record of `files` (default: `data.train`; give `data.eval` for held-out rows).
+    """Read, encode and fit every record of `files` (default: `data.train`), in memory.
 
     Args:
       keep_untrained: use rows without a trained token too (for scoring; training drops and counts them).
@@ -92,55 +98,158 @@ def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, ke
         trained token.
     """
     files = data.train if files is None else files
-    tally = dict.fromkeys((f.name for f in dataclasses.fields(Counts) if f.name != "by_format"), 0)
-    by_format: dict[str, int] = {}
-    examples: list[Example] = []
-    dropped: list[Dropped] = []
-    for record in read_records(files):
-        form = detect_format(record, data.format)
-        by_format[form] = by_format.get(form, 0) + 1
-        tally["rows"] += 1
-        encoded = encode(record, form, tokenizer, data.train_on)
-        tokens, weights, first = encoded.tokens, encoded.weights.copy(), bool(encoded.weights[:1].any())
-        weights[:1] = 0
-        limit = data.sequence_length
-        if len(tokens) > limit:
-            if data.over_length == "error":
-                raise BadInput(
-                    f"row {record.line} of {record.source}: {len(tokens):,} tokens, limit {limit:,}. "
-                    'Set data.over_length="truncate" or raise data.sequence_length.'
-                )
-            if data.over_length == "drop":
-                tally["dropped_over_length"] += 1
-                dropped.append(Dropped(record.where, f"{len(tokens):,} tokens, limit {limit:,}"))
-                continue
-            trained = np.count_nonzero(weights)
-            tokens, weights = tokens[:limit], weights[:limit]
-            if not weights.any() and trained:
-                tally["dropped_no_target"] += 1
-                reason = f"none of its {trained:,} trained tokens is among the first {limit:,}"
-                dropped.append(Dropped(record.where, reason))
-                continue
-            tally["truncated"] += bool(weights.any())
-        if not weights.any() and not keep_untrained:
-            tally["dropped_no_target"] += 1
-            dropped.append(Dropped(record.where, f'no trained token (data.train_on="{data.train_on}")'))
-            continue
-        tally["used"] += 1
-        tally["first_token_targets"] += first
-        tally["tokens"] += len(tokens)
-        tally["target_tokens"] += int(np.count_nonzero(weights))
-        name = record.value.get("id")
-        examples.append(Example(_id(record, name), record.source, record.line, tokens, weights))
-    counts = Counts(**tally, by_format=by_format)
-    if not examples:
+    prepared = encode_rows(read_rows(files), data, tokenizer, keep_untrained)
+    check_any_used(files, prepared.counts, prepared.dropped)
+    return prepared
+
+
+def check_any_used(files: Sequence[str], counts: Counts, dropped: Sequence[Dropped]) -> None:
+    """Refuse data of which nothing trains.
+
+    Raises:
+      BadInput: with the first reasons.
+    """
+    if not counts.used:
         reasons = "; ".join(f"{row.where}: {row.reason}" for row in dropped[:3])
         raise BadInput(f"{', '.join(files)}: no trained token in any of its {counts.rows:,} rows. {reasons}")
-    return Prepared(tuple(examples), counts, tuple(dropped))
 
 
-def _id(record: Record, name: Any) -> str:
-    return str(name) if isinstance(name, str | int) and not isinstance(name, bool) else record.where
+def encode_rows(rows: Iterable[Row], data: Data, tokenizer: Any, keep_untrained: bool = False) -> Prepared:
+    """Examples of some rows, fitted by the config's policies; the account covers just these rows.
+
+    Raises:
+      BadInput: a bad row unless data.bad_rows is "skip"; an over-length one under over_length="error".
+    """
+    check_settings(data)
+    fitter = _Fitter(data, tokenizer, keep_untrained)
+    fitter.add_all(rows)
+    tally = {f.name: fitter.tally[f.name] for f in dataclasses.fields(Counts) if f.type is int}
+    sources = {name: dict(about) for name, about in fitter.sources.items()}
+    counts = Counts(**tally, by_format=dict(fitter.forms), by_source=sources)
+    return Prepared(tuple(fitter.examples), counts, tuple(fitter.dropped))
+
+
+_Read = tuple[Record, list[Demonstration], list[Written | Encoded]]
+"""A row's record, its demonstrations, and each of these as text."""
+
+
+class _Fitter:
+    """Collects the examples of some rows, and the account."""
+
+    def __init__(self, data: Data, tokenizer: Any, keep_untrained: bool):
+        self.data, self.tokenizer, self.keep_untrained = data, tokenizer, keep_untrained
+        self.policy = policy_of(data)
+        self.tally: Counter[str] = Counter()
+        self.forms: Counter[str] = Counter()
+        self.sources: dict[str, Counter[str]] = {}
+        self.examples: list[Example] = []
+        self.dropped: list[Dropped] = []
+
+    def add_all(self, rows: Iterable[Row]) -> None:
+        """Every demonstration of the rows: all those of a row, or none where one of them is bad."""
+        before = None
+        # The tokenizer's own threads need no interpreter: it works on a block while templates write the next one.
+        with ThreadPoolExecutor(1) as pool:
+            for block in cut(rows, BLOCK_ROWS, BLOCK_BYTES):
+                read = [self._read(row) for row in block]
+                texts = [text for one in read if not isinstance(one, BadRow) for text in one[2]]
+                if before is not None:
+                    self._add_block(*before)
+                    before = None
+                if len(block) < BLOCK_ROWS:  # not worth a thread
+                    self._add_block(block, read, tokenise(texts, self.tokenizer))
+                else:
+                    before = block, read, pool.submit(tokenise, texts, self.tokenizer)
+            if before is not None:
+                self._add_block(*before)
+
+    def _add_block(self, block: list[Row], read: list[_Read | BadRow], tokenised: list[Encoded] | Future) -> None:
+        encoded = iter(tokenised if isinstance(tokenised, list) else tokenised.result())
+        for row, one in zip(block, read, strict=True):
+            source = self.sources.setdefault(row.source, Counter(rows=0, used=0, tokens=0, target_tokens=0))
+            source["rows"] += 1
+            self.tally["rows"] += 1
+            if isinstance(one, BadRow):
+                self.tally["bad_rows"] += 1
+                self.dropped.append(Dropped(f"{row.source}:{row.line}", f"bad row: {one}"))
+            else:
+                record, found, texts = one
+                self._add(record, found, list(islice(encoded, len(texts))), source)
+
+    def _read(self, row: Row) -> _Read | BadRow:
+        """A row's demonstrations, and each as text; or why there are none."""
+        try:
+            record = parse(row)
+            found = demonstrations(record, self.data)
+            return record, found, [self._write(record, one) for one in found]
+        except BadRow as error:
+            if self.data.bad_rows == "error":
+                raise
+            return error
+
+    def _write(self, record: Record, one: Demonstration) -> Written | Encoded:
+        return write(record.where, one, self.tokenizer, self.data.train_on, self.policy)
+
+    def _add(self, record: Record, found: list[Demonstration], encoded: list[Encoded], source: Counter[str]) -> None:
+        self.tally["documents"] += len(found)
+        self.tally["left_out"] += not found
+        for form in dict.fromkeys(one.form for one in found):
+            self.forms[form] += 1
+        for one, (tokens, weights, lost) in zip(found, encoded, strict=True):
+            self.tally["lossy"] += bool(lost)
+            example = Example(one.id or record.where, record.source, record.line, tokens, weights)
+            self._fit(example, isinstance(one, Text), source)
+
+    def _fit(self, example: Example, is_text: bool, source: Counter[str]) -> None:
+        first, weights = bool(example.weights[:1].any()), example.weights.copy()
+        weights[:1] = 0
+        example = example._replace(weights=weights)
+        limit, policy = self.data.sequence_length, self.data.over_length
+        if len(example.tokens) <= limit:
+            kept = [example]
+        elif policy == "error":
+            raise BadInput(
+                f"row {example.line} of {example.source}: {len(example.tokens):,} tokens, limit {limit:,}. "
+                'Set data.over_length="truncate" or raise data.sequence_length.'
+            )
+        elif policy == "drop" or (policy == "split" and not is_text):
+            self.tally["dropped_over_length"] += 1
+            self.dropped.append(Dropped(example.where, f"{len(example.tokens):,} tokens, limit {limit:,}"))
+            return
+        elif policy == "split":
+            self.tally["split"] += 1
+            kept = split(example, limit)
+        else:
+            kept = [example._replace(tokens=example.tokens[:limit], weights=weights[:limit])]
+            if example.targets and not kept[0].targets:
+                self.tally["dropped_no_target"] += 1
+                reason = f"none of its {example.targets:,} trained tokens is among the first {limit:,}"
+                self.dropped.append(Dropped(example.where, reason))
+                return
+            self.tally["truncated"] += bool(kept[0].targets)
+        if not example.targets and not self.keep_untrained:
+            self.tally["dropped_no_target"] += 1
+            self.dropped.append(Dropped(example.where, f'no trained token (data.train_on="{self.data.train_on}")'))
+            return
+        self.tally["first_token_targets"] += first
+        for piece in kept:
+            self.examples.append(piece)
+            for tally in (self.tally, source):
+                tally.update(used=1, tokens=len(piece.tokens), target_tokens=piece.targets)
+
+
+def split(example: Example, limit: int) -> list[Example]:
+    """A long document as pieces of at most `limit` tokens; each begins with the last token of the one before, so that
+    every target but the document's first token keeps a token of context."""
+    pieces = []
+    for number, start in enumerate(range(0, len(example.tokens) - 1, limit - 1), start=1):
+        weights = example.weights[start : start + limit].copy()
+        weights[:1] = 0
+        piece = example._replace(
+            id=f"{example.id}/{number}", tokens=example.tokens[start : start + limit], weights=weights
+        )
+        pieces.append(piece)
+    return pieces
 
 
 def check_ids(where: str, ids: Sequence[int] | np.ndarray, vocab: int, model: str) -> None:
@@ -158,14 +267,15 @@ def check_ids(where: str, ids: Sequence[int] | np.ndarray, vocab: int, model: st
 
 
 def check_vocabulary(examples: Sequence[Example], vocab: int, model: str) -> None:
-    """`check_ids` of every example."""
+    """`check_ids` of every example; a store that knows its highest id is not read where that fits."""
+    if isinstance(examples, Store) and examples.about["highest_id"] < vocab:
+        return
     for example in examples:
         check_ids(example.where, example.tokens, vocab, model)
 
 
-def describe(prepared: Prepared, shown: int = 5) -> list[str]:
+def describe(counts: Counts, dropped: Sequence[Dropped], shown: int = 5) -> list[str]:
     """Lines for the log: what is used, what is not and why, with the first `shown` rows left out."""
-    counts = prepared.counts
     share = counts.target_tokens / max(1, counts.tokens)
     forms = ", ".join(f"{rows:,} {form}" for form, rows in sorted(counts.by_format.items()))
     lines = [
@@ -173,119 +283,19 @@ def describe(prepared: Prepared, shown: int = 5) -> list[str]:
         f"{counts.target_tokens:,} trained ({share:.1%})"
     ]
     for number, words in (
+        (counts.bad_rows, 'bad rows skipped (data.bad_rows="skip")'),
+        (counts.left_out, "rows left out by data.function"),
         (counts.dropped_over_length, "rows dropped: longer than data.sequence_length"),
         (counts.truncated, "rows truncated to data.sequence_length"),
+        (counts.split, "rows split into pieces of data.sequence_length"),
         (counts.dropped_no_target, "rows dropped: no trained token"),
+        (counts.lossy, "rows of which the chat template leaves out a part (data.allow_lossy)"),
         (counts.first_token_targets, "rows whose first token would train but has no context: it does not count"),
     ):
         if number:
             lines.append(f"{number:,} {words}")
-    lines += [f"  {row.where}: {row.reason}" for row in prepared.dropped[:shown]]
-    if len(prepared.dropped) > shown:
-        lines.append(f"  and {len(prepared.dropped) - shown:,} more")
+    lines += [f"  {row.where}: {row.reason}" for row in dropped[:shown]]
+    left_out = counts.bad_rows + counts.dropped_over_length + counts.dropped_no_target
+    if left_out > shown:
+        lines.append(f"  and {left_out - shown:,} more")
     return lines
-
-
-def fingerprint(examples: Sequence[Example]) -> str:
-    """SHA-256 (hex) over every example's tokens and weights, in order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(len(example.tokens).to_bytes(8, "little"))
-        digest.update(example.tokens.astype("<i4").tobytes())
-        digest.update(example.weights.astype("<f4").tobytes())
-    return digest.hexdigest()
-
-
-def prepare_cached(
-    data: Data,
-    tokenizer: Any,
-    cache_dir: str | Path,
-    is_first_process: bool,
-    deadline_seconds: float,
-    files: tuple[str, ...] | None = None,
-) -> Prepared:
-    """`prepare`, done once: the first process writes the result under `cache_dir`, the others wait for its file.
-
-    Raises:
-      BadInput: as `prepare`, on every process: the first leaves its refusal for the others to read.
-      RuntimeError: the file has not appeared within `deadline_seconds`; names it.
-    """
-    files = data.train if files is None else files
-    path = Path(cache_dir) / f"{_cache_key(data, tokenizer, files)}.npz"
-    refusal = path.with_suffix(".refused")
-    if not path.exists() and is_first_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        refusal.unlink(missing_ok=True)
-        try:
-            prepared = prepare(data, tokenizer, files)
-        except BadInput as error:
-            message = str(error).encode("utf-8")
-            write_whole(refusal, lambda file: file.write(message))
-            raise
-        write_whole(path, lambda file: _save(file, prepared))
-        return prepared
-    end = time.monotonic() + deadline_seconds
-    while not path.exists():
-        if refusal.exists():
-            raise BadInput(refusal.read_text(encoding="utf-8"))
-        if time.monotonic() >= end:
-            raise RuntimeError(
-                f"{path}: the first process has not written the prepared data within {deadline_seconds:g} s. "
-                "Look for its error; all processes must see the same cache directory; a long preparation needs a "
-                "larger distributed.timeout_seconds."
-            )
-        time.sleep(0.1)
-    return _load(path)
-
-
-def write_whole(path: Path, write: Callable[[Any], object]) -> None:
-    """Whoever reads the file sees the old content or the new one, also when a kill comes in between."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        write(file)
-    os.replace(partial, path)
-
-
-def _cache_key(data: Data, tokenizer: Any, files: tuple[str, ...]) -> str:
-    """Names what the result depends on: the contents of the files, how they are read, the tokenizer, this code."""
-    import sft_jax
-
-    settings = [getattr(data, name) for name in ("format", "train_on", "over_length", "sequence_length")]
-    parts = [_CACHE_VERSION, getattr(sft_jax, "__version__", ""), settings, tokenizer_fingerprint(tokenizer)]
-    for path in find_files(files):
-        with open(path, "rb") as file:
-            parts.append((path, hashlib.file_digest(file, "sha256").hexdigest()))
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _save(file: Any, prepared: Prepared) -> None:
-    examples = prepared.examples
-    sources = sorted({example.source for example in examples})
-    number = {source: i for i, source in enumerate(sources)}
-    about = {
-        "counts": dataclasses.asdict(prepared.counts),
-        "dropped": [[row.where, row.reason] for row in prepared.dropped],
-        "sources": sources,
-        "ids": [example.id for example in examples],
-    }
-    np.savez(
-        file,
-        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-        source=np.asarray([number[example.source] for example in examples], np.int32),
-        line=np.asarray([example.line for example in examples], np.int64),
-        length=np.asarray([len(example.tokens) for example in examples], np.int64),
-        tokens=np.concatenate([example.tokens for example in examples]),
-        weights=np.concatenate([example.weights for example in examples]),
-    )
-
-
-def _load(path: Path) -> Prepared:
-    with np.load(path) as stored:
-        about = json.loads(stored["about"].tobytes())
-        cuts = np.cumsum(stored["length"])[:-1]
-        tokens, weights = np.split(stored["tokens"], cuts), np.split(stored["weights"], cuts)
-        source, line = stored["source"].tolist(), stored["line"].tolist()
-    examples = tuple(
-        Example(about["ids"][i], about["sources"][source[i]], line[i], tokens[i], weights[i]) for i in range(len(line))
-    )
-    return Prepared(examples, Counts(**about["counts"]), tuple(Dropped(*row) for row in about["dropped"]))

@@ -29,7 +29,8 @@ def load_tokenizer(path: str | Path, chat_template_file: str | Path = "") -> Any
 
     Args:
       path: a Hugging Face directory, or a `.gguf` file (its vocabulary, merges and template are read).
-      chat_template_file: a Jinja file for base models without a template; empty keeps the tokenizer's own.
+      chat_template_file: a Jinja file, or "generic", for base models without a template; empty keeps the
+        tokenizer's own.
 
     Raises:
       BadInput: no tokenizer there, one without a fast version, a GGUF vocabulary of an unknown kind, or no such
@@ -45,11 +46,50 @@ def load_tokenizer(path: str | Path, chat_template_file: str | Path = "") -> Any
         hint = nearest(path.name, around) if around else f"{path.parent} does not exist either."
         raise BadInput(f"{path}: no such tokenizer: expected a Hugging Face directory or a .gguf file. {hint}")
     if chat_template_file:
-        template = Path(chat_template_file)
-        if not template.is_file():
-            raise BadInput(f"{template}: no such chat template file (data.chat_template)")
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
+        tokenizer.chat_template = read_template(str(chat_template_file), tokenizer)
     return tokenizer
+
+
+GENERIC = "generic"
+"""The name of the chat template that ships with this package, for base models without one."""
+
+
+def read_template(name: str, tokenizer: Any) -> str:
+    """The text of a Jinja file, or of the shipped template when `name` is "generic" and no such file is there.
+
+    The shipped one begins a conversation with BOS where the tokenizer begins a text with it.
+
+    Raises:
+      BadInput: no such file, one that is no Jinja template, or a tokenizer without the EOS token that the shipped one
+        ends turns with.
+    """
+    path = Path(name)
+    if path.is_file():
+        return _checked(path)
+    if name != GENERIC:
+        raise BadInput(
+            f"{path}: no such chat template file (data.chat_template); {GENERIC!r} is the one that ships with sft_jax"
+        )
+    if not tokenizer.eos_token:
+        raise BadInput(f"data.chat_template {GENERIC!r} ends turns with the EOS token, and the tokenizer has none")
+    text = (Path(__file__).parent / "templates" / "generic.jinja").read_text(encoding="utf-8")
+    begins = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return text.replace("{%- if add_bos %}{{ bos_token }}{% endif -%}", "{{- bos_token -}}" if begins else "")
+
+
+def _checked(path: Path) -> str:
+    """The text of a template file that compiles."""
+    import jinja2
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        _compile_jinja_template(text)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not valid UTF-8 at byte {error.start} (data.chat_template)") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise BadInput(f"{path}:{error.lineno}: no Jinja template: {error.message} (data.chat_template)") from error
+    return text
 
 
 def _from_directory(path: Path) -> Any:

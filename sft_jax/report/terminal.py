@@ -1,6 +1,7 @@
 """Progress on the terminal: loss, rate and time left; a bar where there is a screen, lines where there is a log."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -62,3 +63,18 @@ class TrainingProgress:
         if measured <= 1 or row["step"] == self._steps or now - self._shown >= LINE_SECONDS:
             self._shown = now
             self._console.print(f"step {row['step']}/{self._steps}  {text}")
+
+
+def rows_progress(console: Console, seconds: float = 2.0) -> Callable[[int], None]:
+    """A function that takes the number of rows tokenised so far and prints it with the rate, at most every `seconds`;
+    data that is done sooner prints nothing."""
+    began = shown = time.monotonic()
+
+    def show(rows: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= seconds:
+            shown = now
+            console.print(f"tokenised {rows:,} rows, {rows / (now - began):,.0f} a second")
+
+    return show

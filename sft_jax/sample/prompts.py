@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.data.chat import generation_prompt
+from sft_jax.data.messages import check_messages, check_tools
 from sft_jax.data.prepare import check_ids
-from sft_jax.data.records import Record, read_tools, validate_messages
+from sft_jax.data.rendering import Policy
+from sft_jax.data.rows import Record
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 
@@ -33,8 +35,8 @@ def check_prompts(
         check_ids(record.where, prompt, architecture.vocab, model)
 
 
-def prompt_tokens(record: Record, tokenizer: Any) -> list[int]:
-    """Token ids of a prompt record.
+def prompt_tokens(record: Record, tokenizer: Any, date: str = "") -> list[int]:
+    """Token ids of a prompt record; `date` is the day that the chat template prints, YYYY-MM-DD, empty for today.
 
     `messages` (with `tools`) go through the chat template up to the assistant's turn; assistant turns at the end are
     what is to be generated, so they are left out. `prompt` is raw text with the special tokens the tokenizer adds, or
@@ -50,12 +52,13 @@ def prompt_tokens(record: Record, tokenizer: Any) -> list[int]:
     if isinstance(record.value[key], str):
         ids = tokenizer(record.value[key])["input_ids"]
     else:
-        messages = validate_messages(record, key)
+        messages = check_messages(record.where, record.value[key], key)
         while messages and messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         if not messages:
             raise BadInput(f"{record.where}: no message to answer before the assistant's")
-        ids = generation_prompt(record.where, messages, read_tools(record), tokenizer)
+        tools = check_tools(record.where, record.value.get("tools"))
+        ids = generation_prompt(record.where, messages, tools, tokenizer, Policy(date=date))
     if not ids:
         raise BadInput(f"{record.where}: the prompt is empty")
     return ids

@@ -1,23 +1,26 @@
 """Host batches -> sharded device arrays, prepared in the background while the device works."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from sft_jax.data.batches import Batch
 
 
 class Source(Protocol):
-    """Where batches come from: a pure function of (seed, step) for prepared data."""
+    """Where batches come from: a pure function of (seed, step) for prepared data; streamed data has a state."""
 
     def batch(self, step: int, row_slice: slice) -> Batch: ...
 
     def rows_of(self, step: int) -> list[str]: ...
 
-    def state(self) -> dict: ...
+    def state(self, step: int) -> dict[str, Any]: ...
 
 
 def put_batch(source: Source, step: int, shapes: Batch, shardings: Batch) -> Batch:
@@ -56,3 +59,18 @@ def feed(source: Source, steps: range, shapes: Batch, shardings: Batch) -> Itera
             # The next one is made while the device works on this one.
             ahead = pool.submit(put_batch, source, step + 1, shapes, shardings) if step + 1 in steps else None
             yield step, batch, waited
+
+
+def whole_state(source: Source, step: int) -> dict[str, Any]:
+    """The source's state after `step` steps, of all processes together; each of them calls it."""
+    mine = source.state(step)
+    if jax.process_count() == 1 or not mine:  # prepared data has none, on any process
+        return mine
+    content = np.frombuffer(json.dumps(mine).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(content))))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(content)] = content
+    states: dict[str, Any] = {}
+    for other, size in zip(np.asarray(multihost_utils.process_allgather(padded)), sizes, strict=True):
+        states.update(json.loads(other[:size].tobytes()))
+    return states

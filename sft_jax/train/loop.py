@@ -12,7 +12,7 @@ from sft_jax.data.batches import Batch
 from sft_jax.errors import NonFinite, Preempted
 from sft_jax.model.architecture import Architecture
 from sft_jax.train import checkpoint
-from sft_jax.train.feed import Source, feed
+from sft_jax.train.feed import Source, feed, whole_state
 from sft_jax.train.metrics import MetricsRow, training_row
 from sft_jax.train.step import Parameters, TrainState
 
@@ -82,7 +82,7 @@ def train(
     def save(step: int) -> None:
         nonlocal saved
         if saved != step:
-            checkpoint.save(manager, state, {**record, "source": source.state()})
+            checkpoint.save(manager, state, {**record, "source": whole_state(source, step)})
             saved = step
 
     if schedule.evaluate_first and (row := calls.evaluate(state, first, False)):

@@ -35,6 +35,8 @@ class Pretrained:
     tokenizer: Any
     load: Callable[[Architecture, Mapping[str, NamedSharding]], dict[str, jax.Array]]
     """(architecture with padded rows, shardings) -> float32 parameters, each straight in its shards."""
+    template_date: str = ""
+    """The day that the chat template printed in training, YYYY-MM-DD; empty means today's."""
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -75,6 +77,7 @@ def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> 
             generation_config=generation,
             tokenizer=load_tokenizer(tokenizer or str(model), chat_template),
             load=lambda architecture, shardings: restore_parameters(path, architecture, shardings),
+            template_date=read_run_config(path).data.template_date,
         )
     files = open_model(path)
     return Pretrained(

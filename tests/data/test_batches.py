@@ -9,7 +9,8 @@ import pytest
 from sft_jax.config import Data
 from sft_jax.data.batches import Batch, Batches, batches_of
 from sft_jax.data.packing import plan_packing
-from sft_jax.data.prepare import Example, prepare
+from sft_jax.data.prepare import prepare
+from sft_jax.data.store import Example
 from sft_jax.errors import BadInput
 
 
@@ -76,7 +77,7 @@ def test_an_epoch_holds_each_example_exactly_once_with_its_weights():
 
 
 def test_targets_are_conserved_from_preparation_to_batches(make_tokenizer, jsonl):
-    rows = [{"prompt": f"x {k}" * k, "completion": " world" * (k % 5)} for k in range(1, 30)]
+    rows = [{"prompt": f"x {k}" * k, "completion": " world" * (1 + k % 5)} for k in range(1, 30)]
     prepared = prepare(Data(train=(jsonl([*rows, {"text": "hello world"}]),), sequence_length=64), make_tokenizer())
     examples = prepared.examples
     lengths, targets = (np.asarray([f(e) for e in examples]) for f in (lambda e: len(e.tokens), lambda e: e.targets))
@@ -115,7 +116,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
         for a, b in zip(one.batch(step), steps[step], strict=True):
             np.testing.assert_array_equal(a, b)
     assert not np.array_equal(source(examples, seed=2).batch(0).tokens, steps[0].tokens)
-    assert one.state() == {}
+    assert one.state(3) == {}
 
 
 def test_batches_straddle_epochs_and_epochs_differ_in_order():

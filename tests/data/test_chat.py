@@ -10,8 +10,11 @@ import pytest
 
 from sft_jax.config import Data
 from sft_jax.data.chat import Encoded, encode, generation_prompt
+from sft_jax.data.formats import Completion, Conversation, Text, demonstrations
+from sft_jax.data.messages import check_messages, check_tools
 from sft_jax.data.prepare import prepare
-from sft_jax.data.records import Record
+from sft_jax.data.rendering import Policy
+from sft_jax.data.rows import Record
 from sft_jax.errors import BadInput
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "trl.json").read_text(encoding="utf-8"))["cases"]
@@ -26,12 +29,18 @@ TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": 
 
 
 def chat(tokenizer: Any, messages: list[Any], train_on: Any = "assistant", **rest: Any) -> Encoded:
-    return encode(Record("demos.jsonl", 17, {"messages": messages, **rest}), "messages", tokenizer, train_on)
+    where = "demos.jsonl:17"
+    conversation = Conversation(check_messages(where, messages), check_tools(where, rest.get("tools")))
+    return encode(where, conversation, tokenizer, train_on)
 
 
 def strings(tokenizer: Any, prompt: str, completion: str, train_on: Any = "assistant") -> Encoded:
-    record = Record("demos.jsonl", 17, {"prompt": prompt, "completion": completion})
-    return encode(record, "prompt_completion", tokenizer, train_on)
+    return encode("demos.jsonl:17", Completion(prompt, completion), tokenizer, train_on)
+
+
+def row(value: dict[str, Any], tokenizer: Any) -> Encoded:
+    [demonstration] = demonstrations(Record("f", 1, value), Data())
+    return encode("f:1", demonstration, tokenizer, "assistant")
 
 
 def trained(tokenizer: Any, encoded: Encoded) -> list[str]:
@@ -168,25 +177,10 @@ def test_per_message_weights_multiply(make_tokenizer, templates):
     assert set(chat(make_tokenizer(), messages, "all").weights) == {0.0, 0.5, 1.0}
 
 
-def test_an_earlier_turn_may_be_lost_when_only_the_last_one_trains(make_tokenizer, templates):
-    tokenizer = make_tokenizer(templates.REWRITES_HISTORY)
-    messages = [dict(m) for m in TALK]
-    messages[2]["content"] = "<think>\nhmm\n</think>\n\nParis"
-    with pytest.raises(BadInput, match=r"messages\[2\] \(assistant\): the chat template drops its content 'hmm'"):
-        chat(tokenizer, messages)
-    runs = trained(tokenizer, chat(tokenizer, messages, "last_assistant"))
-    assert runs == ["<think>\n\n</think>\n\nhello\n\nworld<|im_end|>"]
-
-
 def test_thinking_in_the_last_turn_trains_where_the_template_keeps_it(make_tokenizer, templates):
     messages = [*TALK[:4], {"role": "assistant", "content": "<think>hmm</think>hello"}]
     tokenizer = make_tokenizer(templates.REWRITES_HISTORY)
     assert trained(tokenizer, chat(tokenizer, messages))[1] == "<think>\nhmm\n</think>\n\nhello<|im_end|>"
-
-
-def test_reasoning_that_the_template_leaves_out_is_refused(make_tokenizer):
-    with pytest.raises(BadInput, match="drops its reasoning_content 'because'"):
-        chat(make_tokenizer(), [*TALK[:4], {**TALK[4], "reasoning_content": "because"}])
 
 
 def weather(**arguments: Any) -> dict[str, Any]:
@@ -208,57 +202,8 @@ def test_tool_calls_train_and_arguments_given_as_a_string_are_not_encoded_twice(
         assert run.startswith((content or "") + "<tool_call>") and run.endswith("</tool_call><|im_end|>")
 
 
-def test_a_template_that_drops_tool_calls_is_refused_naming_what_is_lost(make_tokenizer, templates):
-    tokenizer = make_tokenizer(templates.DROPS_CALLS)
-    for content in (None, "", "Let me see."):
-        message = {"role": "assistant", "content": content, "tool_calls": [weather(city="Paris")]}
-        with pytest.raises(
-            BadInput, match=r"demos.jsonl:17: messages\[1\].*drops the tool call 'get_weather'.*'Paris'"
-        ):
-            chat(tokenizer, [TALK[1], message])
-
-
-def test_a_template_that_drops_the_second_of_two_equal_calls_is_refused(make_tokenizer, templates):
-    tokenizer = make_tokenizer(templates.CHATML.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]"))
-    message = {"role": "assistant", "content": "", "tool_calls": [weather(city="Paris")] * 2}
-    with pytest.raises(BadInput, match="drops the tool call 'get_weather', the argument 'city', the argument 'Paris'"):
-        chat(tokenizer, [TALK[1], message])
-
-
-def test_arguments_that_python_takes_for_equal_are_told_apart(make_tokenizer, templates):
-    """True == 1 == 1.0 and False == 0: each stands once in the text, and that is no loss."""
-    arguments = {"urgent": True, "count": 1, "x": 1.0, "off": False, "zero": 0}
-    call = {"type": "function", "function": {"name": "get_weather", "arguments": arguments}}
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    assert trained(make_tokenizer(), chat(make_tokenizer(), turns))
-    shorter = templates.CHATML.replace("call.function.arguments | tojson", "{'urgent': true} | tojson")
-    with pytest.raises(BadInput, match=r"drops the argument 'count', the argument 1,"):
-        chat(make_tokenizer(shorter), turns)
-
-
-def test_a_dropped_call_that_trains_nothing_is_no_loss(make_tokenizer, templates):
-    message = {"role": "assistant", "content": "", "tool_calls": [weather(city="Paris")], "weight": 0}
-    encoded = chat(make_tokenizer(templates.DROPS_CALLS), [TALK[1], message, *TALK[3:]])
-    assert encoded.weights.any()
-
-
-def test_a_turn_marked_in_pieces_is_one_turn(make_tokenizer, templates):
-    whole, end = "{{ m.content }}<|im_end|>\n", "{% endgeneration %}"
-    split = "{{ m.content }}" + end + "{% generation %}<|im_end|>\n"
-    pieces = templates.MARKED.replace(whole + end, split + end)
-    assert pieces.count("{% generation %}") == 2
-    tokenizer = make_tokenizer(pieces)
-    assert trained(tokenizer, chat(tokenizer, TALK)) == ["Paris<|im_end|>", "hello\n\nworld<|im_end|>"]
-
-
-def test_marks_that_do_not_match_the_turns_are_refused(make_tokenizer, templates):
-    skipping = templates.MARKED.replace("m.role == 'assistant'", "m.role == 'assistant' and loop.last")
-    with pytest.raises(BadInput, match=r"marks 1 turns with \{% generation %\}, the conversation has 2"):
-        chat(make_tokenizer(skipping), TALK)
-
-
 def test_a_tokenizer_without_a_template_says_how_to_give_one(make_tokenizer):
-    with pytest.raises(BadInput, match=r"demos.jsonl:17: .*no chat template.*data.chat_template"):
+    with pytest.raises(BadInput, match=r"demos.jsonl:17: .*no chat template.*--data.chat-template.*generic"):
         chat(make_tokenizer(None), TALK)
 
 
@@ -322,28 +267,19 @@ def test_eos_is_appended_once_and_trained_even_where_the_tokenizer_appends_it_to
 
 def test_text_trains_every_token_and_its_eos(make_tokenizer):
     tokenizer = make_tokenizer()
-    encoded = encode(Record("f", 1, {"text": "hello world"}), "text", tokenizer, "assistant")
+    encoded = encode("f:1", Text("hello world"), tokenizer, "assistant")
     assert encoded.tokens.tolist() == ids(tokenizer, "hello world<|im_end|>") and encoded.weights.all()
-
-
-@pytest.mark.parametrize(("value", "found"), [(None, "null"), (["a"], "a list"), (3, "a number")])
-def test_strings_that_are_none_are_refused(make_tokenizer, value: object, found: str):
-    for row in ({"prompt": value, "completion": ""}, {"prompt": "", "completion": value}, {"text": value}):
-        form: Any = "text" if "text" in row else "prompt_completion"
-        with pytest.raises(BadInput, match=f"f:1: (prompt|completion|text) is {found}, expected a string"):
-            encode(Record("f", 1, row), form, make_tokenizer(), "assistant")
 
 
 @pytest.mark.parametrize("case", ["prompt_completion", "prompt_completion_bos", "text"])
 def test_ids_and_targets_equal_trls(make_tokenizer, case: str):
     golden = GOLDEN[case]
     tokenizer = make_tokenizer(add_bos=golden.get("add_bos", False))
-    form: Any = "text" if case == "text" else "prompt_completion"
-    for row, expected in zip(golden["rows"], golden["prepared"], strict=True):
-        encoded = encode(Record("f", 1, row), form, tokenizer, "assistant")
-        assert encoded.tokens.tolist() == expected["input_ids"], row
+    for value, expected in zip(golden["rows"], golden["prepared"], strict=True):
+        encoded = row(value, tokenizer)
+        assert encoded.tokens.tolist() == expected["input_ids"], value
         labels = np.where(encoded.weights > 0, encoded.tokens, -100).tolist()
-        assert labels[1:] == expected["labels"][1:], row  # nobody trains the first token: nothing predicts it
+        assert labels[1:] == expected["labels"][1:], value  # nobody trains the first token: nothing predicts it
 
 
 @pytest.mark.parametrize("case", ["chat_prompt_completion", "messages_assistant_only"])
@@ -351,9 +287,8 @@ def test_conversations_equal_trls_but_for_white_space_after_the_stop_token(make_
     golden = GOLDEN[case]
     tokenizer = make_tokenizer(getattr(templates, golden.get("template", "CHATML")))
     newline, eos = ids(tokenizer, "\n")[0], tokenizer.eos_token_id
-    form: Any = "messages" if case == "messages_assistant_only" else "prompt_completion"
-    for row, expected in zip(golden["rows"], golden["prepared"], strict=True):
-        encoded = encode(Record("f", 1, row), form, tokenizer, "assistant")
+    for value, expected in zip(golden["rows"], golden["prepared"], strict=True):
+        encoded = row(value, tokenizer)
         assert encoded.tokens.tolist() == expected["input_ids"]
         labels = np.asarray(expected["labels"])
         after_stop = np.append(False, encoded.tokens[:-1] == eos) & (labels == newline)
@@ -369,3 +304,36 @@ def test_truncation_leaves_what_trl_leaves(make_tokenizer, jsonl):
     assert [e.tokens.tolist() for e in prepared.examples] == [row["input_ids"] for row in golden["prepared"]]
     for example, row in zip(prepared.examples, golden["prepared"], strict=True):
         assert np.where(example.weights > 0, example.tokens, -100).tolist() == row["labels"]
+
+
+def test_without_end_of_turn_the_stop_token_does_not_train(make_tokenizer, templates):
+    policy = Policy(end_of_turn=False)
+    for template in (templates.CHATML, templates.MARKED, templates.CLOSES_TEXT):
+        tokenizer = make_tokenizer(template)
+        assert trained(tokenizer, encode("f:1", Conversation(TALK), tokenizer, "assistant", policy)) == [
+            "Paris",
+            "hello\n\nworld",
+        ]
+    every = encode("f:1", Conversation(TALK), make_tokenizer(), "all", policy)
+    assert [make_tokenizer().decode(i) for i in every.tokens[every.weights == 0]] == ["<|im_end|>"] * 2
+    for demonstration in (Completion("hello", " world"), Text("hello")):
+        encoded = encode("f:1", demonstration, tokenizer, "assistant", policy)
+        assert encoded.tokens[-1] == tokenizer.eos_token_id
+        assert encoded.weights[-1] == 0 and encoded.weights[-2] == 1
+
+
+def test_a_header_token_that_swallows_the_turns_white_space_does_not_train(make_tokenizer, templates):
+    import copy
+
+    from tokenizers import AddedToken
+
+    tokenizer = copy.deepcopy(make_tokenizer())
+    tokenizer.add_tokens([AddedToken("<|bot|>", special=True, normalized=False, rstrip=True)], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content + '<|im_end|>' }}{% else %}"
+        "{{ '<|bot|>\n' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|bot|>\n' }}{% endif %}"
+    )
+    encoded = chat(tokenizer, [TALK[1], {"role": "assistant", "content": "\n\nhello"}])
+    assert "<|bot|>" in [tokenizer.decode(i) for i in encoded.tokens]
+    assert trained(tokenizer, encoded) == ["hello<|im_end|>"]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.data import packing
+from sft_jax.data.exact_fill import fill_exactly
 from sft_jax.data.packing import Plan, choose_target_capacity, epoch_rows, plan_packing
 from sft_jax.errors import BadInput
 
@@ -53,6 +54,12 @@ def test_rows_keep_both_capacities_and_hold_every_document_once(documents, capac
 @settings(deadline=None, max_examples=300)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 150), st.integers(10, 20), st.integers(7, 25))
 def test_packing_by_classes_leaves_the_rows_of_best_fit_document_by_document(seed, count, capacity, targets):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_WELL_FILLED", 0.0)  # whatever it fills, best-fit alone
+        check_best_fit(seed, count, capacity, targets)
+
+
+def check_best_fit(seed: int, count: int, capacity: int, targets: int) -> None:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 9, count)
     trained = rng.integers(0, lengths)
@@ -62,6 +69,33 @@ def test_packing_by_classes_leaves_the_rows_of_best_fit_document_by_document(see
     assert sorted(room) == best_fit_one_by_one(
         list(zip(lengths.tolist(), bound.tolist(), strict=True)), capacity, targets
     )
+
+
+@settings(deadline=None, max_examples=150)
+@given(DOCUMENTS, st.integers(64, 100), st.integers(63, 110))
+def test_exact_filling_keeps_both_capacities_and_is_taken_only_where_it_needs_fewer_rows(documents, capacity, targets):
+    lengths, trained = arrays(documents)
+    bound = trained if targets < capacity else np.zeros_like(trained)
+    pairs, numbers = np.unique(np.stack([lengths, bound], 1), axis=0, return_counts=True)
+    offsets, classes = fill_exactly(*pairs.T, numbers, capacity, targets)
+    np.testing.assert_array_equal(np.bincount(classes, minlength=len(numbers)), numbers)
+    for first, last in pairwise(offsets):
+        assert pairs[classes[first:last], 0].sum() <= capacity and pairs[classes[first:last], 1].sum() <= targets
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_WELL_FILLED", 0.0)
+        best_fit = plan_packing(lengths, trained, capacity, targets).rows
+    assert plan_packing(lengths, trained, capacity, targets).rows == min(best_fit, len(offsets) - 1)
+
+
+def test_long_documents_fill_at_least_ninety_nine_percent_where_best_fit_does_not(monkeypatch):
+    rng = np.random.default_rng(0)  # lengths like those of GSM8K with a system turn: none shorter than 97
+    lengths = np.clip(rng.normal(217, 70, 4000), 97, 570).astype(np.int64)
+    targets = (lengths * rng.uniform(0.4, 0.75, 4000)).astype(np.int64)
+    capacity = choose_target_capacity(lengths, targets, 2048)
+    plan = plan_packing(lengths, targets, 2048, capacity)
+    assert plan.fill >= 0.99 and plan.target_fill > 0.8
+    monkeypatch.setattr(packing, "_WELL_FILLED", 0.0)
+    assert plan_packing(lengths, targets, 2048, capacity).fill < 0.99
 
 
 @settings(deadline=None, max_examples=50)
@@ -127,13 +161,21 @@ def test_a_permutation_has_no_bias_one_can_see():
     assert counts.min() > 140 and counts.max() < 260
 
 
-def test_target_capacity_is_the_smallest_multiple_that_costs_at_most_one_percent_of_rows():
+def test_target_capacity_is_the_smallest_multiple_that_fills_ninety_nine_percent():
     lengths, targets = some_documents(3000, 200)
     capacity = choose_target_capacity(lengths, targets, 1024)
-    rows = {m: plan_packing(lengths, targets, 1024, m).rows for m in (1024, capacity)}
-    assert capacity % 128 == 0 and capacity >= targets.max() and rows[capacity] <= rows[1024] * 1.01
+    assert capacity % 128 == 0 and capacity >= targets.max()
+    assert plan_packing(lengths, targets, 1024, capacity).fill >= 0.99
     smaller = capacity - 128
-    assert smaller > targets.max() and plan_packing(lengths, targets, 1024, smaller).rows > rows[1024] * 1.01
+    assert smaller > targets.max() and plan_packing(lengths, targets, 1024, smaller).fill < 0.99
+
+
+def test_where_rows_cannot_be_filled_so_far_the_capacity_costs_at_most_one_percent_of_rows():
+    lengths = np.random.default_rng(0).integers(60, 100, 3000)  # two to a row, and no more
+    targets = lengths // 4
+    capacity = choose_target_capacity(lengths, targets, 200, multiple=4)
+    rows = {m: plan_packing(lengths, targets, 200, m).rows for m in (200, capacity, capacity - 4)}
+    assert rows[capacity] <= rows[200] * 1.01 < rows[capacity - 4]
 
 
 def test_target_capacity_keeps_its_bounds():

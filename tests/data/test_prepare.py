@@ -1,33 +1,26 @@
-"""Preparation: first tokens, over-length rows and rows without a target are counted; the cache between processes."""
+"""Preparation in memory: first tokens, over-length rows, rows without a target and bad rows are counted."""
 
-import threading
-import time
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from sft_jax.config import Data
-from sft_jax.data import prepare as module
-from sft_jax.data.prepare import Prepared, check_vocabulary, describe, fingerprint, prepare, prepare_cached
+from sft_jax.data.prepare import Prepared, add, check_vocabulary, prepare
+from sft_jax.data.prepare import describe as lines_of
 from sft_jax.errors import BadInput
+
+
+def describe(prepared: Prepared, shown: int = 5) -> list[str]:
+    return lines_of(prepared.counts, prepared.dropped, shown)
+
 
 ROWS = [
     {"prompt": "hello", "completion": " world", "id": "named"},
     {"text": "the capital of France"},
     {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Paris"}]},
 ]
-
-
-def same(a: Prepared, b: Prepared) -> bool:
-    return (
-        a.counts == b.counts
-        and a.dropped == b.dropped
-        and [(e.id, e.source, e.line) for e in a.examples] == [(e.id, e.source, e.line) for e in b.examples]
-        and fingerprint(a.examples) == fingerprint(b.examples)
-    )
 
 
 def test_rows_of_every_format_are_counted_and_keep_their_provenance(make_tokenizer, jsonl):
@@ -49,6 +42,39 @@ def test_the_first_token_of_a_document_is_never_a_target_and_is_counted(make_tok
     assert prepared.counts.first_token_targets == 2, "the text row and the row with an empty prompt"
     assert prepared.examples[1].targets == len(prepared.examples[1].tokens) - 1
     assert any("first token would train" in line for line in describe(prepared))
+
+
+BAD = [ROWS[0], {"prompt": "hello", "completion": ""}, {"query": "?"}, ROWS[1]]
+
+
+def test_bad_rows_stop_the_preparation_or_are_left_out_and_counted_with_their_reasons(make_tokenizer, jsonl):
+    path = jsonl(BAD)
+    Path(path).write_text(Path(path).read_text() + "{\n")
+    with pytest.raises(BadInput, match=r"demos.jsonl:2: completion is empty"):
+        prepare(Data(train=(path,)), make_tokenizer())
+    prepared = prepare(Data(train=(path,), bad_rows="skip"), make_tokenizer())
+    assert (prepared.counts.rows, prepared.counts.used, prepared.counts.bad_rows) == (5, 2, 3)
+    assert [row.where for row in prepared.dropped] == [f"{path}:{k}" for k in (2, 3, 5)]
+    assert ["completion is empty" in row.reason for row in prepared.dropped] == [True, False, False]
+    assert "keys found: query" in prepared.dropped[1].reason and "not valid JSON" in prepared.dropped[2].reason
+    assert '3 bad rows skipped (data.bad_rows="skip")' in describe(prepared)
+
+
+def test_what_is_wrong_with_the_whole_file_is_never_skipped(make_tokenizer, tmp_path: Path):
+    (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(BadInput, match="damaged or cut off"):
+        prepare(Data(train=(str(tmp_path / "a.jsonl.gz"),), bad_rows="skip"), make_tokenizer())
+
+
+def test_what_is_wrong_with_the_tokenizer_is_no_bad_row(make_tokenizer, jsonl):
+    with pytest.raises(BadInput, match="no chat template"):
+        prepare(Data(train=(jsonl(ROWS),), bad_rows="skip"), make_tokenizer(None))
+
+
+def test_the_instances_of_a_seed_task_are_examples_of_one_line(make_tokenizer, jsonl):
+    task = {"id": "s", "instruction": "a", "instances": [{"input": "", "output": "b"}, {"input": "", "output": "c"}]}
+    prepared = prepare(Data(train=(jsonl([task]),)), make_tokenizer())
+    assert [(e.id, e.line) for e in prepared.examples] == [("s", 1), ("s#2", 1)]
 
 
 LONG = [{"prompt": "hello", "completion": " world" * 30}, {"prompt": "x " * 40, "completion": "y"}, ROWS[0]]
@@ -106,70 +132,6 @@ def test_the_account_adds_up_and_is_told(make_tokenizer, jsonl):
     assert lines[-1] == "  and 7 more" and ":1: 32 tokens, limit 16" in lines[-3]
 
 
-def test_the_fingerprint_sees_tokens_weights_and_order(make_tokenizer, jsonl):
-    examples = list(prepare(Data(train=(jsonl(ROWS),)), make_tokenizer()).examples)
-    changed = replace(examples[0], weights=examples[0].weights * 2)
-    prints = {fingerprint(examples), fingerprint(examples[::-1]), fingerprint(examples[:2]), fingerprint([changed])}
-    assert len(prints) == 4
-    assert fingerprint(examples) == fingerprint([replace(e, id="other") for e in examples])
-
-
-def test_the_first_process_prepares_and_the_others_read_the_same(make_tokenizer, jsonl, tmp_path: Path, monkeypatch):
-    data = Data(train=(jsonl([*ROWS, *LONG]),), sequence_length=16)
-    got: dict[bool, Prepared] = {}
-
-    def start(first: bool) -> threading.Thread:
-        def work() -> None:
-            got[first] = prepare_cached(data, make_tokenizer(), tmp_path / "cache", first, 20)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        return thread
-
-    waiting = start(False)
-    time.sleep(0.2)
-    assert not got
-    start(True).join()
-    waiting.join()
-    assert same(got[True], got[False]) and same(got[True], prepare(data, make_tokenizer()))
-    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"], "nothing half-written stays behind"
-    monkeypatch.setattr(module, "prepare", lambda *_: pytest.fail("prepared again"))
-    assert same(prepare_cached(data, make_tokenizer(), tmp_path / "cache", True, 1), got[True])
-
-
-def test_the_cache_is_another_for_other_data_settings_or_tokenizer(make_tokenizer, jsonl, templates, tmp_path: Path):
-    path = jsonl(ROWS)
-
-    def files(data: Data, tokenizer: Any) -> int:
-        prepare_cached(data, tokenizer, tmp_path / "cache", True, 1)
-        return len(list((tmp_path / "cache").iterdir()))
-
-    data = Data(train=(path,))
-    assert files(data, make_tokenizer()) == 1
-    assert files(replace(data, packing="none", shuffle=False), make_tokenizer()) == 1
-    assert files(replace(data, train_on="all"), make_tokenizer()) == 2
-    assert files(replace(data, sequence_length=64), make_tokenizer()) == 3
-    assert files(data, make_tokenizer(templates.DROPS_CALLS)) == 4
-    jsonl(ROWS[:2])
-    assert files(data, make_tokenizer()) == 5
-
-
-def test_waiting_ends_at_the_deadline_and_names_the_file(make_tokenizer, jsonl, tmp_path: Path):
-    with pytest.raises(RuntimeError, match=r"cache/[0-9a-f]{32}\.npz: .* within 0.3 s"):
-        prepare_cached(Data(train=(jsonl(ROWS),)), make_tokenizer(), tmp_path / "cache", False, 0.3)
-
-
-def test_the_first_process_tells_the_others_why_it_refused(make_tokenizer, jsonl, tmp_path: Path):
-    path = jsonl([{"messages": [{"role": "robot", "content": "x"}]}])
-    data = Data(train=(path,))
-    for first in (True, False):
-        with pytest.raises(BadInput, match="robot"):
-            prepare_cached(data, make_tokenizer(), tmp_path / "cache", first, 0.3)
-    # The refusal belongs to this content: mended data is another key.
-    jsonl(ROWS)
-    assert prepare_cached(data, make_tokenizer(), tmp_path / "cache", True, 1).examples
-
-
 def test_ids_that_the_model_has_no_embedding_for_are_refused(make_tokenizer, jsonl):
     tokenizer = make_tokenizer()
     path = jsonl(ROWS)
@@ -184,3 +146,44 @@ def test_rows_without_a_target_are_kept_where_they_are_wanted(make_tokenizer, js
     rows = [*ROWS, {"messages": [{"role": "user", "content": "hello"}]}]
     prepared = prepare(Data(train=(jsonl(rows),)), make_tokenizer(), keep_untrained=True)
     assert len(prepared.examples) == 4 and not prepared.examples[3].weights.any()
+
+
+def test_a_long_text_is_split_without_losing_a_target(make_tokenizer, jsonl):
+    text = "hello world " * 30
+    path = jsonl([{"text": text}, {"prompt": "x " * 40, "completion": "y"}, {"text": "hello"}])
+    whole = prepare(Data(train=(path,), sequence_length=512), make_tokenizer())
+    prepared = prepare(Data(train=(path,), sequence_length=16, over_length="split"), make_tokenizer())
+    counts = prepared.counts
+    assert (counts.split, counts.dropped_over_length, counts.documents) == (1, 1, 3)
+    pieces = [e for e in prepared.examples if e.line == 1]
+    assert [e.id for e in pieces] == [f"{path}:1/{k}" for k in range(1, len(pieces) + 1)]
+    assert all(len(e.tokens) <= 16 and e.weights[0] == 0 for e in pieces)
+    joined = np.concatenate([pieces[0].tokens, *(e.tokens[1:] for e in pieces[1:])])
+    np.testing.assert_array_equal(joined, whole.examples[0].tokens)
+    assert sum(e.targets for e in pieces) == whole.examples[0].targets == len(joined) - 1
+    for one, following in pairwise(pieces):
+        assert one.tokens[-1] == following.tokens[0], "the context of the first target of a piece"
+
+
+def test_a_conversation_that_the_template_refuses_is_a_bad_row(make_tokenizer, templates, jsonl):
+    path = jsonl([{"messages": [{"role": "assistant", "content": "first"}]}, ROWS[0]])
+    data = Data(train=(path,), bad_rows="skip")
+    prepared = prepare(data, make_tokenizer(templates.NO_PROMPT))
+    assert prepared.counts.bad_rows == 1 and "roles must alternate" in prepared.dropped[0].reason
+
+
+def test_rows_that_a_function_leaves_out_are_counted(make_tokenizer, jsonl, tmp_path):
+    (tmp_path / "mine.py").write_text("def f(record):\n    return record if 'prompt' in record else None\n")
+    data = Data(train=(jsonl(ROWS),), function=f"{tmp_path / 'mine.py'}:f")
+    prepared = prepare(data, make_tokenizer())
+    assert (prepared.counts.rows, prepared.counts.used, prepared.counts.left_out) == (3, 1, 2)
+    assert "2 rows left out by data.function" in describe(prepared)
+
+
+def test_the_account_is_kept_by_source_and_adds_up(make_tokenizer, jsonl):
+    paths = jsonl(ROWS, "a.jsonl"), jsonl([*LONG, ROWS[0]], "b.jsonl")
+    whole = prepare(Data(train=paths, sequence_length=16), make_tokenizer())
+    parts = [prepare(Data(train=(path,), sequence_length=16), make_tokenizer()).counts for path in paths]
+    assert add(parts) == whole.counts
+    assert [whole.counts.by_source[path]["rows"] for path in paths] == [3, 4]
+    assert sum(about["tokens"] for about in whole.counts.by_source.values()) == whole.counts.tokens

@@ -7,7 +7,7 @@ import pytest
 from jinja2 import TemplateError
 
 from sft_jax.data.chat import encode
-from sft_jax.data.records import Record
+from sft_jax.data.formats import Conversation
 from sft_jax.data.spans import NoExactSpan, find_span
 from sft_jax.errors import BadInput
 
@@ -126,13 +126,85 @@ def test_a_template_without_a_stop_token_is_refused(make_tokenizer, templates):
         turns(make_tokenizer(templates.NEVER_STOPS), TWO_TURNS)
 
 
-def test_a_template_that_renders_by_what_the_content_is_is_refused(make_tokenizer, templates):
-    branching = templates.REWRITES_HISTORY.replace("parts[-1].strip()", "(parts[-1] | length | string) + parts[-1]")
-    with pytest.raises(NoExactSpan, match="differently depending on its content"):
-        turns(make_tokenizer(branching), TWO_TURNS)
+def test_what_a_template_writes_before_a_turn_by_what_the_turn_says_is_the_turns(make_tokenizer, templates):
+    counting = templates.REWRITES_HISTORY.replace("parts[-1].strip()", "(parts[-1] | length | string) + parts[-1]")
+    assert turns(make_tokenizer(counting), TWO_TURNS)[0] == "5hello<|im_end|>"
+
+
+def test_a_stop_token_that_depends_on_what_the_turn_says_is_refused(make_tokenizer, templates):
+    branching = templates.REWRITES_HISTORY.replace(
+        "{{ '<|im_end|>\n' }}", "{{ '<|im_end|>\n' if m.content | length < 9 else '<|pad|>\n' }}"
+    )
+    assert branching != templates.REWRITES_HISTORY
+    with pytest.raises(NoExactSpan, match="what ends this turn in the conversation"):
+        turns(make_tokenizer(branching), [*TWO_TURNS[:1], {"role": "assistant", "content": "hello"}, *TWO_TURNS[2:]])
 
 
 def test_the_refusal_names_the_record_the_message_and_the_way_out(make_tokenizer, templates):
-    record = Record("demos.jsonl", 17, {"messages": TWO_TURNS})
     with pytest.raises(BadInput, match=r"demos.jsonl:17: messages\[1\]: cannot tell exactly .*data.chat_template"):
-        encode(record, "messages", make_tokenizer(templates.NEVER_STOPS), "assistant")
+        encode("demos.jsonl:17", Conversation(TWO_TURNS), make_tokenizer(templates.NEVER_STOPS), "assistant")
+
+
+def test_a_prompt_that_is_always_written_does_not_end_a_turn_with_the_next_ones_text(make_tokenizer, templates):
+    """The render through a turn begins the whole text here, yet goes beyond the turn: found by random conversations."""
+    tokenizer = make_tokenizer(templates.ALWAYS_PROMPTS)
+    messages = [TWO_TURNS[0], TWO_TURNS[1], {"role": "assistant", "content": "<|im_end|> world"}]
+    assert turns(tokenizer, messages) == ["hello<|im_end|>", "<|im_end|> world<|im_end|>"]
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{{ 'assistant: ' }}"
+    with pytest.raises(NoExactSpan, match="without a stop token"):
+        turns(make_tokenizer(template), messages)
+
+
+def test_a_stop_token_with_white_space_at_the_end_of_the_content_is_content(make_tokenizer, templates):
+    for template, stop in ((templates.TWO_STOPS, "<|endoftext|>"), (templates.CLOSES_TEXT, "<|im_end|>")):
+        messages = [TWO_TURNS[0], {"role": "assistant", "content": "hello <|im_end|> "}]
+        assert turns(make_tokenizer(template), messages) == ["hello <|im_end|> " + stop], template
+
+
+def test_a_special_token_that_begins_like_the_prompts_is_not_cut(make_tokenizer):
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('<|pad|>' if m.role == 'assistant' else '') }}"
+        "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<|endoftext|>' }}{% endif %}"
+    )
+    assert turns(make_tokenizer(template), TWO_TURNS) == ["<|pad|>hello<|im_end|>", "<|pad|>world<|im_end|>"]
+
+
+def test_a_prompt_without_special_tokens_that_says_more_than_the_header_is_told_apart(make_tokenizer):
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: <think>\n' }}{% endif %}"
+    )
+    messages = [*TWO_TURNS[:3], {"role": "assistant", "content": "<b>"}]
+    assert turns(make_tokenizer(template), messages) == ["hello<|im_end|>", "<b><|im_end|>"]
+
+
+def test_a_turn_that_the_template_merges_with_the_one_before_is_refused(make_tokenizer):
+    template = (
+        "{% for m in messages %}{% if loop.first or messages[loop.index0 - 1].role != m.role %}"
+        "{{ '<|im_start|>' + m.role + '\n' }}{% endif %}{{ ('~' if loop.last else '') + m.content }}"
+        "{% if loop.last or messages[loop.index].role != m.role %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    with pytest.raises(BadInput, match=r"messages\[2\]: cannot tell .* writes no header between"):
+        encode("f:1", Conversation([*TWO_TURNS[:2], TWO_TURNS[3]]), make_tokenizer(template), "last_assistant")
+
+
+def test_a_template_that_wants_a_user_turn_still_tells_where_an_opening_turn_ends(make_tokenizer, templates):
+    wants = "{% if 'user' not in messages | map(attribute='role') | list %}{{ raise_exception('no user') }}{% endif %}"
+    tokenizer = make_tokenizer(wants + templates.REWRITES_HISTORY)
+    assert turns(tokenizer, TWO_TURNS[1:])[0] == "hello<|im_end|>"
+
+
+def test_a_header_may_be_a_token_that_is_added_but_not_special(make_tokenizer):
+    import copy
+
+    tokenizer = copy.deepcopy(make_tokenizer())
+    tokenizer.add_tokens(["<bot>"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ ('<bot>' if m.role == 'assistant' else '') + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<bot><think>' }}{% endif %}"
+    )
+    encoded = encode("f:1", Conversation(TWO_TURNS[1:]), tokenizer, "assistant")
+    trained = tokenizer.decode(encoded.tokens[encoded.weights > 0])
+    assert trained == "hello<|im_end|>world<|im_end|>"

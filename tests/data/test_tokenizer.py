@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sft_jax.data.tokenizer import fingerprint, load_tokenizer, offset_backend, vocabulary_size
+from sft_jax.data.tokenizer import fingerprint, load_tokenizer, offset_backend, read_template, vocabulary_size
 from sft_jax.errors import BadInput
 
 TEXT = "hello world's 123\n\n1. Grüße  世界🙂\t x\n 22 the"
@@ -155,3 +156,42 @@ def test_tokenizer_json_decides_whatever_class_the_config_names(make_tokenizer, 
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
     text = "  12 hello\n\nworld it's 123456"
     assert load_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_the_generic_template_trains_every_turn_through_eos(make_tokenizer, add_bos: bool):
+    from sft_jax.data.chat import encode, generation_prompt
+    from sft_jax.data.formats import Conversation
+
+    tokenizer = make_tokenizer(None, add_bos=add_bos)
+    tokenizer.chat_template = read_template("generic", tokenizer)
+    try:
+        messages = [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": "", "reasoning_content": "think", "tool_calls": [CALL]},
+            {"role": "tool", "content": "123"},
+            {"role": "assistant", "content": "Paris"},
+        ]
+        tokens, weights, lost = encode("x:1", Conversation(messages, [CALL]), tokenizer, "assistant")
+        text = tokenizer.decode(tokens)
+        assert text.startswith("<|endoftext|>" if add_bos else "Tools:") and text.count("<|endoftext|>") == add_bos
+        ends = np.flatnonzero(np.diff(np.append(weights, 0)) < 0)
+        assert [tokenizer.decode(tokens[end]) for end in ends] == [tokenizer.eos_token] * 2 and not lost
+        trained = tokenizer.decode(tokens[weights > 0])
+        assert trained == (
+            "<think>\nthink\n</think>\n\n\n<tool_call>"
+            '{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call><|im_end|>Paris<|im_end|>'
+        )
+        prompt = generation_prompt("x:1", messages[:2], None, tokenizer)
+        assert tokenizer.decode(prompt).endswith("User:\nhello\n\nAssistant:\n")
+    finally:
+        tokenizer.chat_template = None
+
+
+def test_a_missing_template_file_names_the_shipped_one(make_tokenizer):
+    with pytest.raises(BadInput, match="'generic' is the one that ships with sft_jax"):
+        read_template("nowhere.jinja", make_tokenizer())

@@ -90,25 +90,25 @@ def test_bad_options_name_the_values_and_the_fix(run, config_file, case):
 
 
 def test_a_workdir_of_another_run_is_refused_with_a_diff(run, config_file, tmp_path):
-    status, _, err = run("train", config_file, "--train.steps", 2, "--train.eval-every", 0)
+    status, _, err = run("train", config_file, "--train.steps", 3, "--train.eval-every", 0)
     assert status == 0, err
     metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     _refused(
-        run("train", config_file, "--train.steps", 2, "--optimizer.learning-rate", 5e-4),
+        run("train", config_file, "--train.steps", 3, "--optimizer.learning-rate", 5e-4),
         ["another run", "optimizer.learning_rate: 0.001 -> 0.0005", "--workdir"],
     )
     data = tmp_path / "train.jsonl"
     data.write_text(data.read_text().replace("Say t3", "Tell t3"))
-    _refused(run("train", config_file, "--train.steps", 2), ["demonstrations changed"])
+    _refused(run("train", config_file, "--train.steps", 3), ["demonstrations changed"])
     data.write_text(data.read_text().replace("Tell t3", "Say t3"))
     # What the config leaves open is compared once it is resolved.
     _refused(
         run("train", config_file, "--train.steps", 0, "--train.epochs", 1),
-        ["another run", "train.steps: 2 -> ", "--workdir"],
+        ["another run", "train.steps: 3 -> 2", "--workdir"],
     )
     record = tmp_path / "run" / "record.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "plan": "f" * 64}))
-    _refused(run("train", config_file, "--train.steps", 2), ["packed otherwise", "ffffffffffff"])
+    _refused(run("train", config_file, "--train.steps", 3), ["packed otherwise", "ffffffffffff"])
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
 
 
@@ -133,7 +133,7 @@ def test_what_is_dropped_is_counted_in_the_log(run, config_file):
     status, _, err = run("train", config_file, *options)
     assert status == 0, err
     dropped = int(re.search(r"(\d+) rows dropped: longer than data.sequence_length", err)[1])
-    assert 0 < dropped < 20 and f"{20 - dropped} used" in err, err
+    assert 0 < dropped < 48 and f"{48 - dropped} used" in err, err
     assert re.search(r"train\.jsonl:\d+: \d+ tokens, limit 38", err), err
 
 
@@ -142,9 +142,11 @@ def test_a_changed_context_axis_is_no_other_run(run, config_file, tmp_path):
     options = ("--train.steps", 2, "--train.eval-every", 0)
     status, _, err = run("train", config_file, *options)
     assert status == 0, err
-    status, _, err = run("train", config_file, *options, "--mesh.fsdp", 4, "--mesh.context", 2)
+    capacity = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["target_capacity"]
+    assert capacity % (32 * 4), "with the other axis another one would be chosen"
+    status, _, err = run("train", config_file, *options, "--mesh.fsdp", 2, "--mesh.context", 4)
     assert status == 0 and "already at step 2 of 2" in err, err
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["target_capacity"] == 32
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["target_capacity"] == capacity
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(run, config_file, demonstrations, tokenizer, tmp_path):
@@ -237,3 +239,15 @@ def _refused(result, words):
     assert "Traceback" not in err
     for word in words:
         assert word.lower() in err.lower(), (word, err)
+
+
+def test_fewer_rows_than_a_batch_are_refused(run, config_file):
+    _refused(
+        run("train", config_file, "--train.batch-size", 16),
+        ["train.jsonl: 48 documents fill 15 rows of 128 tokens", "16 of train.batch_size", "to 15 or less"],
+    )
+
+
+def test_a_chat_template_that_does_not_compile_is_refused_with_its_line(run, config_file, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}\n{{ m.content }\n{% endfor %}")
+    _refused(run("train", config_file, "--data.chat-template", tmp_path / "mine.jinja"), ["mine.jinja:2: no Jinja"])

@@ -42,7 +42,7 @@ def our_inputs(directory: Path, steps: int):
     from dataclasses import replace
 
     from sft_jax.config import Optimizer, load_config
-    from sft_jax.train.setup import read_inputs
+    from sft_jax.train.inputs import read_inputs
 
     config = load_config(CONFIG)
     config = replace(

@@ -1,0 +1,152 @@
+"""What a data set holds and what of it trains, as numbers that a script reads and a page shows."""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from sft_jax.data.batches import Batches
+from sft_jax.data.dataset import account
+from sft_jax.data.mixture import Mixture
+from sft_jax.data.store import Example, Joined, Store
+
+LISTED = 20
+"""So many rows of each kind are named; the counts are always whole."""
+BINS = 24
+
+
+def audit_split(stores: Sequence[Store], stop_ids: Collection[int]) -> tuple[dict[str, Any], dict[str, set[bytes]]]:
+    """Everything about one split, and the digests that `overlap` compares.
+
+    Args:
+      stop_ids: token ids at which generation ends.
+
+    Returns:
+      JSON: `counts` (of `prepare.Counts`), `dropped` (where, reason), `lengths` and `targets` (quantiles, histogram),
+      `duplicates` (same tokens, same weights), `repeated_prompts` (same tokens up to the first trained one, another
+      continuation) and `unstopped` (a trained run of tokens that ends in no stop token).
+    """
+    examples = Joined(stores)
+    counts, dropped = account(stores)
+    whole: dict[bytes, str] = {}
+    prompts: dict[bytes, str] = {}
+    duplicates, repeated, unstopped = [], [], []
+    for example in examples:
+        digest, prompt = _digest(example.tokens, example.weights), _digest(prompt_of(example))
+        if digest in whole:
+            duplicates.append({"row": example.where, "same_as": whole[digest]})
+        elif len(prompt_of(example)) and prompt in prompts:
+            repeated.append({"row": example.where, "same_as": prompts[prompt]})
+        whole.setdefault(digest, example.where)
+        prompts.setdefault(prompt, example.where)
+        ends = run_ends(example)
+        if not all(int(token) in stop_ids for token in example.tokens[ends]):
+            unstopped.append(example.where)
+    report = {
+        "counts": dataclasses.asdict(counts),
+        "dropped": [{"row": row.where, "reason": row.reason} for row in dropped[:LISTED]],
+        "lengths": distribution(examples.lengths),
+        "targets": distribution(examples.targets),
+        "duplicates": {"count": len(duplicates), "rows": duplicates[:LISTED]},
+        "repeated_prompts": {"count": len(repeated), "rows": repeated[:LISTED]},
+        "unstopped": {"count": len(unstopped), "rows": unstopped[:LISTED]},
+    }
+    return report, {"examples": set(whole), "prompts": set(prompts)}
+
+
+def overlap(train: dict[str, set[bytes]], held_out: Sequence[Store]) -> dict[str, Any]:
+    """Held-out rows that stand in the training data too, or whose prompt does."""
+    same, prompts = [], []
+    for example in Joined(held_out):
+        if _digest(example.tokens, example.weights) in train["examples"]:
+            same.append(example.where)
+        elif len(prompt_of(example)) and _digest(prompt_of(example)) in train["prompts"]:
+            prompts.append(example.where)
+    return {
+        "examples": {"count": len(same), "rows": same[:LISTED]},
+        "prompts": {"count": len(prompts), "rows": prompts[:LISTED]},
+    }
+
+
+def packing_of(source: Batches | Mixture, steps: int) -> dict[str, Any]:
+    """Rows, slots and padding of an epoch and of a step, and the steps of the run."""
+    parts = source.sources if isinstance(source, Mixture) else (source,)
+    rows = sum(part.plan.rows for part in parts)
+    tokens, targets = sum(part.plan.tokens for part in parts), sum(part.plan.targets for part in parts)
+    slots = rows * source.tokens_per_row
+    return {
+        "tokens_per_row": source.tokens_per_row,
+        "targets_per_row": source.targets_per_row,
+        "rows_per_step": source.batch_size,
+        "rows_per_epoch": rows,
+        "steps_per_epoch": source.steps_for(1),
+        "steps": steps,
+        "tokens_per_epoch": tokens,
+        "targets_per_epoch": targets,
+        "padding_per_epoch": slots - tokens,
+        "token_fill": tokens / slots,
+        "target_fill": targets / (rows * source.targets_per_row),
+        "tokens_per_step": tokens / rows * source.batch_size,
+        "targets_per_step": targets / rows * source.batch_size,
+    }
+
+
+def shown_examples(stores: Sequence[Store], tokenizer: Any, number: int) -> list[dict[str, Any]]:
+    """`number` examples spread evenly over the data: row, id, and its tokens as `pieces` shows them."""
+    examples = Joined(stores)
+    chosen = np.unique(np.linspace(0, len(examples) - 1, min(number, len(examples))).astype(int))
+    return [
+        {"row": one.where, "id": one.id, "tokens": pieces(one, tokenizer)} for one in (examples[int(i)] for i in chosen)
+    ]
+
+
+def shown_rows(source: Batches | Mixture, tokenizer: Any, number: int) -> list[list[dict[str, Any]]]:
+    """The first rows of the run as lists of documents, each as in `shown_examples`."""
+    return [
+        [{"row": one.where, "id": one.id, "tokens": pieces(one, tokenizer)} for one in source.documents_of(row)]
+        for row in range(number)
+    ]
+
+
+def pieces(example: Example, tokenizer: Any) -> list[tuple[str, int, float]]:
+    """(text, id, weight) of every token; of a character that several tokens spell, the last one has the text."""
+    shown, waiting = [], []
+    for token, weight in zip(example.tokens.tolist(), example.weights.tolist(), strict=True):
+        waiting.append(token)
+        text = tokenizer.decode(waiting)
+        if text.endswith("\ufffd") and len(waiting) < 4:
+            shown.append(("", token, weight))
+            continue
+        shown.append((text, token, weight))
+        waiting = []
+    return shown
+
+
+def prompt_of(example: Example) -> np.ndarray:
+    """The tokens in front of the first trained one, int32 [n]."""
+    return example.tokens[: int(np.argmax(example.weights > 0))]
+
+
+def run_ends(example: Example) -> np.ndarray:
+    """Where each run of trained tokens ends, int64 [runs]."""
+    trained = np.append(example.weights > 0, False)
+    return np.flatnonzero(trained[:-1] & ~trained[1:])
+
+
+def distribution(values: np.ndarray) -> dict[str, Any]:
+    """Quantiles and a histogram of equal bins: `edges` has one entry more than `counts`."""
+    counts, edges = np.histogram(values, bins=min(BINS, max(1, int(np.ptp(values)) + 1)))
+    quantiles = np.quantile(values, [0, 0.1, 0.5, 0.9, 0.99, 1])
+    names = ("min", "p10", "median", "p90", "p99", "max")
+    return {
+        **{name: round(float(value), 1) for name, value in zip(names, quantiles, strict=True)},
+        "mean": round(float(np.mean(values)), 1),
+        "counts": counts.tolist(),
+        "edges": [round(float(edge), 1) for edge in edges],
+    }
+
+
+def _digest(*arrays: np.ndarray) -> bytes:
+    return hashlib.blake2b(b"".join(array.tobytes() for array in arrays), digest_size=16).digest()

@@ -1,0 +1,182 @@
+"""The commands that look at demonstrations and train nothing: data audit, data prepare, data dump."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_jax.arguments import check_writable, config_with_options, require
+from sft_jax.config import RunConfig
+from sft_jax.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput, nearest
+
+USAGE = """\
+sft-jax data: what a config's demonstrations become
+
+  sft-jax data audit CONFIG [--json] [--html F]     counts, what is dropped and why, trained tokens coloured
+  sft-jax data prepare CONFIG --out DIR             a tokenised TFDS data set, to train from
+  sft-jax data dump CONFIG --out F                  JSONL: id, source, tokens, weights
+
+CONFIG is followed by any --section.field value, as for `sft-jax train`.
+"""
+
+
+@dataclass(frozen=True)
+class Audit(RunConfig):
+    """Count, check and show the demonstrations of a config."""
+
+    json: bool = False
+    """Print the audit as JSON instead of tables."""
+    html: str = ""
+    """File to write a page to."""
+    examples: int = 12
+    """Examples shown with their tokens."""
+
+
+@dataclass(frozen=True)
+class Prepare(RunConfig):
+    """Tokenise the demonstrations of a config into a TFDS data set."""
+
+    out: str = ""
+    """Directory to create; an interrupted preparation goes on. Train from it with --data.train DIR --data.eval
+    DIR:eval."""
+    licence: str = ""
+    """Licence of the demonstrations, kept in the data set's description."""
+    description: str = ""
+    """What the demonstrations are, kept in the data set's description."""
+
+
+@dataclass(frozen=True)
+class Dump(RunConfig):
+    """Write the tokens and loss weights of every training example as JSONL, in source order."""
+
+    out: str = ""
+    """JSONL file to write: id, source, tokens, weights."""
+
+
+def data(arguments: Sequence[str]) -> int:
+    """sft-jax data audit|prepare|dump CONFIG [--section.field value ...]"""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return EXIT_DONE if arguments else EXIT_BAD_INPUT
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise BadInput(f"sft-jax data: unknown command {name!r}. {nearest(name, tuple(COMMANDS))}")
+    return COMMANDS[name](rest)
+
+
+def audit(arguments: Sequence[str]) -> int:
+    """sft-jax data audit CONFIG [--json] [--html F]"""
+    config, options = config_with_options(Audit, arguments, "sft-jax data audit")
+    check_writable(options.html, option="--html")
+    _refuse_streaming(config)
+    if options.examples < 1:
+        raise BadInput(f"--examples is {options.examples}, expected at least 1")
+    from rich.console import Console
+
+    from sft_jax.data import audit as checks
+    from sft_jax.report.audit_page import print_audit, write_audit_page
+    from sft_jax.train.inputs import pack, read_demonstrations
+
+    found = read_demonstrations(config, True, _progress())
+    config = dataclasses.replace(config, data=found.data)
+    source, _, _ = pack(config, found.train)
+    stops = set(found.pretrained.stop_ids)
+    report: dict[str, Any] = {}
+    report["train"], digests = checks.audit_split(found.train, stops)
+    if found.eval:
+        report["eval"], _ = checks.audit_split(found.eval, stops)
+        report["overlap"] = checks.overlap(digests, found.eval)
+    steps = config.train.steps or source.steps_for(config.train.epochs)
+    report["packing"] = checks.packing_of(source, steps)
+    tokenizer = found.pretrained.tokenizer
+    report["examples"] = checks.shown_examples(found.train, tokenizer, options.examples)
+    report["packed_rows"] = checks.shown_rows(source, tokenizer, 2)
+    if options.html:
+        write_audit_page(report, f"Audit of {', '.join(config.data.train)}", Path(options.html))
+        print(options.html, file=sys.stderr)
+    if options.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        print_audit(report, Console(soft_wrap=True, highlight=False))
+    return EXIT_DONE
+
+
+def prepare(arguments: Sequence[str]) -> int:
+    """sft-jax data prepare CONFIG --out DIR"""
+    config, options = config_with_options(Prepare, arguments, "sft-jax data prepare")
+    require(options, "out", "sft-jax data prepare")
+    check_writable(options.out, directory=True)
+    if config.data.weights:
+        raise BadInput(
+            "data.weights: a mixture is made when a run reads it. Prepare each entry of data.train into a directory "
+            "of its own, and give those as data.train with the weights."
+        )
+    from sft_jax.data.dataset import prepare_split, provenance
+    from sft_jax.data.store import METADATA, Store, finish, is_store
+    from sft_jax.train.inputs import template_date
+    from sft_jax.train.pretrained import open_pretrained
+
+    tokenizer = open_pretrained(config.model.path, config.data.tokenizer, config.data.chat_template).tokenizer
+    chosen = dataclasses.replace(config.data, template_date=template_date(config, tokenizer))
+    directory = Path(options.out)
+    wanted = {"train": chosen.train, **({"eval": chosen.eval} if chosen.eval else {})}
+    if is_store(directory):
+        before = json.loads((directory / METADATA).read_text(encoding="utf-8"))
+        same = before.keys() == wanted.keys() and all(
+            before[split].items() >= provenance(chosen, tokenizer, files).items() for split, files in wanted.items()
+        )
+        if not same:
+            raise BadInput(f"--out {directory} holds another data set; name a new directory or remove it")
+        print(f"{directory}: prepared already", file=sys.stderr)
+        return EXIT_DONE
+    made = {
+        split: prepare_split(chosen, tokenizer, files, directory, split, _progress()) for split, files in wanted.items()
+    }
+    about = options.description or f"Demonstrations tokenised by sft_jax: {', '.join(chosen.train)}"
+    finish(directory, made, about, options.licence)
+    for split in made:
+        store = Store(directory, split)
+        print(
+            f"{directory}:{split}: {len(store):,} examples, {int(store.lengths.sum(dtype='int64')):,} tokens, "
+            f"{int(store.targets.sum(dtype='int64')):,} trained"
+        )
+    return EXIT_DONE
+
+
+def dump(arguments: Sequence[str]) -> int:
+    """sft-jax data dump CONFIG --out F"""
+    config, options = config_with_options(Dump, arguments, "sft-jax data dump")
+    require(options, "out", "sft-jax data dump")
+    _refuse_streaming(config)
+    check_writable(options.out)
+    from sft_jax.train.inputs import read_demonstrations
+
+    found = read_demonstrations(config, True, _progress())
+    with open(options.out, "w", encoding="utf-8") as file:
+        for store in found.train:
+            for e in store:
+                row = {"id": e.id, "source": e.where, "tokens": e.tokens.tolist(), "weights": e.weights.tolist()}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return EXIT_DONE
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"audit": audit, "prepare": prepare, "dump": dump}
+
+
+def _refuse_streaming(config: RunConfig) -> None:
+    if config.data.streaming:
+        raise BadInput(
+            "data.streaming: nothing is prepared, so there is nothing to look at as a whole. Prepare it here with "
+            "--data.streaming False, perhaps a part of it (--data.train)."
+        )
+
+
+def _progress() -> Callable[[int], None]:
+    from rich.console import Console
+
+    from sft_jax.report.terminal import rows_progress
+
+    return rows_progress(Console(stderr=True, highlight=False))

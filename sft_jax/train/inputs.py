@@ -1,0 +1,297 @@
+"""Everything of a run that is read from files, the same on every process and every mesh; touches no device."""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_jax.config import Data, RunConfig, identity_differences, to_json
+from sft_jax.data.batches import Batches, batches_of
+from sft_jax.data.dataset import account, open_entry
+from sft_jax.data.mixture import Mixture, row_shares
+from sft_jax.data.packing import Plan, choose_target_capacity, plan_packing
+from sft_jax.data.prepare import check_vocabulary, describe
+from sft_jax.data.store import Joined, Store, write_whole
+from sft_jax.errors import BadInput
+from sft_jax.train.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open_pretrained, read_run_config
+from sft_jax.weights.export import save_tokenizer
+
+if TYPE_CHECKING:
+    from sft_jax.data.streaming import Streamed
+
+TARGET_MULTIPLE = 32
+"""M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its products are aligned
+to 128 from four rows on, and a multiple of 128 itself would leave two thirds of the head idle on short rows."""
+
+RECORD = "record.json"
+"""In a workdir: the fingerprints of its data and packing plan."""
+PREPARED = "prepared"
+"""In a workdir: the tokenised demonstrations."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything read from files: the same on every process and every mesh."""
+
+    config: RunConfig
+    """With target_capacity, steps and template_date written in."""
+    pretrained: Pretrained
+    source: "Batches | Mixture | Streamed"
+    evaluation: Batches | None
+    record: dict[str, Any]
+    """Fingerprints of the data and of the packing plan, saved beside every checkpoint."""
+    notes: list[str]
+    """Lines for the log: counts, what was dropped, fill."""
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """The data of a config, tokenised."""
+
+    pretrained: Pretrained
+    data: Data
+    """With template_date written in."""
+    train: tuple[Store, ...]
+    """One store for each entry of data.train; none where it is streamed."""
+    eval: tuple[Store, ...]
+
+
+def read_demonstrations(
+    config: RunConfig, first_process: bool, progress: Callable[[int], None] | None = None
+) -> Demonstrations:
+    """Open the model's description and tokenise the demonstrations, or open what is tokenised already.
+
+    Args:
+      progress: called with the number of rows encoded so far, for each entry from 0.
+
+    Raises:
+      BadInput: anything wrong with the model, the data, or their fit (lengths beyond the model's positions).
+    """
+    pretrained = open_pretrained(config.model.path, config.data.tokenizer, config.data.chat_template)
+    limit = pretrained.architecture.max_positions
+    if config.data.sequence_length > limit:
+        raise BadInput(
+            f"data.sequence_length is {config.data.sequence_length}, but {config.model.path} was made for at most "
+            f"{limit} positions. Lower data.sequence_length to {limit} or less."
+        )
+    data = dataclasses.replace(config.data, template_date=template_date(config, pretrained.tokenizer))
+    cache, deadline = Path(config.workdir) / PREPARED, config.distributed.timeout_seconds
+
+    def opened(entries: Sequence[str]) -> tuple[Store, ...]:
+        stores = [
+            open_entry(data, pretrained.tokenizer, entry, cache, first_process, deadline, progress) for entry in entries
+        ]
+        for store in stores:
+            check_vocabulary(store, pretrained.architecture.vocab, config.model.path)
+        return tuple(stores)
+
+    return Demonstrations(pretrained, data, () if data.streaming else opened(data.train), opened(data.eval))
+
+
+def template_date(config: RunConfig, tokenizer: Any) -> str:
+    """The date that the chat template shall print: the config's, the begun run's, or today; "" where it prints none."""
+    if config.data.template_date or "strftime_now" not in str(tokenizer.chat_template):
+        return config.data.template_date
+    workdir = Path(config.workdir)
+    before = read_run_config(workdir).data.template_date if has_begun(workdir) else ""
+    return before or datetime.date.today().isoformat()
+
+
+def read_inputs(config: RunConfig, first_process: bool, progress: Callable[[int], None] | None = None) -> Inputs:
+    """Everything up to the batches: `read_demonstrations`, then the packing plan and the number of steps.
+
+    Raises:
+      BadInput: as `read_demonstrations`, or a workdir that holds another run.
+    """
+    check_same_run(config)
+    found = read_demonstrations(config, first_process, progress)
+    config = dataclasses.replace(config, data=found.data)
+    if config.data.streaming:
+        source, record, notes = _streamed(config, found.pretrained)
+        steps = config.train.steps
+    else:
+        source, steps, record, notes = _packed(config, found.train)
+    evaluation = None
+    if found.eval:
+        counts, dropped = account(found.eval)
+        held_out = Joined(found.eval)
+        length, packing = config.data.sequence_length, config.data.packing
+        capacity = choose_target_capacity(held_out.lengths, held_out.targets, length, packing, _multiple(config))
+        plan = plan_packing(held_out.lengths, held_out.targets, length, capacity, packing)
+        evaluation = batches_of(held_out, plan, config.train.batch_size, config.train.accumulation)
+        notes += [f"held out: {line}" for line in (*describe(counts, dropped), plan.describe())]
+    resolved = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, target_capacity=source.targets_per_row),
+        train=dataclasses.replace(config.train, steps=steps),
+    )
+    check_same_run(resolved)
+    return Inputs(resolved, found.pretrained, source, evaluation, record, notes)
+
+
+def _packed(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixture, int, dict[str, Any], list[str]]:
+    """Source, steps, record and notes of prepared data."""
+    record = {"data": Joined(stores).fingerprint}
+    check_same_record(config, record)
+    source, plans, notes = pack(config, stores)
+    record["plan"] = " ".join(plan.hash for plan in plans)
+    check_same_record(config, record)
+    rows = source.rows_per_epoch
+    if rows < config.train.batch_size:
+        raise BadInput(
+            f"{', '.join(config.data.train)}: {sum(map(len, stores)):,} documents fill {rows:,} rows of "
+            f"{config.data.sequence_length:,} tokens, fewer than the {config.train.batch_size:,} of train.batch_size: "
+            "a step would hold the same document twice, or be mostly padding. "
+            f"Set train.batch_size to {rows:,} or less, or lower data.sequence_length."
+        )
+    of_epochs = source.steps_for(config.train.epochs)
+    steps = config.train.steps or of_epochs
+    # The resolved config names both: a run of whole epochs ends with padding there too, not with rows of one more.
+    source.total_rows = config.train.epochs * source.rows_per_epoch if steps == of_epochs else None
+    notes = [*describe(*account(stores)), *notes]
+    if isinstance(source, Mixture):
+        notes += describe_mixture(config, source, steps)
+    return source, steps, record, notes
+
+
+def _streamed(config: RunConfig, pretrained: Pretrained) -> tuple["Streamed", dict[str, Any], list[str]]:
+    """Source, record and notes of streamed data."""
+    from sft_jax.data.streaming import Streamed
+
+    train, vocab = config.train, pretrained.architecture.vocab
+    source = Streamed(config.data, pretrained.tokenizer, vocab, train.seed, train.batch_size, train.accumulation)
+    record = {"data": source.fingerprint, "plan": "streamed"}
+    check_same_record(config, record)
+    return source, record, [f"streaming {', '.join(config.data.train)} in {config.data.streams} stream(s)"]
+
+
+def _multiple(config: RunConfig) -> int:
+    return TARGET_MULTIPLE * max(1, config.mesh.context)
+
+
+def pack(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixture, list[Plan], list[str]]:
+    """The batches of a run without an end, its packing plans, and lines about them for the log."""
+    data, train = config.data, config.train
+    length = data.sequence_length
+    groups = list(stores) if data.weights else [Joined(stores)]
+    # A run keeps the capacity it began with: the context axis may change, and the rows must not.
+    capacity = data.target_capacity or _capacity_of(Path(config.workdir))
+    capacity = capacity or max(
+        choose_target_capacity(group.lengths, group.targets, length, data.packing, _multiple(config))
+        for group in groups
+    )
+    plans = [plan_packing(group.lengths, group.targets, length, capacity, data.packing) for group in groups]
+    rows, parts = train.batch_size, train.accumulation
+    sources = [
+        # Each source has an order of its own, also where two of them are the same files.
+        Batches(group, plan, train.seed + number * 1_000_003, rows, parts, data.shuffle)
+        for number, (group, plan) in enumerate(zip(groups, plans, strict=True))
+    ]
+    if not data.weights:
+        return sources[0], plans, [plans[0].describe(rows)]
+    shares = row_shares(sources, data.weights, data.weights_count)
+    notes = [f"{entry}: {plan.describe(rows)}" for entry, plan in zip(data.train, plans, strict=True)]
+    return Mixture(sources, shares, rows, parts), plans, notes
+
+
+def describe_mixture(config: RunConfig, source: Mixture, steps: int) -> list[str]:
+    """For each source, how often the run goes through it."""
+    rows = steps * config.train.batch_size if source.total_rows is None else source.total_rows
+    taken = source.rows_taken(rows)
+    return [
+        f"{entry}: weight {weight:g}, {number:,} of {rows:,} rows, {number / one.rows_per_epoch:.2f} epochs"
+        for entry, weight, number, one in zip(
+            config.data.train, config.data.weights, taken.tolist(), source.sources, strict=True
+        )
+    ]
+
+
+def _capacity_of(workdir: Path) -> int:
+    """The target capacity of the run in `workdir`; 0 where none has begun."""
+    return read_run_config(workdir).data.target_capacity if has_begun(workdir) else 0
+
+
+def has_begun(workdir: Path) -> bool:
+    """Whether a run has taken a step here; one that was refused before its first may be started anew."""
+    steps = workdir / "metrics.jsonl", *(workdir / "checkpoints").glob("*")
+    return (workdir / RUN_CONFIG).is_file() and any(
+        path.is_dir() or path.stat().st_size for path in steps if path.exists()
+    )
+
+
+def check_same_run(config: RunConfig) -> None:
+    """Refuse the workdir of another run: at once for what the config says, and again for what was resolved from it.
+
+    A workdir whose run never took a step is free: what it holds is of a start that was refused.
+
+    Raises:
+      BadInput: a diff of the identity fields.
+    """
+    workdir = Path(config.workdir)
+    if not has_begun(workdir):
+        return
+    before = read_run_config(workdir)
+    # Not known yet where the config leaves them open; the capacity is then that of the run that began.
+    steps = config.train.steps or before.train.steps
+    capacity = config.data.target_capacity or before.data.target_capacity
+    date = config.data.template_date or before.data.template_date
+    chosen = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=steps),
+        data=dataclasses.replace(config.data, target_capacity=capacity, template_date=date),
+    )
+    differences = identity_differences(before, chosen)
+    if differences:
+        listed = "\n  ".join(differences)
+        raise BadInput(f"{workdir} holds another run; these fields differ:\n  {listed}\nChoose another --workdir.")
+
+
+CHANGED = {
+    "data": "the demonstrations changed since this run began; restore the files",
+    "plan": "the rows are packed otherwise than when this run began; go on with the version of sft_jax that began it",
+}
+"""What a difference in each entry of the record means, and the cure."""
+
+
+def check_same_record(config: RunConfig, found: dict[str, str]) -> None:
+    """Refuse data or rows that changed since the run in the workdir began.
+
+    Raises:
+      BadInput: with both fingerprints.
+    """
+    path = Path(config.workdir) / RECORD
+    if not (has_begun(path.parent) and path.is_file()):
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in found.items():
+        if before[name] != value:
+            raise BadInput(
+                f"{path.parent}: {CHANGED[name]}, or choose another --workdir (fingerprint {before[name][:12]}, now "
+                f"{value[:12]})"
+            )
+
+
+def claim_workdir(inputs: Inputs) -> None:
+    """Write what makes the run independent of its inputs; process 0 alone calls it.
+
+    Raises:
+      BadInput: the workdir cannot be written.
+    """
+    workdir = Path(inputs.config.workdir)
+    model = workdir / MODEL_FILES
+    try:
+        model.mkdir(parents=True, exist_ok=True)
+        save_tokenizer(inputs.pretrained.tokenizer, model)
+        for path, text in (
+            (model / "config.json", json.dumps(inputs.pretrained.hf_config, indent=2)),
+            (model / "generation_config.json", json.dumps(inputs.pretrained.generation_config, indent=2)),
+            (workdir / RECORD, json.dumps(inputs.record)),
+            (workdir / RUN_CONFIG, to_json(inputs.config)),
+        ):
+            content = f"{text.rstrip()}\n".encode()
+            write_whole(path, lambda file, content=content: file.write(content))
+    except OSError as error:
+        raise BadInput(f"workdir {workdir} cannot be written: {error}") from error
