@@ -110,7 +110,7 @@ def _make_parts(data: Data, tokenizer: Any, rows: Iterator[Row], folder: Path, p
     """The stems of all parts, in order; those without a `.json` are made."""
     chunks = cut(rows, PART_ROWS, PART_BYTES)
     first, second = next(chunks, []), next(chunks, None)
-    workers = data.workers or len(os.sched_getaffinity(0))
+    workers = data.workers or _cores()
     ahead = [chunk for chunk in (first, second) if chunk]
     stems, done = [], 0
     pool = None
@@ -148,6 +148,11 @@ def _make_parts(data: Data, tokenizer: Any, rows: Iterator[Row], folder: Path, p
         if pool is not None:
             pool.shutdown(cancel_futures=True)
     return stems
+
+
+def _cores() -> int:
+    """Cores that this process may use; macOS tells only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _then(ahead: list[list[Row]], chunks: Iterator[list[Row]]) -> Iterator[list[Row]]:
