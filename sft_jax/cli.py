@@ -85,8 +85,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     import numpy as np
     from jax.experimental import multihost_utils
 
-    from sft_jax.data.batches import Batches
-    from sft_jax.data.mixture import Mixture
+    from sft_jax.data.batches import PreparedRows
     from sft_jax.parallel.mesh import make_mesh
     from sft_jax.parallel.rules import layout
     from sft_jax.plan.chips import peak_flops
@@ -118,7 +117,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
         if begin:
             console.print(f"continuing {config.workdir} after step {begin} of {config.train.steps}")
         source = inputs.source
-        if not isinstance(source, Batches | Mixture):
+        if not isinstance(source, PreparedRows):
             stack.callback(lambda: [console.print(f"streamed: {line}") for line in source.account()])
         show = stack.enter_context(TrainingProgress(console, begin, config.train.steps)).show
         writer = None

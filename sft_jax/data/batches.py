@@ -1,6 +1,6 @@
 """The batch of a step as a pure function of (seed, step): resuming is one integer, and the number of hosts is free."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -31,12 +31,50 @@ class Batch(NamedTuple):
     """float32 [A, b, M]: how much it counts; padding is 0."""
 
 
-class Batches:
-    """Packed examples as batches (the Source protocol).
+class PreparedRows:
+    """Batches of a run over prepared examples (the Source protocol).
 
-    The rows of all epochs form one endless sequence, epoch after epoch. Step s has its rows s·B .. s·B + B − 1, laid
-    out as [A, B/A] in order: accumulation changes how they are cut, not which they are. Batches may straddle epochs.
+    The rows of all epochs form one endless sequence. Step s has its rows s·B .. s·B + B − 1, laid out as [A, B/A] in
+    order: accumulation changes how they are cut, not which they are. Batches may straddle epochs.
     """
+
+    batch_size: int
+    accumulation: int
+    tokens_per_row: int
+    targets_per_row: int
+    rows_per_epoch: int
+
+    def batch(self, step: int, row_slice: slice = slice(None)) -> Batch:
+        """The rows of one step; `row_slice` selects columns of the [A, B/A] layout, this process's share."""
+        grid = np.arange(step * self.batch_size, (step + 1) * self.batch_size).reshape(self.accumulation, -1)
+        mine = grid[:, row_slice]
+        documents = [self.documents_of(int(row)) for row in mine.flat]  # reading and filling by turns is a tenth slower
+        batch = empty_batch(mine.shape, self.tokens_per_row, self.targets_per_row)
+        for cell, of_row in zip(np.ndindex(*mine.shape), documents, strict=True):
+            fill_row(Batch(*(part[cell] for part in batch)), of_row)
+        return batch
+
+    def steps_for(self, epochs: int) -> int:
+        """Steps that `epochs` passes over everything take; the last batch may hold padding rows."""
+        return -(-epochs * self.rows_per_epoch // self.batch_size)
+
+    def rows_of(self, step: int) -> list[str]:
+        """`demos.jsonl:17` of every example in a step, in the order of its rows; for error messages."""
+        rows = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [example.where for row in rows for example in self.documents_of(row)]
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Nothing: prepared data has no state beyond the step."""
+        del step
+        return {}
+
+    def documents_of(self, row: int) -> list[Example]:
+        """The documents in a row of the endless sequence; none beyond the end of the run."""
+        raise NotImplementedError
+
+
+class Batches(PreparedRows):
+    """Packed examples as batches, epoch after epoch."""
 
     def __init__(
         self,
@@ -70,24 +108,6 @@ class Batches:
         # A batch may straddle two epochs. The feed's thread and the loop's both ask, so no shared dict is edited.
         self._order = lru_cache(maxsize=2)(lambda epoch: epoch_rows(plan, seed, epoch, shuffle))
 
-    def batch(self, step: int, row_slice: slice = slice(None)) -> Batch:
-        """The rows of one step; `row_slice` selects columns of the [A, B/A] layout, this process's share."""
-        return build_batch(self, step, row_slice, self.documents_of)
-
-    def steps_for(self, epochs: int) -> int:
-        """Steps that `epochs` passes take; the last batch may hold padding rows (see total_rows)."""
-        return -(-epochs * self.rows_per_epoch // self.batch_size)
-
-    def rows_of(self, step: int) -> list[str]:
-        """`demos.jsonl:17` of every example in a step, in the order of its rows; for error messages."""
-        rows = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [example.where for row in rows for example in self.documents_of(row)]
-
-    def state(self, step: int) -> dict[str, Any]:
-        """Nothing: prepared data has no state beyond the step."""
-        del step
-        return {}
-
     def documents_of(self, row: int) -> list[Example]:
         """The documents in a row of the endless sequence; none beyond the end of the run."""
         return [self.examples[i] for i in self.numbers_of(row)]
@@ -105,17 +125,6 @@ def check_batch_size(batch_size: int, accumulation: int) -> None:
     """Raises BadInput where the micro-batches would not be equal."""
     if batch_size < 1 or accumulation < 1 or batch_size % accumulation:
         raise BadInput(f"train.batch_size {batch_size} is not divisible by train.accumulation {accumulation}")
-
-
-def build_batch(source: Any, step: int, row_slice: slice, documents_of: Callable[[int], list[Example]]) -> Batch:
-    """The rows of one step of a source, from the documents of each row."""
-    grid = np.arange(step * source.batch_size, (step + 1) * source.batch_size).reshape(source.accumulation, -1)
-    mine = grid[:, row_slice]
-    documents = [documents_of(int(row)) for row in mine.flat]  # reading and filling by turns is a tenth slower
-    batch = empty_batch(mine.shape, source.tokens_per_row, source.targets_per_row)
-    for cell, of_row in zip(np.ndindex(*mine.shape), documents, strict=True):
-        fill_row(Batch(*(part[cell] for part in batch)), of_row)
-    return batch
 
 
 def empty_batch(rows: tuple[int, ...], tokens_per_row: int, targets_per_row: int) -> Batch:

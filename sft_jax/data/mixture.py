@@ -1,19 +1,18 @@
 """Several sources in fixed proportions: the source of each row of a run is a pure function of its number."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from sft_jax.data.batches import Batch, Batches, build_batch, check_batch_size
+from sft_jax.data.batches import Batches, PreparedRows, check_batch_size
 from sft_jax.data.store import Example
 
 PERIOD = 2**16
 """Rows after which the pattern of sources repeats; a share is exact to one row in so many."""
 
 
-class Mixture:
-    """Batches whose rows come from several sources (the Source protocol). A row holds documents of one source.
+class Mixture(PreparedRows):
+    """Batches whose rows come from several sources. A row holds documents of one source.
 
     Every source goes through its own epochs, each with a new order, as fast as its share asks for.
     """
@@ -38,24 +37,6 @@ class Mixture:
         self.tokens_per_row, self.targets_per_row = sources[0].tokens_per_row, sources[0].targets_per_row
         self.rows_per_epoch = sum(source.rows_per_epoch for source in sources)
         self._source_of, self._rank, self._counts = pattern(shares)
-
-    def batch(self, step: int, row_slice: slice = slice(None)) -> Batch:
-        """The rows of one step; `row_slice` selects columns of the [A, B/A] layout, this process's share."""
-        return build_batch(self, step, row_slice, self.documents_of)
-
-    def steps_for(self, epochs: int) -> int:
-        """Steps for as many rows as `epochs` passes over every source would have together."""
-        return -(-epochs * self.rows_per_epoch // self.batch_size)
-
-    def rows_of(self, step: int) -> list[str]:
-        """`demos.jsonl:17` of every example in a step, in the order of its rows; for error messages."""
-        rows = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [example.where for row in rows for example in self.documents_of(row)]
-
-    def state(self, step: int) -> dict[str, Any]:
-        """Nothing: prepared data has no state beyond the step."""
-        del step
-        return {}
 
     def documents_of(self, row: int) -> list[Example]:
         """The documents in a row of the endless sequence; none beyond the end of the run."""

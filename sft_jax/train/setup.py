@@ -8,8 +8,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sft_jax.config import RunConfig
-from sft_jax.data.batches import Batch, Batches
-from sft_jax.data.mixture import Mixture
+from sft_jax.data.batches import Batch, Batches, PreparedRows
 from sft_jax.errors import BadInput
 from sft_jax.model.decoder import Compute, abstract_parameters
 from sft_jax.parallel.rules import mesh_size, shardings
@@ -47,7 +46,7 @@ class Assembled:
     manager: ocp.CheckpointManager
 
 
-def batch_shapes_of(source: "Batches | Mixture | Streamed") -> Batch:
+def batch_shapes_of(source: "PreparedRows | Streamed") -> Batch:
     """Global shapes of the six arrays: [A, b, T] three times, [A, b, M] three times."""
     parts = source.accumulation
     rows = source.batch_size // parts
@@ -120,7 +119,7 @@ def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
         state = make_state(inputs.pretrained.load(architecture, layout))
     else:
         state, record = checkpoint.restore(manager, step, abstract_state, state_layout, architecture.vocab)
-        if not isinstance(inputs.source, Batches | Mixture):
+        if not isinstance(inputs.source, PreparedRows):
             inputs.source.restore(record["source"], step)
 
     batch_layout = batch_shardings(mesh, config.sharding)
