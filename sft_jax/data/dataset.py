@@ -64,7 +64,15 @@ def prepare_split(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"{directory}: cannot be written: {error.strerror}") from error
-    stems = _make_parts(data, tokenizer, read_rows(files), folder, progress)
+    try:
+        stems = _make_parts(data, tokenizer, read_rows(files), folder, progress)
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError where a file cannot be made
+        if folder.is_dir():
+            raise
+        raise BadInput(
+            f"{directory}: another process has prepared the same data there at the same time and is done. Run this "
+            "again: it will find them prepared."
+        ) from error
     found = [json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")) for stem in stems]
     counts = add(Counts(**one["counts"]) for one in found)
     dropped = [Dropped(*row) for one in found for row in one["dropped"]][:_DROPPED_KEPT]

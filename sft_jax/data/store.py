@@ -78,7 +78,7 @@ def write_part(stem: Path, examples: Sequence[Example], about: dict[str, Any]) -
     from array_record.python.array_record_module import ArrayRecordWriter
 
     written = 0
-    partial = stem.with_name(f"{stem.name}.partial")
+    partial = stem.with_name(f"{stem.name}.{os.getpid()}.partial")  # somebody else may be making the same part
     writer = ArrayRecordWriter(str(partial), "group_size:1")
     for e in examples:
         record = serialise(e)

@@ -1,5 +1,6 @@
 """Preparation on disk: the same whatever the workers, resumable, done once, refused where settings differ."""
 
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -199,3 +200,16 @@ def test_a_directory_that_cannot_be_written_is_refused(make_tokenizer, jsonl, tm
     data = Data(train=(jsonl(MANY),))
     with pytest.raises(BadInput, match="cannot be written"):
         prepare_split(data, make_tokenizer(), data.train, tmp_path / "file" / "set", "train")
+
+
+def test_a_directory_that_another_process_has_finished_meanwhile_is_told(make_tokenizer, jsonl, tmp_path, monkeypatch):
+    write_part = module.write_part
+
+    def finished_meanwhile(stem: Path, *rest: Any) -> None:
+        shutil.rmtree(stem.parent)
+        write_part(stem, *rest)
+
+    monkeypatch.setattr(module, "write_part", finished_meanwhile)
+    data = Data(train=(jsonl(ROWS),), sequence_length=128)
+    with pytest.raises(BadInput, match=r"another process has prepared the same data .*Run this again"):
+        prepare_split(data, make_tokenizer(), data.train, tmp_path / "set", "train")
