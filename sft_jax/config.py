@@ -184,8 +184,8 @@ class Sharding:
 
     vocab: str = free("tensor")
     """Rows of the embedding and of the head; the vocabulary dimension of logits."""
-    embed: str = free("fsdp")
-    """The model dimension of every parameter."""
+    embed: str = free("fsdp+context")
+    """The model dimension of every parameter: devices that share a sequence share the parameters too."""
     mlp: str = free("tensor")
     """The inner dimension of the MLP, in parameters and activations."""
     heads: str = free("tensor")
@@ -193,7 +193,7 @@ class Sharding:
     kv_heads: str = free("tensor")
     """Key/value heads, in parameters and activations."""
     head_dim: str = free("none")
-    """Elements of one head."""
+    """Elements of one head, in parameters; attention needs them whole."""
     layers: str = free("none")
     """The stacked layers."""
     experts: str = free("expert")
@@ -202,8 +202,8 @@ class Sharding:
     """Rows of a batch."""
     act_length: str = free("context")
     """Positions of a row."""
-    act_targets: str = free("none")
-    """Target positions of a row."""
+    act_targets: str = free("context")
+    """Target positions of a row: the head's work."""
     act_embed: str = free("none")
     """The model dimension of an activation."""
 

@@ -1,7 +1,6 @@
 """Logical axes -> mesh axes: one readable table (`config.Sharding`), applied to parameters and activations.
 
-A layout that cannot be applied is refused with the parameter, the axis and the numbers; nothing is silently
-replicated.
+A layout that cannot be applied is refused with the array, the axis and the numbers; nothing is silently replicated.
 """
 
 import contextlib
@@ -9,9 +8,10 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from sft_jax.config import Sharding
 from sft_jax.errors import BadInput, nearest
@@ -21,22 +21,81 @@ LOGICAL_AXES = tuple(field.name for field in dataclasses.fields(Sharding))
 Axes = tuple[str | None, ...]
 """One logical axis a dimension; None leaves the dimension whole (vectors such as norm scales)."""
 
-_active_rules: ContextVar[Sharding | None] = ContextVar("active_rules", default=None)
+AnyMesh = jax.sharding.Mesh | AbstractMesh
+
+
+class Layout(NamedTuple):
+    """A mesh and the rules that divide arrays over it."""
+
+    mesh: jax.sharding.Mesh
+    rules: Sharding
+
+    @property
+    def platform(self) -> str:
+        """cpu, gpu or tpu: what the program is compiled for, which need not be what it is compiled on."""
+        platform = self.mesh.devices.flat[0].platform
+        return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+class Activation(NamedTuple):
+    """An activation that `shard` met while tracing."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: Axes
+
+
+_active: ContextVar[Layout | None] = ContextVar("active_layout", default=None)
+_recorder: ContextVar[list[Activation] | None] = ContextVar("recorded_activations", default=None)
 
 
 @contextlib.contextmanager
 def layout(mesh: jax.sharding.Mesh, rules: Sharding) -> Iterator[None]:
     """Make `mesh` and `rules` the ones that `shard` uses while tracing."""
-    token = _active_rules.set(rules)
+    token = _active.set(Layout(mesh, rules))
     try:
         with jax.set_mesh(mesh):
             yield
     finally:
-        _active_rules.reset(token)
+        _active.reset(token)
 
 
-def spec(axes: Axes, rules: Sharding) -> PartitionSpec:
+def active_layout() -> Layout | None:
+    """The layout that is being traced under; None for arrays on one device."""
+    return _active.get()
+
+
+@contextlib.contextmanager
+def recorded_activations() -> Iterator[list[Activation]]:
+    """Collect every activation that `shard` meets, e.g. under `jax.eval_shape`; each (name, shape, axes) once."""
+    found: list[Activation] = []
+    token = _recorder.set(found)
+    try:
+        yield found
+    finally:
+        _recorder.reset(token)
+
+
+def mesh_axes(axis: str | None, rules: Sharding) -> tuple[str, ...]:
+    """The mesh axes that a logical axis is divided over, the slowest first; () where it stays whole.
+
+    Raises:
+      BadInput: an unknown logical axis.
+    """
+    if axis is None:
+        return ()
+    if axis not in LOGICAL_AXES:
+        raise BadInput(f"unknown logical axis {axis!r}. {nearest(axis, LOGICAL_AXES)}")
+    rule = getattr(rules, axis)
+    return () if rule == "none" else tuple(rule.split("+"))
+
+
+def spec(axes: Axes, rules: Sharding, what: str = "") -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes.
+
+    Args:
+      what: the array's name, for messages.
 
     Raises:
       BadInput: an unknown logical axis, or two dimensions that land on one mesh axis.
@@ -44,61 +103,86 @@ def spec(axes: Axes, rules: Sharding) -> PartitionSpec:
     parts: list[tuple[str, ...] | str | None] = []
     taken: dict[str, str] = {}
     for axis in axes:
-        if axis is not None and axis not in LOGICAL_AXES:
-            raise BadInput(f"unknown logical axis {axis!r}. {nearest(axis, LOGICAL_AXES)}")
-        rule = "none" if axis is None else getattr(rules, axis)
-        names = () if rule == "none" else tuple(rule.split("+"))
+        names = mesh_axes(axis, rules)
         for name in names:
             if name in taken:
                 raise BadInput(
-                    f"logical axes {axes}: {taken[name]!r} and {axis!r} are both divided over mesh axis {name!r}. "
-                    f"Give one of them another rule, e.g. --sharding.{str(axis).replace('_', '-')} none"
+                    f"{what or 'array'} with logical axes {', '.join(map(str, axes))}: {taken[name]!r} and {axis!r} "
+                    f"are both divided over mesh axis {name!r}. Give one of them another rule, e.g. "
+                    f"--sharding.{str(axis).replace('_', '-')} none"
                 )
             taken[name] = str(axis)
         parts.append(names if len(names) > 1 else names[0] if names else None)
     return PartitionSpec(*parts)
 
 
-def shard(x: jax.Array, *axes: str | None) -> jax.Array:
+def shard(x: jax.Array, *axes: str | None, name: str = "array") -> jax.Array:
     """Constrain `x` (one logical axis a dimension) to the active layout; without a layout there is nothing to divide.
 
+    Args:
+      name: of the activation, for messages and for `recorded_activations`.
+
     Raises:
-      BadInput: an unknown or colliding logical axis.
+      BadInput: an unknown or colliding logical axis, or a dimension that does not divide.
       ValueError: the number of axes is not the rank of `x`.
     """
     if len(axes) != x.ndim:
         raise ValueError(f"shard got axes {axes} for an array of shape {x.shape}")
-    rules = _active_rules.get()
-    partition = spec(axes, rules or Sharding())
-    return x if rules is None else jax.lax.with_sharding_constraint(x, partition)
+    active, recorder = _active.get(), _recorder.get()
+    met = Activation(name, x.shape, x.dtype, axes)
+    if recorder is not None and met not in recorder:
+        recorder.append(met)
+    partition = spec(axes, Sharding() if active is None else active.rules, name)
+    if active is None:
+        return x
+    problems = indivisible(f"activation {name}", x.shape, axes, active.mesh, active.rules)
+    if problems:
+        raise BadInput("\n".join(problems.values()))
+    return jax.lax.with_sharding_constraint(x, partition)
 
 
-def mesh_size(rule: str, mesh: jax.sharding.Mesh) -> int:
-    """How many parts a rule such as 'data+fsdp' makes on this mesh."""
-    return math.prod(mesh.shape[name] for name in rule.split("+")) if rule != "none" else 1
+def axis_parts(axis: str, rules: Sharding, mesh: AnyMesh) -> int:
+    """How many parts a logical axis is divided into on this mesh."""
+    return math.prod(mesh.shape[name] for name in mesh_axes(axis, rules))
+
+
+def active_parts(axis: str) -> int:
+    """`axis_parts` of the active layout; 1 without one."""
+    active = _active.get()
+    return 1 if active is None else axis_parts(axis, active.rules, active.mesh)
+
+
+def indivisible(
+    what: str, shape: tuple[int, ...], axes: Axes, mesh: AnyMesh, rules: Sharding
+) -> dict[tuple[str, int], str]:
+    """(logical axis, size) -> what is wrong with it and what would work, for dimensions that do not divide."""
+    problems = {}
+    for size, axis in zip(shape, axes, strict=True):
+        parts = axis_parts(axis, rules, mesh) if axis else 1
+        if axis and size % parts:
+            fits = max(n for n in range(1, parts) if size % n == 0)
+            problems[axis, size] = (
+                f"{what}: {axis} {size} is not divisible by {getattr(rules, axis)} = {parts}; "
+                f"leave it whole with --sharding.{axis.replace('_', '-')} none, or use {fits} part{'s' * (fits > 1)}"
+            )
+    return problems
 
 
 def shardings(
-    shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes], mesh: jax.sharding.Mesh, rules: Sharding
+    shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes], mesh: AnyMesh, rules: Sharding
 ) -> dict[str, NamedSharding]:
     """The sharding of every parameter, by name.
 
     Raises:
-      BadInput: dimensions that do not divide; every one is named with its numbers and a layout that works.
+      BadInput: two dimensions on one mesh axis, or dimensions that do not divide; every one is named with its numbers
+        and a layout that works.
     """
     problems: dict[tuple[str, int], str] = {}
     result = {}
     for name, shape in shapes.items():
-        result[name] = NamedSharding(mesh, spec(axes[name], rules))
-        for size, axis in zip(shape, axes[name], strict=True):
-            parts = mesh_size(getattr(rules, axis), mesh) if axis else 1
-            if axis and size % parts and (axis, size) not in problems:
-                flag = axis.replace("_", "-")
-                fits = [n for n in range(1, parts) if size % n == 0]
-                problems[axis, size] = (
-                    f"parameter {name}: {axis} {size} is not divisible by {getattr(rules, axis)} = {parts}; "
-                    f"leave it whole with --sharding.{flag} none, or use {fits[-1]} parts"
-                )
+        result[name] = NamedSharding(mesh, spec(axes[name], rules, f"parameter {name}"))  # type: ignore[arg-type]
+        found = indivisible(f"parameter {name}", shape, axes[name], mesh, rules)
+        problems.update({key: text for key, text in found.items() if key not in problems})
     if problems:
         raise BadInput("\n".join(problems.values()))
     return result

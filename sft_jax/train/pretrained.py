@@ -14,7 +14,7 @@ from sft_jax.data.tokenizer import load_tokenizer
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters
 from sft_jax.model.families import architecture_of
-from sft_jax.parallel.rules import mesh_size, shardings
+from sft_jax.parallel.rules import axis_parts, shardings
 from sft_jax.train.checkpoint import restore_parameters
 from sft_jax.weights.export import stop_tokens
 from sft_jax.weights.load import load_parameters, open_model
@@ -92,7 +92,7 @@ def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> 
 
 def padded(architecture: Architecture, config: RunConfig, mesh: jax.sharding.Mesh) -> Architecture:
     """The architecture with as many vocabulary rows as the layout divides evenly."""
-    return architecture.padded_to(mesh_size(config.sharding.vocab, mesh))
+    return architecture.padded_to(axis_parts("vocab", config.sharding, mesh))
 
 
 def place(

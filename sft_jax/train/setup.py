@@ -11,7 +11,7 @@ from sft_jax.config import RunConfig
 from sft_jax.data.batches import Batch, Batches, PreparedRows
 from sft_jax.errors import BadInput
 from sft_jax.model.decoder import Compute, abstract_parameters
-from sft_jax.parallel.rules import mesh_size, shardings
+from sft_jax.parallel.rules import axis_parts, shardings
 from sft_jax.train import checkpoint
 from sft_jax.train.feed import put_batch
 from sft_jax.train.inputs import Inputs
@@ -62,7 +62,7 @@ def check_batch(config: RunConfig, shapes: Batch, mesh: jax.sharding.Mesh) -> No
       BadInput: names the dimension, both numbers and the nearest valid value.
     """
     parts, rows, length = shapes.tokens
-    row_parts = mesh_size(config.sharding.act_batch, mesh)
+    row_parts = axis_parts("act_batch", config.sharding, mesh)
     if rows % row_parts:
         unit = row_parts * parts
         below, above = rows * parts // unit * unit, -(-rows * parts // unit) * unit
@@ -71,11 +71,11 @@ def check_batch(config: RunConfig, shapes: Batch, mesh: jax.sharding.Mesh) -> No
             f"{config.sharding.act_batch} = {row_parts} devices; nearest valid batch sizes: "
             + (f"{below} or {above}" if below else f"{above}")
         )
-    for field, size, rule in (
-        ("data.sequence_length", length, config.sharding.act_length),
-        ("data.target_capacity", shapes.target_index[2], config.sharding.act_targets),
+    for field, size, axis in (
+        ("data.sequence_length", length, "act_length"),
+        ("data.target_capacity", shapes.target_index[2], "act_targets"),
     ):
-        over = mesh_size(rule, mesh)
+        rule, over = getattr(config.sharding, axis), axis_parts(axis, config.sharding, mesh)
         if size % over:
             raise BadInput(
                 f"{field} {size} is not divisible over {rule} = {over} devices; "
@@ -85,7 +85,7 @@ def check_batch(config: RunConfig, shapes: Batch, mesh: jax.sharding.Mesh) -> No
 
 def make_objective(config: RunConfig, architecture, shapes: Batch, mesh: jax.sharding.Mesh) -> Objective:
     """The SFT objective with the head's chunk turned from positions a device into positions a row."""
-    rows_a_device = shapes.tokens[1] // mesh_size(config.sharding.act_batch, mesh)
+    rows_a_device = shapes.tokens[1] // axis_parts("act_batch", config.sharding, mesh)
     model = config.model
     compute = Compute(model.dtype, model.remat, model.attention, model.scan_layers)
     return sft_objective(architecture, compute, max(1, model.head_chunk // rows_a_device))

@@ -10,7 +10,7 @@ from sft_jax.parallel.rules import layout, shard, shardings, spec
 
 
 def test_logical_axes_become_mesh_axes_by_the_rules():
-    assert spec(("layers", "embed", "heads", "head_dim"), Sharding()) == PartitionSpec(None, "fsdp", "tensor", None)
+    assert spec(("layers", "embed", "heads"), Sharding()) == PartitionSpec(None, ("fsdp", "context"), "tensor")
     assert spec(("act_batch", "act_length", None), Sharding()) == PartitionSpec(("data", "fsdp"), "context", None)
     assert spec(("embed",), Sharding(embed="none")) == PartitionSpec(None)
 
@@ -41,7 +41,7 @@ def test_shard_divides_an_array_and_refuses_a_wrong_number_of_axes(mesh_of):
         with pytest.raises(ValueError, match="axes"):
             shard(jnp.ones((8, 3)), "act_batch")
         with pytest.raises(BadInput, match="unknown logical axis"):
-            shard(jnp.ones(8), "rows")
+            shard(jnp.ones(8), "rows", name="x")
 
 
 def test_one_axis_takes_the_rest_of_the_devices():

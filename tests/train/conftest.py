@@ -8,7 +8,7 @@ import pytest
 
 from sft_jax.config import Sharding
 from sft_jax.model.decoder import Compute, abstract_parameters
-from sft_jax.parallel.rules import layout, mesh_size, shardings
+from sft_jax.parallel.rules import axis_parts, layout, shardings
 from sft_jax.train.feed import put_batch
 from sft_jax.train.loss import sft_objective
 from sft_jax.train.setup import batch_shapes_of
@@ -21,7 +21,7 @@ def sums_and_gradients():
 
     def run(architecture, parameters, batches, mesh, compute=None, rules=None, chunk=16, step=0):
         compute, rules = compute or Compute(), rules or Sharding()
-        wanted = architecture.padded_to(mesh_size(rules.vocab, mesh))
+        wanted = architecture.padded_to(axis_parts("vocab", rules, mesh))
         shapes, axes = abstract_parameters(wanted)
         where = shardings({name: s.shape for name, s in shapes.items()}, axes, mesh, rules)
         with layout(mesh, rules):

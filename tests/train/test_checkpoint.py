@@ -5,7 +5,7 @@ import pytest
 from sft_jax.config import Optimizer, Sharding
 from sft_jax.errors import BadInput
 from sft_jax.model.decoder import abstract_parameters
-from sft_jax.parallel.rules import mesh_size, shardings
+from sft_jax.parallel.rules import axis_parts, shardings
 from sft_jax.train.checkpoint import open_checkpoints, restore, restore_parameters, save
 from sft_jax.train.optimizer import make_optimizer
 from sft_jax.train.step import initial_state, state_shardings
@@ -17,7 +17,7 @@ def laid_out(tiny, mesh_of):
 
     def lay_out(rules=Sharding(), **sizes):  # noqa: B008  (frozen)
         mesh = mesh_of(**sizes)
-        abstract, axes = abstract_parameters(tiny.padded_to(mesh_size(rules.vocab, mesh)))
+        abstract, axes = abstract_parameters(tiny.padded_to(axis_parts("vocab", rules, mesh)))
         layout = shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, rules)
         optimizer = make_optimizer(Optimizer())
         state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), abstract)
