@@ -33,11 +33,14 @@ class Model:
     """A Hugging Face directory, a `.gguf` file, a run's workdir (newest checkpoint), or `hf://org/name`."""
     dtype: Literal["float32", "bfloat16"] = identity("float32")
     """Compute dtype. Master weights, moments, softmax, norms, RoPE angles and the loss stay float32."""
-    remat: Literal["none", "dots", "minimal", "full"] = free("none")
-    """What the backward pass recomputes: none keeps everything; dots keeps every matrix product; minimal keeps only
-    the products with weights; full keeps only each layer's input."""
-    attention: Literal["auto", "reference", "blockwise"] = free("auto")
-    """Attention implementation; auto chooses by platform."""
+    remat: Literal["none", "dots", "minimal", "full", "offload"] = free("none")
+    """What a layer keeps for its backward pass: none keeps everything; dots every matrix product; minimal the products
+    with weights; full its input alone; offload its input, queries, keys, values and attention's output, on the host."""
+    attention: Literal["auto", "reference", "blockwise", "splash", "triton"] = free("auto")
+    """Attention implementation; auto takes splash on TPUs, triton on GPUs, blockwise on CPUs."""
+    context_attention: Literal["all_gather", "ring"] = free("all_gather")
+    """How devices of one context axis see each other's keys: gathered (fastest while they fit), or handed round in a
+    ring (no device holds more than two shards)."""
     scan_layers: bool = free(True)
     """Scan over stacked layers (compile time does not grow with depth); False unrolls them, for debugging."""
     head_chunk: int = free(512)

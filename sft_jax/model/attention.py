@@ -1,10 +1,9 @@
-"""RoPE and attention over packed documents: two implementations of one function, chosen from one table.
+"""RoPE and plain attention over packed documents: what every other implementation must equal.
 
 A query sees a key when both lie in the same segment and the key's position is not later (nor outside the window).
 Positions restart with every document, so this holds for packed rows, for cached keys and for any shard of a row.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -12,11 +11,11 @@ import jax.numpy as jnp
 
 from sft_jax.model.architecture import Rope
 
+KEPT = "attention_out"
+"""Name, for remat policies, of what attention keeps for its backward pass: its output and log-sums."""
+
 MASKED = -1e30
 """Finite, so that a row whose every key is hidden has a softmax without NaN."""
-
-BLOCK = 64
-"""Queries a block on a CPU: its scores stay in the cache (measured fastest of 32..256 at T = 512, H = 64)."""
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -72,63 +71,48 @@ def visible(queries: Places, keys: Places, window: int | None) -> jax.Array:
     return seen if window is None else seen & (distance < window)
 
 
-def _attend(q_BKGTH, k_BKSH, v_BKSH, seen_BTS, softcap):
-    """Softmax attention of one block of queries, in float32 from the scores on; returns [B, K, G, T, H]."""
-    accumulate = jnp.promote_types(v_BKSH.dtype, jnp.float32)
-    scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=accumulate)
+def scores_of(q_BKGTH, k_BKSH, seen_BTS, softcap) -> jax.Array:
+    """Scores [B, K, G, T, S] in float32, those of hidden keys MASKED; q is scaled already."""
+    scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=_accumulator(k_BKSH))
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(seen_BTS[:, None, None], scores, MASKED)
+    return jnp.where(seen_BTS[:, None, None], scores, MASKED)
+
+
+def weighted_values(weights_BKGTS, v_BKSH) -> jax.Array:
+    """Sums of values [B, K, G, T, H] in float32; the weights are rounded to the dtype of the values."""
+    weights = weights_BKGTS.astype(v_BKSH.dtype)
+    return jnp.einsum("BKGTS,BKSH->BKGTH", weights, v_BKSH, preferred_element_type=_accumulator(v_BKSH))
+
+
+def _accumulator(x: jax.Array):
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def attend_block(q_BKGTH, k_BKSH, v_BKSH, seen_BTS, softcap) -> jax.Array:
+    """Softmax attention of one block of queries, in float32 from the scores on; returns [B, K, G, T, H]."""
+    scores = scores_of(q_BKGTH, k_BKSH, seen_BTS, softcap)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     # The sum divides the small result instead of the large weights.
-    out = jnp.einsum("BKGTS,BKSH->BKGTH", weights.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=accumulate)
-    return (out / weights.sum(axis=-1, keepdims=True)).astype(v_BKSH.dtype)
+    out = weighted_values(weights, v_BKSH) / weights.sum(axis=-1, keepdims=True)
+    return out.astype(v_BKSH.dtype)
 
 
-def _heads_first(q_BTNH, k_BSKH, v_BSKH):
+def heads_first(q_BTNH, k_BSKH, v_BSKH):
+    """(q scaled [B, K, G, T, H], k [B, K, S, H], v [B, K, S, H])."""
     batch, time, heads, head_dim = q_BTNH.shape
     groups = heads // k_BSKH.shape[2]
     q = (q_BTNH * head_dim**-0.5).reshape(batch, time, k_BSKH.shape[2], groups, head_dim)
     return q.transpose(0, 2, 3, 1, 4), k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
 
 
+def heads_last(x_BKGTH: jax.Array) -> jax.Array:
+    """[B, K, G, T, H] -> [B, T, N, H]."""
+    batch, kv_heads, groups, time, width = x_BKGTH.shape
+    return x_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, time, kv_heads * groups, width)
+
+
 def reference(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, softcap=None) -> jax.Array:
     """Plain attention with the whole score matrix; what the other implementations are tested against."""
-    q, k, v = _heads_first(q_BTNH, k_BSKH, v_BSKH)
-    out = _attend(q, k, v, visible(queries, keys, window), softcap)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
-
-
-def blockwise(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, softcap=None) -> jax.Array:
-    """Attention in blocks of queries over the keys up to each block's end.
-
-    Rows are laid out in order, so a key after the block is later than, or of another document than, each of its
-    queries: half the work is never done. Scores are recomputed in the backward pass; none is kept.
-    """
-    time = q_BTNH.shape[1]
-    if time != k_BSKH.shape[1]:
-        return reference(q_BTNH, k_BSKH, v_BSKH, queries, keys, window, softcap)
-    q, k, v = _heads_first(q_BTNH, k_BSKH, v_BSKH)
-
-    @functools.partial(jax.checkpoint, static_argnums=(5,))
-    def block(q, k, v, queries, keys, softcap):
-        return _attend(q, k, v, visible(queries, keys, window), softcap)
-
-    outs = []
-    for start in range(0, time, BLOCK):
-        end = min(start + BLOCK, time)
-        mine = Places(queries.positions[:, start:end], queries.segments[:, start:end])
-        earlier = Places(keys.positions[:, :end], keys.segments[:, :end])
-        outs.append(block(q[:, :, :, start:end], k[:, :, :end], v[:, :, :end], mine, earlier, softcap))
-    out = jnp.concatenate(outs, axis=3)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
-
-
-IMPLEMENTATIONS = {"reference": reference, "blockwise": blockwise}
-
-BY_PLATFORM = {"cpu": "blockwise", "gpu": "reference", "tpu": "reference"}
-
-
-def implementation(name: str, platform: str):
-    """The attention function `model.attention` names; auto chooses by platform."""
-    return IMPLEMENTATIONS[BY_PLATFORM[platform] if name == "auto" else name]
+    q, k, v = heads_first(q_BTNH, k_BSKH, v_BSKH)
+    return heads_last(attend_block(q, k, v, visible(queries, keys, window), softcap))

@@ -13,10 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from sft_jax.model import attention as attention_lib
 from sft_jax.model.architecture import Architecture, LayerKind
 from sft_jax.model.attention import Places
+from sft_jax.model.decoder_attention import attend
+from sft_jax.model.embedding import look_up
+from sft_jax.model.remat import POLICIES
 from sft_jax.parallel.rules import Axes, shard
 
 Parameters = Mapping[str, jax.Array]
@@ -30,17 +34,12 @@ class Compute:
     remat: str = "none"
     attention: str = "auto"
     scan_layers: bool = True
-
-    @property
-    def attend(self):
-        return attention_lib.implementation(self.attention, jax.default_backend())
+    context_attention: str = "all_gather"
 
 
-REMAT = {
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+def _kept(x: jax.Array, *axes: str | None, name: str) -> jax.Array:
+    """`shard`, under a name that remat policies know."""
+    return checkpoint_name(shard(x, *axes, name=name), name)
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
@@ -118,7 +117,8 @@ class Attention(nnx.Module):
         self.output = Projection(rngs, "BTNH,NHD->BTD", (n, h, d), ("heads", "head_dim", "embed"), output_bias, stack)
         self.query_norm = RMSNorm(h, a.norm_eps, stack) if a.qk_norm else None
         self.key_norm = RMSNorm(h, a.norm_eps, stack) if a.qk_norm else None
-        self.kind, self.softcap, self.attend = kind, a.attention_softcap, compute.attend
+        self.kind, self.softcap = kind, a.attention_softcap
+        self.attend = functools.partial(attend, compute.attention, compute.context_attention)
 
     def __call__(self, x_BTD, places: Places, angles, cached=None):
         """Returns the output [B, T, D] and this call's keys and values [B, T, K, H].
@@ -130,9 +130,9 @@ class Attention(nnx.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if self.kind.rope:
             q, k = attention_lib.rotate(q, *angles), attention_lib.rotate(k, *angles)
-        q = shard(q, "act_batch", "act_length", "heads", "head_dim")
-        k = shard(k, "act_batch", "act_length", "kv_heads", "head_dim")
-        v = shard(v, "act_batch", "act_length", "kv_heads", "head_dim")
+        q = _kept(q, "act_batch", "act_length", "heads", None, name="query")
+        k = _kept(k, "act_batch", "act_length", "kv_heads", None, name="key")
+        v = _kept(v, "act_batch", "act_length", "kv_heads", None, name="value")
         keys, values, key_places = k, v, places
         if cached is not None:
             past_keys, past_values, past_places = cached
@@ -140,7 +140,7 @@ class Attention(nnx.Module):
             values = jnp.concatenate([past_values, v], axis=1)
             key_places = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(past_places, places, strict=True)))
         out = self.attend(q, keys, values, places, key_places, self.kind.window, self.softcap)
-        return self.output(shard(out, "act_batch", "act_length", "heads", "head_dim")), (k, v)
+        return self.output(shard(out, "act_batch", "act_length", "heads", None, name="attention_out")), (k, v)
 
 
 class Mlp(nnx.Module):
@@ -154,7 +154,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         inner = jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD)
-        return self.down(shard(inner, "act_batch", "act_length", "mlp"))
+        return self.down(shard(inner, "act_batch", "act_length", "mlp", name="mlp_inner"))
 
 
 class Layer(nnx.Module):
@@ -167,12 +167,13 @@ class Layer(nnx.Module):
         self.mlp = Mlp(rngs, a, stack)
 
     def __call__(self, x_BTD, places: Places, angles, cached=None):
+        x_BTD = checkpoint_name(x_BTD, "layer_input")
         with jax.named_scope("attention"):
             out, kv = self.attention(self.attention_norm(x_BTD), places, angles, cached)
-            x_BTD = shard(x_BTD + out, "act_batch", "act_length", "act_embed")
+            x_BTD = shard(x_BTD + out, "act_batch", "act_length", "act_embed", name="mlp_input")
         with jax.named_scope("mlp"):
             x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
-            return shard(x_BTD, "act_batch", "act_length", "act_embed"), kv
+            return shard(x_BTD, "act_batch", "act_length", "act_embed", name="layer_output"), kv
 
 
 class Decoder(nnx.Module):
@@ -202,10 +203,10 @@ class Decoder(nnx.Module):
             return x, made if keep_kv else None
 
         if self.compute.remat != "none":
-            run_period = jax.checkpoint(run_period, policy=REMAT[self.compute.remat], prevent_cse=False)
+            run_period = jax.checkpoint(run_period, policy=POLICIES[self.compute.remat], prevent_cse=False)
 
-        x = self.embedding[...].astype(self.compute.dtype)[tokens_BT]
-        x = shard(x, "act_batch", "act_length", "act_embed")
+        x = look_up(self.embedding[...], tokens_BT, self.compute.dtype)
+        x = shard(x, "act_batch", "act_length", "act_embed", name="layer_input")
         scanned, rest = (None, None) if kv_cache is None else kv_cache
         layers = list(self.periods)
         kvs = [None] * len(layers) if scanned is None else scanned

@@ -2,8 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType
 
 from sft_jax.config import Mesh
@@ -34,7 +37,33 @@ def mesh_sizes(config: Mesh, devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(config: Mesh) -> jax.sharding.Mesh:
-    """The mesh over all devices of all processes. Every axis is Auto: constraints guide the compiler."""
-    sizes = mesh_sizes(config, jax.device_count())
-    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """The mesh over all devices of all processes. Every axis is Auto: constraints guide the compiler.
+
+    Neighbours on an axis are neighbours on the chips' network. Where the devices are several slices, the network
+    between slices is far slower, and only the `data` axis goes across it.
+
+    Args:
+      devices: others than those of this machine, e.g. of a topology to compile for.
+
+    Raises:
+      BadInput: as `mesh_sizes`, or `data` is no multiple of the slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(config, len(devices))
+    shape, types = tuple(sizes[axis] for axis in AXES), (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, types, devices=devices)
+    if sizes["data"] % slices:
+        multiple = -(-sizes["data"] // slices) * slices
+        raise BadInput(
+            f"mesh.data is {sizes['data']}, but the {len(devices)} devices are {slices} slices, and only data goes "
+            f"across the network between them. Set --mesh.data {multiple} (a multiple of {slices}) and another axis to "
+            "-1."
+        )
+    across = tuple(slices if axis == "data" else 1 for axis in AXES)
+    within = (sizes["data"] // slices, *shape[1:])
+    split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")  # as jax.make_mesh does within one slice
+    arranged = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
+    return jax.sharding.Mesh(arranged, AXES, axis_types=types)

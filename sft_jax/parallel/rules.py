@@ -30,12 +30,6 @@ class Layout(NamedTuple):
     mesh: jax.sharding.Mesh
     rules: Sharding
 
-    @property
-    def platform(self) -> str:
-        """cpu, gpu or tpu: what the program is compiled for, which need not be what it is compiled on."""
-        platform = self.mesh.devices.flat[0].platform
-        return "gpu" if platform in ("cuda", "rocm") else platform
-
 
 class Activation(NamedTuple):
     """An activation that `shard` met while tracing."""
@@ -61,9 +55,30 @@ def layout(mesh: jax.sharding.Mesh, rules: Sharding) -> Iterator[None]:
         _active.reset(token)
 
 
+@contextlib.contextmanager
+def rows_whole() -> Iterator[None]:
+    """The active layout with no row divided: for generation, whose rows are one token long."""
+    active = _active.get()
+    if active is None:
+        yield
+        return
+    rules = dataclasses.replace(active.rules, act_length="none", act_targets="none")
+    token = _active.set(Layout(active.mesh, rules))
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
 def active_layout() -> Layout | None:
     """The layout that is being traced under; None for arrays on one device."""
     return _active.get()
+
+
+def target_platform() -> str:
+    """cpu, gpu or tpu: what is compiled for, which need not be what is compiled on."""
+    active = _active.get()
+    return jax.default_backend() if active is None else active.mesh.devices.flat[0].platform
 
 
 @contextlib.contextmanager
@@ -144,6 +159,14 @@ def shard(x: jax.Array, *axes: str | None, name: str = "array") -> jax.Array:
 def axis_parts(axis: str, rules: Sharding, mesh: AnyMesh) -> int:
     """How many parts a logical axis is divided into on this mesh."""
     return math.prod(mesh.shape[name] for name in mesh_axes(axis, rules))
+
+
+def dividing_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes of the active layout that do divide a logical axis: those with more than one device."""
+    active = _active.get()
+    if active is None:
+        return ()
+    return tuple(name for name in mesh_axes(axis, active.rules) if active.mesh.shape[name] > 1)
 
 
 def active_parts(axis: str) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import MASKED, Places
 from sft_jax.model.decoder import Compute, forward, logits
-from sft_jax.parallel.rules import shard
+from sft_jax.parallel.rules import rows_whole, shard
 
 PROMPT_BUCKET = 64
 """Prompts of a batch are padded to a multiple of this, so that few shapes are compiled."""
@@ -85,6 +85,7 @@ def make_generate(
         raw = jnp.where(jnp.arange(raw.shape[-1]) < sampled_vocab, raw, MASKED)
         return draw(raw, jax.vmap(jax.random.fold_in, (0, None))(keys, count), sampling.temperature, sampling.top_p)
 
+    @rows_whole()
     def generate(parameters: Mapping[str, jax.Array], prompts: jax.Array, lengths: jax.Array, keys: jax.Array):
         rows, width = prompts.shape
         slots = width + sampling.max_new_tokens

@@ -26,8 +26,9 @@ def make_score(architecture: Architecture, compute: Compute, chunk: int):
         places = Places(jnp.broadcast_to(index, tokens.shape), (index < lengths[:, None]).astype(jnp.int32))
         hidden, _ = forward(architecture, compute, parameters, tokens, places)
         kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
-        log_p = token_log_probabilities(head, kernel, hidden[:, :-1], tokens[:, 1:])
-        return shard(log_p, None, None)  # whole on every process
+        # The last position predicts nothing; it is computed because T divides over the devices and T - 1 does not.
+        log_p = token_log_probabilities(head, kernel, hidden, jnp.roll(tokens, -1, axis=1))[:, :-1]
+        return shard(log_p, None, None, name="log_probabilities")  # whole on every process
 
     return jax.jit(score)
 

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from sft_jax.data.batches import Batch
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, cap_and_mask, forward, head_kernel
-from sft_jax.parallel.rules import shard
+from sft_jax.parallel.rules import active_layout, active_parts, dividing_axes, shard
 
 Objective = Callable[..., tuple[jax.Array, jax.Array, Mapping[str, jax.Array]]]
 """(trainable, frozen, batch, rng) -> (loss_sum, weight_sum, metric_sums), all float32 sums, nothing divided."""
@@ -26,7 +27,7 @@ class Head(NamedTuple):
 
     architecture: Architecture
     chunk: int
-    """Target positions of each row that meet the head at once."""
+    """Target positions of each row that meet the head at once, on each device that the row's targets lie on."""
 
 
 class ChunkSums(NamedTuple):
@@ -41,7 +42,7 @@ def _chunk(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with_gradi
     """Sums of one chunk and, for unit cotangent of the loss, the gradients of kernel and hidden states."""
     wide = jnp.promote_types(hidden_BMD.dtype, jnp.float32)
     raw = jnp.einsum("BMD,VD->BMV", hidden_BMD, kernel_VD, preferred_element_type=wide)
-    raw = shard(raw, "act_batch", "act_targets", "vocab")
+    raw = shard(raw, "act_batch", "act_targets", "vocab", name="logits")
     logits = cap_and_mask(head.architecture, raw)
     top = logits.max(axis=-1, keepdims=True)
     exponentials = jnp.exp(logits - top)
@@ -66,20 +67,33 @@ def _chunk(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with_gradi
         d_logits = d_logits * (1 - jnp.square(jnp.tanh(raw / cap)))
     d_logits = d_logits.astype(hidden_BMD.dtype)
     d_hidden = jnp.einsum("BMV,VD->BMD", d_logits, kernel_VD, preferred_element_type=wide)
-    d_kernel = jnp.einsum("BMV,BMD->VD", d_logits, hidden_BMD, preferred_element_type=wide)
+    # Summed over the devices chunk by chunk, in the compute dtype as every other kernel's gradient, and each device
+    # keeps its part: the whole [V, D] is the largest array of a step, and kept over the chunks it would be float32.
+    d_kernel = jnp.einsum("BMV,BMD->VD", d_logits, hidden_BMD)
+    d_kernel = shard(d_kernel, "vocab", "embed", name="head_gradient").astype(wide)
     return sums, (d_kernel, d_hidden.astype(hidden_BMD.dtype))
 
 
+def _split(head: Head, x_BM: jax.Array) -> jax.Array:
+    """[B, M, ...] -> [chunks, B, positions, ...], padded; each chunk takes as many positions of every device."""
+    rows, capacity, *rest = x_BM.shape
+    parts = active_parts("act_targets")
+    x = x_BM.reshape(rows, parts, capacity // parts, *rest)
+    size = min(head.chunk, x.shape[2])
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % size)) + ((0, 0),) * len(rest))
+    x = x.reshape(rows, parts, -1, size, *rest)
+    return jnp.moveaxis(x, 2, 0).reshape(x.shape[2], rows, parts * size, *rest)
+
+
+def _join(x: jax.Array, capacity: int) -> jax.Array:
+    """`_split` undone: [chunks, B, positions, ...] -> [B, M, ...]."""
+    chunks, rows, _, *rest = x.shape
+    parts = active_parts("act_targets")
+    x = jnp.moveaxis(x.reshape(chunks, rows, parts, -1, *rest), 0, 2)
+    return x.reshape(rows, parts, -1, *rest)[:, :, : capacity // parts].reshape(rows, capacity, *rest)
+
+
 def _over_chunks(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with_gradients: bool):
-    rows, capacity, _ = hidden_BMD.shape
-    size = min(head.chunk, capacity)
-    count = -(-capacity // size)
-    padding = count * size - capacity
-
-    def split(x):
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1)
-
     def one(carry, chunk):
         hidden, targets, weights = chunk
         sums, gradients = _chunk(head, kernel_VD, hidden, targets, weights, with_gradients)
@@ -88,15 +102,15 @@ def _over_chunks(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with
 
     wide = jnp.promote_types(hidden_BMD.dtype, jnp.float32)
     zero = ChunkSums(*(jnp.zeros((), wide),) * 3)
+    kernel_VD = shard(kernel_VD, "vocab", None, name="head_kernel")  # gathered once, not in every chunk
     start = (zero, jnp.zeros(kernel_VD.shape, wide) if with_gradients else None)
-    chunks = (split(hidden_BMD), split(targets_BM), split(weights_BM))
-    if count == 1:
+    chunks = tuple(_split(head, x) for x in (hidden_BMD, targets_BM, weights_BM))
+    if len(chunks[0]) == 1:
         (sums, d_kernel), d_hidden = one(start, jax.tree.map(lambda x: x[0], chunks))
+        d_hidden = d_hidden if d_hidden is None else d_hidden[None]
     else:
         (sums, d_kernel), d_hidden = jax.lax.scan(one, start, chunks)
-        if d_hidden is not None:
-            d_hidden = d_hidden.swapaxes(0, 1).reshape(rows, count * size, -1)[:, :capacity]
-    return sums, (d_kernel, d_hidden)
+    return sums, (d_kernel, d_hidden if d_hidden is None else _join(d_hidden, hidden_BMD.shape[1]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -132,9 +146,36 @@ cross_entropy_sums.defvjp(_forward_rule, _backward_rule)
 
 
 def gather_targets(hidden_BTD: jax.Array, target_index_BM: jax.Array) -> jax.Array:
-    """Hidden states [B, M, D] at the target positions; adds no collective when only the batch is sharded."""
-    picked = jnp.take_along_axis(hidden_BTD, target_index_BM[..., None], axis=1)
-    return shard(picked, "act_batch", "act_targets", "act_embed")
+    """Hidden states [B, M, D] at the target positions; adds no collective when only the batch is divided.
+
+    Where rows are divided, each device picks the targets that stand in its shard, and the sum over the devices, of
+    which one has each target and the others zeros, is scattered over M: each then has its share of the head's work.
+    """
+    active, rows = active_layout(), dividing_axes("act_length")
+    if active is None or not rows:
+        picked = jnp.take_along_axis(hidden_BTD, target_index_BM[..., None], axis=1)
+        return shard(picked, "act_batch", "act_targets", "act_embed", name="target_hidden")
+    scattered = dividing_axes("act_targets") == rows
+
+    def on_shard(hidden, index):
+        mine = index - jax.lax.axis_index(rows) * hidden.shape[1]
+        held = (mine >= 0) & (mine < hidden.shape[1])
+        picked = jnp.take_along_axis(hidden, jnp.where(held, mine, 0)[..., None], axis=1)
+        picked = jnp.where(held[..., None], picked, 0)
+        if scattered:
+            return jax.lax.psum_scatter(picked, rows, scatter_dimension=1, tiled=True)
+        return jax.lax.psum(picked, rows)
+
+    batch = dividing_axes("act_batch")
+    picked = jax.shard_map(
+        on_shard,
+        mesh=active.mesh,
+        in_specs=(PartitionSpec(batch, rows), PartitionSpec(batch)),
+        out_specs=PartitionSpec(batch, rows if scattered else None),
+        axis_names={*batch, *rows},
+        check_vma=False,
+    )(hidden_BTD, target_index_BM)
+    return shard(picked, "act_batch", "act_targets", "act_embed", name="target_hidden")
 
 
 def sft_objective(architecture: Architecture, compute: Compute, chunk: int) -> Objective:
@@ -182,13 +223,5 @@ def token_log_probabilities(head: Head, kernel_VD, hidden_BMD, targets_BM) -> ja
         log_p = jax.nn.log_softmax(cap_and_mask(head.architecture, raw), axis=-1)
         return None, jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
 
-    rows, capacity, _ = hidden_BMD.shape
-    size = min(head.chunk, capacity)
-    padding = -capacity % size
-
-    def split(x):
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(rows, -1, size, *x.shape[2:]).swapaxes(0, 1)
-
-    _, log_p = jax.lax.scan(one, None, (split(hidden_BMD), split(targets_BM)))
-    return log_p.swapaxes(0, 1).reshape(rows, -1)[:, :capacity]
+    _, log_p = jax.lax.scan(one, None, (_split(head, hidden_BMD), _split(head, targets_BM)))
+    return _join(log_p, targets_BM.shape[1])

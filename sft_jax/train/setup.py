@@ -1,24 +1,27 @@
 """From inputs to a run that can start: devices, layout and state."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
+import optax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sft_jax.config import RunConfig
 from sft_jax.data.batches import Batch, Batches, PreparedRows
 from sft_jax.errors import BadInput
+from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute, abstract_parameters
-from sft_jax.parallel.rules import axis_parts, shardings
+from sft_jax.parallel.rules import Activation, axis_parts, recorded_activations, shardings
 from sft_jax.train import checkpoint
 from sft_jax.train.feed import put_batch
 from sft_jax.train.inputs import Inputs
 from sft_jax.train.loss import Objective, sft_objective
 from sft_jax.train.metrics import MetricsRow, evaluation_row
 from sft_jax.train.optimizer import make_optimizer, make_schedule
-from sft_jax.train.pretrained import padded
 from sft_jax.train.step import (
     Parameters,
     TrainState,
@@ -55,6 +58,17 @@ def batch_shapes_of(source: "PreparedRows | Streamed") -> Batch:
     return Batch(by_position, by_position, by_position, by_target, by_target, by_target)
 
 
+def abstract_batch(shapes: Batch, layout: Batch | None = None) -> Batch:
+    """Shapes and dtypes of the six arrays, with their shardings if given."""
+    kinds = (jnp.int32,) * 5 + (jnp.float32,)
+    places = (None,) * 6 if layout is None else layout
+    arrays = [
+        jax.ShapeDtypeStruct(shape, kind, sharding=place)
+        for shape, kind, place in zip(shapes, kinds, places, strict=True)
+    ]
+    return Batch(*arrays)  # type: ignore[arg-type]
+
+
 def check_batch(config: RunConfig, shapes: Batch, mesh: jax.sharding.Mesh) -> None:
     """Every divided dimension of a batch must divide.
 
@@ -87,8 +101,69 @@ def make_objective(config: RunConfig, architecture, shapes: Batch, mesh: jax.sha
     """The SFT objective with the head's chunk turned from positions a device into positions a row."""
     rows_a_device = shapes.tokens[1] // axis_parts("act_batch", config.sharding, mesh)
     model = config.model
-    compute = Compute(model.dtype, model.remat, model.attention, model.scan_layers)
+    compute = Compute(model.dtype, model.remat, model.attention, model.scan_layers, model.context_attention)
     return sft_objective(architecture, compute, max(1, model.head_chunk // rows_a_device))
+
+
+@dataclass(frozen=True)
+class Program:
+    """The update of a run on a mesh, and how what goes into it lies there; no array exists yet."""
+
+    architecture: Architecture
+    """With the vocabulary rows that the layout needs."""
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    """Shapes and dtypes."""
+    state_layout: TrainState
+    batch_layout: Batch
+    update: Any
+    """Jitted: (state, frozen parameters, batch) -> (state, metrics); the state is donated."""
+
+    @property
+    def parameter_layout(self) -> Mapping[str, NamedSharding]:
+        return self.state_layout.trainable  # type: ignore[return-value]
+
+
+def make_program(config: RunConfig, architecture: Architecture, shapes: Batch, mesh: jax.sharding.Mesh) -> Program:
+    """Lay a run out on a mesh, which may be of devices that are not here.
+
+    Args:
+      architecture: the model's own.
+      shapes: global shapes of a batch, as `batch_shapes_of`.
+
+    Raises:
+      BadInput: a dimension that the layout does not divide, or two dimensions of an array on one mesh axis.
+    """
+    check_batch(config, shapes, mesh)
+    architecture = architecture.padded_to(axis_parts("vocab", config.sharding, mesh))
+    abstract, axes = abstract_parameters(architecture)
+    layout = shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, config.sharding)
+    optimizer = make_optimizer(config.optimizer)
+    state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), abstract)
+    state_layout = state_shardings(state, layout, mesh)
+    batch_layout = batch_shardings(mesh, config.sharding)
+    objective = make_objective(config, architecture, shapes, mesh)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    update = jax.jit(
+        make_update(objective, optimizer, schedule, config.optimizer.clip_norm),
+        donate_argnums=0,
+        in_shardings=(state_layout, {}, batch_layout),
+        out_shardings=(state_layout, NamedSharding(mesh, PartitionSpec())),
+    )
+    return Program(architecture, objective, optimizer, state, state_layout, batch_layout, update)
+
+
+def activations_of(objective: Objective, parameters: Mapping[str, Any], shapes: Batch) -> list[Activation]:
+    """Every activation of one micro-batch's forward pass, with its logical axes; traced, not computed.
+
+    Raises:
+      BadInput: an activation that the active layout does not divide.
+    """
+    micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract_batch(shapes))
+    with recorded_activations() as found:
+        jax.eval_shape(lambda p, batch: objective(p, {}, batch, None), dict(parameters), micro)
+    return found
 
 
 def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
@@ -98,53 +173,39 @@ def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
       poll: the preemption poll, called once an evaluation batch too.
 
     Raises:
-      BadInput: a dimension that the layout does not divide.
+      BadInput: what the layout does not divide; known before any weight is read.
     """
     config = inputs.config
     shapes = batch_shapes_of(inputs.source)
-    check_batch(config, shapes, mesh)
-    architecture = padded(inputs.pretrained.architecture, config, mesh)
-    abstract, axes = abstract_parameters(architecture)
-    layout = shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, config.sharding)
-
-    optimizer = make_optimizer(config.optimizer)
-    abstract_state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), abstract)
-    state_layout = state_shardings(abstract_state, layout, mesh)
+    program = make_program(config, inputs.pretrained.architecture, shapes, mesh)
+    activations_of(program.objective, program.state.trainable, shapes)
+    optimizer, architecture = program.optimizer, program.architecture
     manager = checkpoint.open_checkpoints(config.workdir, config.train.keep_last, config.train.keep_every)
     step = manager.latest_step()
     if step is None:
         make_state = jax.jit(
-            lambda parameters: initial_state(parameters, optimizer), out_shardings=state_layout, donate_argnums=0
+            lambda parameters: initial_state(parameters, optimizer),
+            out_shardings=program.state_layout,
+            donate_argnums=0,
         )
-        state = make_state(inputs.pretrained.load(architecture, layout))
+        state = make_state(inputs.pretrained.load(architecture, program.parameter_layout))
     else:
-        state, record = checkpoint.restore(manager, step, abstract_state, state_layout, architecture.vocab)
+        state, record = checkpoint.restore(manager, step, program.state, program.state_layout, architecture.vocab)
         if not isinstance(inputs.source, PreparedRows):
             inputs.source.restore(record["source"], step)
 
-    batch_layout = batch_shardings(mesh, config.sharding)
-    whole = NamedSharding(mesh, PartitionSpec())
-    frozen: dict[str, jax.Array] = {}
-    objective = make_objective(config, architecture, shapes, mesh)
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    update = jax.jit(
-        make_update(objective, optimizer, schedule, config.optimizer.clip_norm),
-        donate_argnums=0,
-        in_shardings=(state_layout, {}, batch_layout),
-        out_shardings=(state_layout, whole),
-    )
     evaluate = None
     if inputs.evaluation is not None:
         check_batch(config, batch_shapes_of(inputs.evaluation), mesh)
-        evaluate = _evaluation(inputs.evaluation, config, architecture, mesh, layout, batch_layout, poll)
-    return Assembled(state, frozen, update, evaluate, shapes, batch_layout, manager)
+        evaluate = _evaluation(inputs.evaluation, config, program, mesh, poll)
+    return Assembled(state, {}, program.update, evaluate, shapes, program.batch_layout, manager)
 
 
-def _evaluation(source: Batches, config: RunConfig, architecture, mesh, layout, batch_layout, poll):
+def _evaluation(source: Batches, config: RunConfig, program: Program, mesh, poll):
     shapes = batch_shapes_of(source)
     sums = jax.jit(
-        make_evaluation(make_objective(config, architecture, shapes, mesh)),
-        in_shardings=(layout, {}, batch_layout),
+        make_evaluation(make_objective(config, program.architecture, shapes, mesh)),
+        in_shardings=(program.parameter_layout, {}, program.batch_layout),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
 
@@ -152,7 +213,7 @@ def _evaluation(source: Batches, config: RunConfig, architecture, mesh, layout, 
         """The held-out metrics of `state`; every process takes part."""
         batches = []
         for number in range(source.steps_for(1)):
-            batch = put_batch(source, number, shapes, batch_layout)
+            batch = put_batch(source, number, shapes, program.batch_layout)
             batches.append(checkpoint.to_host(sums(state.trainable, {}, batch)))
             if poll() and may_give_up:
                 return None

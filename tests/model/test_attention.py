@@ -1,47 +1,15 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sft_jax.model.architecture import Rope
-from sft_jax.model.attention import Places, blockwise, reference, rope_angles, rope_frequencies, rotate, visible
+from sft_jax.model.attention import Places, reference, rope_angles, rope_frequencies, rotate, visible
 
 
-def _inputs(time=150, batch=2, heads=4, kv_heads=2, head_dim=8):
-    random = np.random.default_rng(0)
-    q, k, v = (
-        jnp.asarray(random.normal(size=(batch, time, n, head_dim)), jnp.float32) for n in (heads, kv_heads, kv_heads)
-    )
-    cuts = [[0, 40, 41, 100, 130], [0, 70, 90, 120, 149]]
-    segments = np.zeros((batch, time), np.int32)
-    positions = np.zeros((batch, time), np.int32)
-    for row, starts in enumerate(cuts):
-        for number, (start, end) in enumerate(zip(starts, [*starts[1:], time], strict=True), 1):
-            segments[row, start:end] = number if number < len(starts) else 0  # the last stretch is padding
-            positions[row, start:end] = np.arange(end - start)
-    return q, k, v, Places(jnp.asarray(positions), jnp.asarray(segments))
-
-
-@pytest.mark.parametrize("options", [{}, {"window": 9}, {"softcap": 1.5}])
-def test_blockwise_equals_the_reference_forward_and_backward(options):
-    q, k, v, places = _inputs()
-
-    def loss(attend):
-        return lambda q, k, v: (attend(q, k, v, places, places, **options) ** 2 * jnp.arange(8)).sum()
-
-    np.testing.assert_allclose(
-        blockwise(q, k, v, places, places, **options), reference(q, k, v, places, places, **options), atol=2e-6
-    )
-    got = jax.jit(jax.grad(loss(blockwise), (0, 1, 2)))(q, k, v)
-    want = jax.jit(jax.grad(loss(reference), (0, 1, 2)))(q, k, v)
-    for ours, theirs in zip(got, want, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-4)
-
-
-def test_the_reference_is_softmax_attention_of_each_document_by_itself():
-    q, k, v, places = _inputs()
+def test_the_reference_is_softmax_attention_of_each_document_by_itself(attention_inputs):
+    q, k, v, places = attention_inputs()
     out = reference(q, k, v, places, places)
-    start, end = 41, 100  # one document of row 0, by hand, head 3 (which shares key head 1)
+    start, end = 42, 99  # one document of row 0, by hand, head 3 (which shares key head 1)
     scores = np.asarray(q[0, start:end, 3] @ k[0, start:end, 1].T) / np.sqrt(8)
     scores[np.triu_indices(end - start, 1)] = -np.inf
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)

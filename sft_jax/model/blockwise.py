@@ -1,0 +1,118 @@
+"""Attention in XLA, in blocks of queries: no score matrix beyond a block, nothing kept for the backward pass.
+
+For CPUs, and for whatever the kernels of a platform do not support. Masks come from positions and segments, so queries
+and keys may be any parts of a row.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sft_jax.model.attention import (
+    Places,
+    attend_block,
+    heads_first,
+    heads_last,
+    scores_of,
+    visible,
+    weighted_values,
+    wide,
+)
+
+BLOCK = 64
+"""Queries a block on a CPU: its scores stay in the cache (measured fastest of 32..256 at T = 512, H = 64)."""
+
+MOST_STRETCHES = 32
+"""Stretches of a row that are compiled one by one, each against no key after its end; longer rows have stretches of
+several blocks, so that compile time does not grow and at most 1/32 of the work is done in vain."""
+
+
+def _over_blocks(one, q_BKGTH, queries: Places, *others):
+    """`one(q, queries, *others)` over blocks of queries, results joined along T; `others` are arrays [B, K, G, T, ...].
+
+    Only the arguments are kept for the backward pass.
+    """
+    one = jax.checkpoint(one)
+    time = q_BKGTH.shape[3]
+    if time <= BLOCK or time % BLOCK:
+        return one(q_BKGTH, queries, *others)
+
+    def blocks(x, axis):
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, BLOCK, *x.shape[axis + 1 :]), axis, 0)
+
+    of_heads = tuple(blocks(x, 3) for x in (q_BKGTH, *others))
+    of_rows = Places(*(blocks(x, 1) for x in queries))
+    made = jax.lax.map(lambda block: one(block[0][0], block[1], *block[0][1:]), (of_heads, of_rows))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], time, *x.shape[5:]), made)
+
+
+def blockwise(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, softcap=None) -> jax.Array:
+    """Attention [B, T, N, H] in blocks of queries; scores are recomputed in the backward pass, none is kept.
+
+    Where there are as many keys as queries they are the same tokens, in order: a key after a stretch of queries is
+    later than, or of another document than, each of them, so half of the work is never done.
+    """
+    q, k, v = heads_first(q_BTNH, k_BSKH, v_BSKH)
+    time = q.shape[3]
+
+    def one(q, queries, k, v, keys):
+        return attend_block(q, k, v, visible(queries, keys, window), softcap)
+
+    stretch = BLOCK * max(1, -(-time // (BLOCK * MOST_STRETCHES)))
+    outs = []
+    for start in range(0, time, stretch):
+        end = min(start + stretch, time)
+        seen = end if time == k.shape[2] else k.shape[2]
+        mine = Places(*(x[:, start:end] for x in queries))
+        earlier = Places(*(x[:, :seen] for x in keys))
+        against = functools.partial(one, k=k[:, :, :seen], v=v[:, :, :seen], keys=earlier)
+        outs.append(_over_blocks(against, q[:, :, :, start:end], mine))
+    return heads_last(jnp.concatenate(outs, axis=3))
+
+
+def forward_part(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, offset=0, window=None, softcap=None):
+    """Attention over a part of a row's keys: (out [B, T, N, H], log of the sum of weights [B, T, N]), float32.
+
+    Args:
+      offset: how many tokens the queries stand behind the keys in their row; positions tell it here.
+    """
+    del offset
+    q, k, v = heads_first(q_BTNH, k_BSKH, v_BSKH)
+
+    def one(q, queries):
+        scores = scores_of(q, k, visible(queries, keys, window), softcap)
+        top = scores.max(axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = weights.sum(axis=-1, keepdims=True)
+        return weighted_values(weights, v) / total, top + jnp.log(total)
+
+    out, lse = _over_blocks(one, q, queries)
+    return heads_last(out), heads_last(lse)[..., 0]
+
+
+def backward_part(
+    q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, offset, window, softcap, lse_BTN, out_BTNH, d_out_BTNH
+):
+    """Gradients (dq, dk, dv) of a part of the keys, given the output and the log-sums over all of them.
+
+    With P = exp(S - lse) and delta = sum(out * d_out), dS = P * (d_out . V - delta) and dV = P^T d_out (Dao et al.
+    2022, FlashAttention, appendix B.4): the gradient of sum(P * (d_out . V - delta)) with all but S and V fixed.
+    """
+    del offset
+
+    def fixed(q, k, v):
+        q, k, v = heads_first(q, k, v)
+
+        def grouped(x_BTNH):
+            return x_BTNH.reshape(*x_BTNH.shape[:2], *q.shape[1:3], -1).transpose(0, 2, 3, 1, 4)
+
+        def one(q, queries, d_out, lse, delta):
+            weights = jnp.exp(scores_of(q, k, visible(queries, keys, window), softcap) - lse)
+            pull = jnp.einsum("BKGTH,BKSH->BKGTS", d_out.astype(v.dtype), v, preferred_element_type=weights.dtype)
+            return (weights * (pull - delta)).sum(axis=-1, keepdims=True)
+
+        delta = (wide(out_BTNH) * wide(d_out_BTNH)).sum(axis=-1, keepdims=True)
+        return _over_blocks(one, q, queries, grouped(d_out_BTNH), grouped(lse_BTN[..., None]), grouped(delta)).sum()
+
+    return jax.grad(fixed, (0, 1, 2))(q_BTNH, k_BSKH, v_BSKH)

@@ -1,0 +1,96 @@
+"""Attention over rows that are divided between devices: keys gathered, or handed round in a ring.
+
+Both run inside `shard_map`, where each device has one of `count` consecutive, equal shards of every row.
+"""
+
+import functools
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from sft_jax.model.attention import KEPT, MASKED, Places
+
+
+def gathered(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The whole rows [B, S, ...] of which every device has a shard [B, T, ...]."""
+    return jax.lax.all_gather(x, axes, axis=1, tiled=True)
+
+
+def ring_steps(count: int, time: int, window: int | None) -> int:
+    """Shards of keys that a shard of queries can see, its own and those before it."""
+    return count if window is None else min(count, 1 + -(-(window - 1) // time))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def ring(kernel: ModuleType, axes: tuple[str, ...], window, softcap, q_BTNH, k_BTKH, v_BTKH, places: Places):
+    """Attention [B, T, N, H] with keys and values that go round the devices (Liu et al. 2023, Ring Attention).
+
+    No device ever holds more than two shards of them. The parts of the softmax are joined by their log-sums.
+
+    Args:
+      kernel: the module whose `forward_part` and `backward_part` attend to one shard of keys.
+      axes: mesh axes that the rows are divided over.
+    """
+    return _forward(kernel, axes, window, softcap, q_BTNH, k_BTKH, v_BTKH, places)[0]
+
+
+def _next(tree, axes, count, distance=1):
+    """Hand everything on to the device that has the next shard."""
+    to = [(i, (i + distance) % count) for i in range(count)]
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, to), tree)
+
+
+def _forward(kernel, axes, window, softcap, q, k, v, places):
+    count, number, time = jax.lax.axis_size(axes), jax.lax.axis_index(axes), q.shape[1]
+    out, lse = kernel.forward_part(q, k, v, places, places, 0, window, softcap)
+
+    def part(step, q, k, v, keys):
+        return kernel.forward_part(q, k, v, places, keys, step * time, window, softcap)
+
+    def nothing(q, *_):
+        return jnp.zeros(q.shape, lse.dtype), jnp.full(q.shape[:3], MASKED, lse.dtype)
+
+    moving = (k, v, places)
+    for step in range(1, ring_steps(count, time, window)):
+        moving = _next(moving, axes, count)
+        # Where the shard comes from behind, all of it is later than the queries.
+        other_out, other_lse = jax.lax.cond(number >= step, functools.partial(part, step), nothing, q, *moving)
+        joined = jnp.logaddexp(lse, other_lse)
+        out = out * jnp.exp(lse - joined)[..., None] + other_out * jnp.exp(other_lse - joined)[..., None]
+        lse = joined
+    return out.astype(q.dtype), lse
+
+
+def _forward_rule(kernel, axes, window, softcap, q, k, v, places):
+    out, lse = (checkpoint_name(x, KEPT) for x in _forward(kernel, axes, window, softcap, q, k, v, places))
+    return out, (q, k, v, places, out, lse)
+
+
+def _backward_rule(kernel, axes, window, softcap, saved, d_out):
+    q, k, v, places, out, lse = saved
+    count, number, time = jax.lax.axis_size(axes), jax.lax.axis_index(axes), q.shape[1]
+    wide = lse.dtype
+
+    def part(step, k, v, keys):
+        found = kernel.backward_part(q, k, v, places, keys, step * time, window, softcap, lse, out, d_out)
+        return tuple(x.astype(wide) for x in found)
+
+    def nothing(k, v, keys):
+        del keys
+        return tuple(jnp.zeros(x.shape, wide) for x in (q, k, v))
+
+    dq, *sums = part(0, k, v, places)
+    moving = (k, v, places)
+    steps = ring_steps(count, time, window)
+    for step in range(1, steps):
+        # The sums travel with the keys and values that they belong to.
+        moving, sums = _next((moving, sums), axes, count)
+        more = jax.lax.cond(number >= step, functools.partial(part, step), nothing, *moving)
+        dq, *sums = (x + y for x, y in zip((dq, *sums), more, strict=True))
+    dk, dv = _next(sums, axes, count, 1 - steps) if steps > 1 else sums
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+ring.defvjp(_forward_rule, _backward_rule)

@@ -1,0 +1,154 @@
+"""Attention on TPUs: JAX's splash kernel (Pallas) behind the function of `attention.reference`.
+
+The kernel skips blocks that the causal mask or the window hides, takes segment ids, and reads each key head once for
+the query heads that share it. Its masks go by index in the row: within a document, that is the order of positions.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from sft_jax.model.attention import KEPT, Places
+from sft_jax.parallel.rules import target_platform
+
+LANES = 128
+"""Lengths are padded to a multiple of this, the width of a vector register."""
+
+BLOCKS = (512, 256, 128)
+"""Sizes of the kernel's blocks to choose from, the first that divides the length."""
+
+PADDED = -1
+"""Segment of what is added to a row; no document has it."""
+
+
+def splash(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, softcap=None, shard=None) -> jax.Array:
+    """Attention [B, T, N, H] of consecutive tokens.
+
+    Args:
+      shard: (number, count) where the queries are one of `count` equal shards of the keys' row, the traced `number` of
+        them; None where they are the whole row.
+    """
+    time, seen = q_BTNH.shape[1], k_BSKH.shape[1]
+    number, count = shard or (0, 1)
+    if time * count != seen:
+        raise ValueError(f"splash attends within one row: {time} x {count} queries do not make {seen} keys")
+    if count > 1 and time % LANES:
+        raise ValueError(f"splash needs shards of a multiple of {LANES} tokens, found {time}")
+    q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)
+    kernel = _kernel(q.shape[1], q.shape[2] * count, k.shape[2], 0, window, softcap, count)
+    if count > 1:
+        kernel = _of_shard(kernel, number, count)
+    out: Any = jax.vmap(kernel)(q, k, v, ids)
+    return out.swapaxes(1, 2)[:, :time]
+
+
+def forward_part(q_BTNH, k_BSKH, v_BSKH, queries, keys, offset, window=None, softcap=None):
+    """As `blockwise.forward_part`, for queries that stand `offset` tokens behind the keys in their row."""
+    time = q_BTNH.shape[1]
+    q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)
+    kernel = _kernel(q.shape[1], q.shape[2], k.shape[2], offset, window, softcap, residuals=True)
+    out, (lse,) = jax.vmap(kernel)(q, k, v, ids)
+    # Rows with no key in any block of the mask divide nothing by nothing.
+    empty = ~(lse > kernels.DEFAULT_MASK_VALUE / 2)
+    out = jnp.where(empty[..., None], 0.0, out.astype(jnp.float32))
+    lse = jnp.where(empty, kernels.DEFAULT_MASK_VALUE, lse)
+    return out.swapaxes(1, 2)[:, :time], lse.swapaxes(1, 2)[:, :time]
+
+
+def backward_part(q_BTNH, k_BSKH, v_BSKH, queries, keys, offset, window, softcap, lse_BTN, out_BTNH, d_out_BTNH):
+    """As `blockwise.backward_part`; the kernel makes delta from the output of all keys by itself."""
+    time, seen = q_BTNH.shape[1], k_BSKH.shape[1]
+    q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)
+    kernel = _kernel(q.shape[1], q.shape[2], k.shape[2], offset, window, softcap)
+    options = kernel.kwargs
+    extra = q.shape[2] - time
+
+    def one(q, k, v, ids, out, lse, d_out):
+        saved = (q, k, v, ids, None, out, lse, kernel.dq_mask_info, kernel.dkv_mask_info)
+        # The kernel's own derivative, given the log-sums over all keys instead of over these.
+        gradients = kernels._splash_attention_bwd(
+            options["save_residuals"], options["mask_value"], options["is_mqa"], options["block_sizes"],
+            options["residual_checkpoint_name"], options["mask_function"], options["attn_logits_soft_cap"],
+            options["interpret"], saved, d_out,
+        )  # fmt: skip
+        return gradients[3:6]
+
+    def heads(x):
+        return jnp.pad(x.swapaxes(1, 2), [(0, 0), (0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 3))
+
+    lse = jnp.pad(lse_BTN.swapaxes(1, 2), [(0, 0), (0, 0), (0, extra)])
+    dq, dk, dv = jax.vmap(one)(q, k, v, ids, heads(out_BTNH.astype(q.dtype)), lse, heads(d_out_BTNH.astype(q.dtype)))
+    scale = q_BTNH.shape[-1] ** -0.5
+    return dq.swapaxes(1, 2)[:, :time] * scale, dk.swapaxes(1, 2)[:, :seen], dv.swapaxes(1, 2)[:, :seen]
+
+
+def _prepare(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places):
+    """Heads first, q scaled, lengths padded to whole registers, and the segment ids of both."""
+
+    def heads(x):
+        return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % LANES), (0, 0)))
+
+    def segments(places):
+        return jnp.pad(places.segments, ((0, 0), (0, -places.segments.shape[1] % LANES)), constant_values=PADDED)
+
+    ids = kernels.SegmentIds(q=segments(queries), kv=segments(keys))
+    return heads(q_BTNH * q_BTNH.shape[-1] ** -0.5), heads(k_BSKH), heads(v_BSKH), ids
+
+
+def _block(length: int) -> int:
+    return next(block for block in BLOCKS if length % block == 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _masks(heads: int, time: int, seen: int, offset: int, window: int | None):
+    if window is not None:
+        mask: masks.Mask = masks.LocalMask((time, seen), (window - 1, 0), offset)
+    elif offset >= time:
+        mask = masks.FullMask((time, seen))
+    else:
+        mask = masks.CausalMask((time, seen), offset)
+    return masks.MultiHeadMask([mask] * heads)
+
+
+def _kernel(heads, time, seen, offset, window, softcap, shards: int = 1, residuals: bool = False):
+    q_block, block = _block(time // shards), _block(seen)
+    sizes = kernels.BlockSizes(
+        block_q=q_block, block_kv=block, block_kv_compute=block, block_q_dkv=q_block, block_kv_dkv=block,
+        block_kv_dkv_compute=block, block_q_dq=q_block, block_kv_dq=block,
+    )  # fmt: skip
+    return kernels.make_splash_mha(
+        _masks(heads, time, seen, offset, window),
+        block_sizes=sizes,
+        save_residuals=residuals,
+        attn_logits_soft_cap=softcap,
+        head_shards=1,
+        q_seq_shards=shards,
+        residual_checkpoint_name=KEPT,
+        interpret=target_platform() != "tpu",  # for tests
+    )
+
+
+def _of_shard(kernel, number, count: int):
+    """The part of the kernel's tables that one shard of the queries needs; `number` may be traced."""
+
+    def part(x, axis):
+        if x is None:
+            return None
+        size = x.shape[axis] // count
+        return jax.lax.dynamic_slice_in_dim(x, number * size, size, axis)
+
+    def of(info):
+        return info and info._replace(
+            data_next=part(info.data_next, 1),
+            mask_next=part(info.mask_next, 1),
+            block_mask=part(info.block_mask, 1),
+            q_sequence=part(info.q_sequence, 0),
+        )
+
+    return kernels.SplashAttentionKernel(
+        of(kernel.fwd_mask_info), of(kernel.dq_mask_info), of(kernel.dkv_mask_info), **kernel.kwargs
+    )

@@ -1,0 +1,47 @@
+"""Attention on GPUs: JAX's Pallas kernel for Triton behind the function of `attention.reference`.
+
+It is the flash kernel that JAX ships with segment ids, which packed rows need: cuDNN's, behind
+`jax.nn.dot_product_attention`, takes none (a bias or mask of [T, T] would take their place). It knows neither windows
+nor soft-caps nor queries that are part of a row; `decoder_attention.choose` says so and takes `blockwise` there.
+"""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sft_jax.model.attention import Places
+from sft_jax.parallel.rules import target_platform
+
+BLOCK = 128
+"""Lengths are padded to a multiple of this, the kernel's block of queries."""
+
+PADDED = -1
+"""Segment of what is added to a row; no document has it."""
+
+
+def triton(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places) -> jax.Array:
+    """Attention [B, T, N, H] of whole rows."""
+    time = q_BTNH.shape[1]
+    if time != k_BSKH.shape[1]:
+        raise ValueError(f"triton attends within whole rows, found {time} queries and {k_BSKH.shape[1]} keys")
+    with warnings.catch_warnings():
+        # JAX points to tokamax, which cannot be installed beside tyro 1.0.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu.attention import mha
+
+    def padded(x, value=0):
+        return jnp.pad(x, [(0, 0), (0, -time % BLOCK)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+
+    groups = q_BTNH.shape[2] // k_BSKH.shape[2]
+    out: Any = mha(
+        padded(q_BTNH),
+        padded(jnp.repeat(k_BSKH, groups, axis=2)),  # the kernel has one key head for each query head
+        padded(jnp.repeat(v_BSKH, groups, axis=2)),
+        padded(keys.segments, PADDED),
+        sm_scale=q_BTNH.shape[-1] ** -0.5,
+        causal=True,
+        interpret=target_platform() != "gpu",  # for tests
+    )
+    return out[:, :time]
