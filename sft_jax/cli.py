@@ -95,10 +95,10 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     from sft_jax.train.metrics import MetricsWriter, has_evaluation
     from sft_jax.train.preemption import watch_for_preemption
     from sft_jax.train.pretrained import padded
-    from sft_jax.train.setup import assemble, batch_shapes_of, check_batch
+    from sft_jax.train.setup import assemble, check_layout
 
     mesh = make_mesh(config.mesh)
-    check_batch(inputs.config, batch_shapes_of(inputs.source), mesh)
+    check_layout(inputs, mesh)
     architecture = padded(inputs.pretrained.architecture, config, mesh)
     if first_process:
         claim_workdir(inputs)

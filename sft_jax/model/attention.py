@@ -14,6 +14,9 @@ from sft_jax.model.architecture import Rope
 KEPT = "attention_out"
 """Name, for remat policies, of what attention keeps for its backward pass: its output and log-sums."""
 
+NO_SEGMENT = -1
+"""Segment of what is added to a row to fill a block; no document has it."""
+
 MASKED = -1e30
 """Finite, so that a row whose every key is hidden has a softmax without NaN."""
 
@@ -96,6 +99,13 @@ def attend_block(q_BKGTH, k_BKSH, v_BKSH, seen_BTS, softcap) -> jax.Array:
     # The sum divides the small result instead of the large weights.
     out = weighted_values(weights, v_BKSH) / weights.sum(axis=-1, keepdims=True)
     return out.astype(v_BKSH.dtype)
+
+
+def join(out_BTNH, lse_BTN, other_out_BTNH, other_lse_BTN):
+    """Attention over two parts of the keys -> over both; `lse` is the log of the sum of a query's weights."""
+    lse = jnp.logaddexp(lse_BTN, other_lse_BTN)
+    out = out_BTNH * jnp.exp(lse_BTN - lse)[..., None] + other_out_BTNH * jnp.exp(other_lse_BTN - lse)[..., None]
+    return out, lse
 
 
 def heads_first(q_BTNH, k_BSKH, v_BSKH):

@@ -8,12 +8,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from sft_jax.model.attention import (
+    KEPT,
+    MASKED,
+    NO_SEGMENT,
     Places,
     attend_block,
     heads_first,
     heads_last,
+    join,
     scores_of,
     visible,
     weighted_values,
@@ -22,6 +27,9 @@ from sft_jax.model.attention import (
 
 BLOCK = 64
 """Queries a block on a CPU: its scores stay in the cache (measured fastest of 32..256 at T = 512, H = 64)."""
+
+PART = 4096
+"""Keys that a block of queries meets at once; longer rows are gone through in parts, joined by their log-sums."""
 
 MOST_STRETCHES = 32
 """Stretches of a row that are compiled one by one, each against no key after its end; longer rows have stretches of
@@ -53,6 +61,8 @@ def blockwise(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None
     Where there are as many keys as queries they are the same tokens, in order: a key after a stretch of queries is
     later than, or of another document than, each of them, so half of the work is never done.
     """
+    if k_BSKH.shape[1] > PART:
+        return _in_parts(window, softcap, q_BTNH, k_BSKH, v_BSKH, queries, keys)
     q, k, v = heads_first(q_BTNH, k_BSKH, v_BSKH)
     time = q.shape[3]
 
@@ -71,6 +81,56 @@ def blockwise(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None
     return heads_last(jnp.concatenate(outs, axis=3))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _in_parts(window, softcap, q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places) -> jax.Array:
+    """Attention over many keys, part by part (Dao et al. 2022, FlashAttention); what is hidden is skipped."""
+    return _in_parts_forward(window, softcap, q_BTNH, k_BSKH, v_BSKH, queries, keys)[0]
+
+
+def _parts(tree):
+    """Arrays [B, S, ...] -> [parts, B, PART, ...]; what is added belongs to no document."""
+
+    def split(x):
+        fill = NO_SEGMENT if x.dtype == jnp.int32 else 0
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % PART)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, PART, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(split, tree)
+
+
+def _in_parts_forward(window, softcap, q, k, v, queries, keys):
+    def add(known, part):
+        some_k, some_v, some = part
+        return join(*known, *forward_part(q, some_k, some_v, queries, some, 0, window, softcap)), None
+
+    wide_dtype = jnp.promote_types(q.dtype, jnp.float32)
+    nothing = jnp.zeros(q.shape, wide_dtype), jnp.full(q.shape[:3], MASKED, wide_dtype)
+    (out, lse), _ = jax.lax.scan(add, nothing, _parts((k, v, keys)))
+    out, lse = checkpoint_name(out.astype(q.dtype), KEPT), checkpoint_name(lse, KEPT)
+    return out, (q, k, v, queries, keys, out, lse)
+
+
+def _in_parts_backward(window, softcap, saved, d_out):
+    q, k, v, queries, keys, out, lse = saved
+
+    def add(dq, part):
+        some_k, some_v, some = part
+        more, *rest = backward_part(q, some_k, some_v, queries, some, 0, window, softcap, lse, out, d_out)
+        return dq + more.astype(dq.dtype), rest
+
+    dq, sums = jax.lax.scan(add, jnp.zeros(q.shape, lse.dtype), _parts((k, v, keys)))
+
+    def whole(x):
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : k.shape[1]]
+
+    dk, dv = (whole(x) for x in sums)
+    return dq.astype(q.dtype), dk, dv, None, None
+
+
+_in_parts.defvjp(_in_parts_forward, _in_parts_backward)
+
+
 def forward_part(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, offset=0, window=None, softcap=None):
     """Attention over a part of a row's keys: (out [B, T, N, H], log of the sum of weights [B, T, N]), float32.
 
@@ -80,12 +140,20 @@ def forward_part(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, offset=0
     del offset
     q, k, v = heads_first(q_BTNH, k_BSKH, v_BSKH)
 
-    def one(q, queries):
-        scores = scores_of(q, k, visible(queries, keys, window), softcap)
+    def seeing(q, seen):
+        scores = scores_of(q, k, seen, softcap)
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
         return weighted_values(weights, v) / total, top + jnp.log(total)
+
+    def blind(q, seen):
+        del seen
+        return jnp.zeros_like(wide(q)), jnp.full((*q.shape[:-1], 1), MASKED, wide(q).dtype)
+
+    def one(q, queries):
+        seen = visible(queries, keys, window)
+        return jax.lax.cond(seen.any(), seeing, blind, q, seen)
 
     out, lse = _over_blocks(one, q, queries)
     return heads_last(out), heads_last(lse)[..., 0]
@@ -107,10 +175,14 @@ def backward_part(
         def grouped(x_BTNH):
             return x_BTNH.reshape(*x_BTNH.shape[:2], *q.shape[1:3], -1).transpose(0, 2, 3, 1, 4)
 
-        def one(q, queries, d_out, lse, delta):
-            weights = jnp.exp(scores_of(q, k, visible(queries, keys, window), softcap) - lse)
+        def seeing(q, seen, d_out, lse, delta):
+            weights = jnp.exp(scores_of(q, k, seen, softcap) - lse)
             pull = jnp.einsum("BKGTH,BKSH->BKGTS", d_out.astype(v.dtype), v, preferred_element_type=weights.dtype)
             return (weights * (pull - delta)).sum(axis=-1, keepdims=True)
+
+        def one(q, queries, d_out, lse, delta):
+            seen = visible(queries, keys, window)
+            return jax.lax.cond(seen.any(), seeing, lambda *_: jnp.zeros_like(lse), q, seen, d_out, lse, delta)
 
         delta = (wide(out_BTNH) * wide(d_out_BTNH)).sum(axis=-1, keepdims=True)
         return _over_blocks(one, q, queries, grouped(d_out_BTNH), grouped(lse_BTN[..., None]), grouped(delta)).sum()

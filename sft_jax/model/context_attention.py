@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sft_jax.model.attention import KEPT, MASKED, Places
+from sft_jax.model.attention import KEPT, MASKED, Places, join
 
 
 def gathered(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
@@ -56,10 +56,8 @@ def _forward(kernel, axes, window, softcap, q, k, v, places):
     for step in range(1, ring_steps(count, time, window)):
         moving = _next(moving, axes, count)
         # Where the shard comes from behind, all of it is later than the queries.
-        other_out, other_lse = jax.lax.cond(number >= step, functools.partial(part, step), nothing, q, *moving)
-        joined = jnp.logaddexp(lse, other_lse)
-        out = out * jnp.exp(lse - joined)[..., None] + other_out * jnp.exp(other_lse - joined)[..., None]
-        lse = joined
+        others = jax.lax.cond(number >= step, functools.partial(part, step), nothing, q, *moving)
+        out, lse = join(out, lse, *others)
     return out.astype(q.dtype), lse
 
 

@@ -205,7 +205,8 @@ class Decoder(nnx.Module):
         if self.compute.remat != "none":
             run_period = jax.checkpoint(run_period, policy=POLICIES[self.compute.remat], prevent_cse=False)
 
-        x = look_up(self.embedding[...], tokens_BT, self.compute.dtype)
+        with jax.named_scope("embedding"):
+            x = look_up(self.embedding[...], tokens_BT, self.compute.dtype)
         x = shard(x, "act_batch", "act_length", "act_embed", name="layer_input")
         scanned, rest = (None, None) if kv_cache is None else kv_cache
         layers = list(self.periods)

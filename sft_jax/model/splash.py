@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from sft_jax.model.attention import KEPT, Places
+from sft_jax.model.attention import KEPT, NO_SEGMENT, Places
 from sft_jax.parallel.rules import target_platform
 
 LANES = 128
@@ -20,9 +20,6 @@ LANES = 128
 
 BLOCKS = (512, 256, 128)
 """Sizes of the kernel's blocks to choose from, the first that divides the length."""
-
-PADDED = -1
-"""Segment of what is added to a row; no document has it."""
 
 
 def splash(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, softcap=None, shard=None) -> jax.Array:
@@ -93,7 +90,7 @@ def _prepare(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places):
         return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % LANES), (0, 0)))
 
     def segments(places):
-        return jnp.pad(places.segments, ((0, 0), (0, -places.segments.shape[1] % LANES)), constant_values=PADDED)
+        return jnp.pad(places.segments, ((0, 0), (0, -places.segments.shape[1] % LANES)), constant_values=NO_SEGMENT)
 
     ids = kernels.SegmentIds(q=segments(queries), kv=segments(keys))
     return heads(q_BTNH * q_BTNH.shape[-1] ** -0.5), heads(k_BSKH), heads(v_BSKH), ids

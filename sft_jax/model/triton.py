@@ -11,14 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sft_jax.model.attention import Places
+from sft_jax.model.attention import NO_SEGMENT, Places
 from sft_jax.parallel.rules import target_platform
 
 BLOCK = 128
 """Lengths are padded to a multiple of this, the kernel's block of queries."""
-
-PADDED = -1
-"""Segment of what is added to a row; no document has it."""
 
 
 def triton(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places) -> jax.Array:
@@ -39,7 +36,7 @@ def triton(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places) -> jax.Array:
         padded(q_BTNH),
         padded(jnp.repeat(k_BSKH, groups, axis=2)),  # the kernel has one key head for each query head
         padded(jnp.repeat(v_BSKH, groups, axis=2)),
-        padded(keys.segments, PADDED),
+        padded(keys.segments, NO_SEGMENT),
         sm_scale=q_BTNH.shape[-1] ** -0.5,
         causal=True,
         interpret=target_platform() != "gpu",  # for tests

@@ -186,7 +186,7 @@ def indivisible(
             fits = max(n for n in range(1, parts) if size % n == 0)
             problems[axis, size] = (
                 f"{what}: {axis} {size} is not divisible by {getattr(rules, axis)} = {parts}; "
-                f"leave it whole with --sharding.{axis.replace('_', '-')} none, or use {fits} part{'s' * (fits > 1)}"
+                f"leave it whole with --sharding.{axis.replace('_', '-')} none" + f", or use {fits} parts" * (fits > 1)
             )
     return problems
 

@@ -173,7 +173,6 @@ def gather_targets(hidden_BTD: jax.Array, target_index_BM: jax.Array) -> jax.Arr
         in_specs=(PartitionSpec(batch, rows), PartitionSpec(batch)),
         out_specs=PartitionSpec(batch, rows if scattered else None),
         axis_names={*batch, *rows},
-        check_vma=False,
     )(hidden_BTD, target_index_BM)
     return shard(picked, "act_batch", "act_targets", "act_embed", name="target_hidden")
 
@@ -196,7 +195,8 @@ def sft_objective(architecture: Architecture, compute: Compute, chunk: int) -> O
         places = Places(batch.positions, batch.segment_ids)
         hidden, _ = forward(architecture, compute, parameters, batch.tokens, places)
         kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
-        picked = gather_targets(hidden, batch.target_index)
+        with jax.named_scope("targets"):
+            picked = gather_targets(hidden, batch.target_index)
         with jax.named_scope("head"):
             sums: ChunkSums = cross_entropy_sums(  # type: ignore[assignment]
                 head, kernel, picked, batch.target_tokens, batch.target_weights

@@ -15,7 +15,8 @@ from sft_jax.data.batches import Batch, Batches, PreparedRows
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute, abstract_parameters
-from sft_jax.parallel.rules import Activation, axis_parts, recorded_activations, shardings
+from sft_jax.parallel.nearest import nearest_mesh
+from sft_jax.parallel.rules import Activation, AnyMesh, axis_parts, layout, recorded_activations, shardings
 from sft_jax.train import checkpoint
 from sft_jax.train.feed import put_batch
 from sft_jax.train.inputs import Inputs
@@ -69,7 +70,7 @@ def abstract_batch(shapes: Batch, layout: Batch | None = None) -> Batch:
     return Batch(*arrays)  # type: ignore[arg-type]
 
 
-def check_batch(config: RunConfig, shapes: Batch, mesh: jax.sharding.Mesh) -> None:
+def check_batch(config: RunConfig, shapes: Batch, mesh: AnyMesh) -> None:
     """Every divided dimension of a batch must divide.
 
     Raises:
@@ -105,6 +106,38 @@ def make_objective(config: RunConfig, architecture, shapes: Batch, mesh: jax.sha
     return sft_objective(architecture, compute, max(1, model.head_chunk // rows_a_device))
 
 
+def parameter_layout(
+    config: RunConfig, architecture: Architecture, shapes: Batch, mesh: AnyMesh
+) -> dict[str, NamedSharding]:
+    """The sharding of every parameter, once it is known that batches and parameters divide.
+
+    Raises:
+      BadInput: what does not divide or collides, with its numbers, and the nearest mesh on which everything works.
+    """
+
+    def find(mesh: AnyMesh) -> dict[str, NamedSharding]:
+        check_batch(config, shapes, mesh)
+        padded = architecture.padded_to(axis_parts("vocab", config.sharding, mesh))
+        abstract, axes = abstract_parameters(padded)
+        return shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, config.sharding)
+
+    def works(mesh: AnyMesh) -> bool:
+        try:
+            find(mesh)
+        except BadInput:
+            return False
+        return True
+
+    try:
+        return find(mesh)
+    except BadInput as error:
+        other = nearest_mesh(dict(mesh.shape), works)
+        if other is None:
+            raise
+        flags = " ".join(f"--mesh.{axis} {size}" for axis, size in other.items() if (size, mesh.shape[axis]) != (1, 1))
+        raise BadInput(f"{error}\nThe nearest mesh that works with these rules and this batch: {flags}") from error
+
+
 @dataclass(frozen=True)
 class Program:
     """The update of a run on a mesh, and how what goes into it lies there; no array exists yet."""
@@ -135,13 +168,12 @@ def make_program(config: RunConfig, architecture: Architecture, shapes: Batch, m
     Raises:
       BadInput: a dimension that the layout does not divide, or two dimensions of an array on one mesh axis.
     """
-    check_batch(config, shapes, mesh)
+    parameters = parameter_layout(config, architecture, shapes, mesh)
     architecture = architecture.padded_to(axis_parts("vocab", config.sharding, mesh))
-    abstract, axes = abstract_parameters(architecture)
-    layout = shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, config.sharding)
+    abstract, _ = abstract_parameters(architecture)
     optimizer = make_optimizer(config.optimizer)
     state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), abstract)
-    state_layout = state_shardings(state, layout, mesh)
+    state_layout = state_shardings(state, parameters, mesh)
     batch_layout = batch_shardings(mesh, config.sharding)
     objective = make_objective(config, architecture, shapes, mesh)
     schedule = make_schedule(config.optimizer, config.train.steps)
@@ -166,6 +198,20 @@ def activations_of(objective: Objective, parameters: Mapping[str, Any], shapes: 
     return found
 
 
+def check_layout(inputs: Inputs, mesh: jax.sharding.Mesh) -> None:
+    """Refuse a layout that does not fit the model and the batches, before anything is written or any weight is read.
+
+    Raises:
+      BadInput: what does not divide or collides, of parameters, batches and activations.
+    """
+    config, shapes = inputs.config, batch_shapes_of(inputs.source)
+    program = make_program(config, inputs.pretrained.architecture, shapes, mesh)
+    with layout(mesh, config.sharding):
+        activations_of(program.objective, program.state.trainable, shapes)
+    if inputs.evaluation is not None:
+        check_batch(config, batch_shapes_of(inputs.evaluation), mesh)
+
+
 def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
     """Lay out the parameters, restore the newest checkpoint or load the pretrained weights, compile nothing yet.
 
@@ -173,12 +219,11 @@ def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
       poll: the preemption poll, called once an evaluation batch too.
 
     Raises:
-      BadInput: what the layout does not divide; known before any weight is read.
+      BadInput: a checkpoint or weights that do not fit.
     """
     config = inputs.config
     shapes = batch_shapes_of(inputs.source)
     program = make_program(config, inputs.pretrained.architecture, shapes, mesh)
-    activations_of(program.objective, program.state.trainable, shapes)
     optimizer, architecture = program.optimizer, program.architecture
     manager = checkpoint.open_checkpoints(config.workdir, config.train.keep_last, config.train.keep_every)
     step = manager.latest_step()
@@ -196,7 +241,6 @@ def assemble(inputs: Inputs, mesh: jax.sharding.Mesh, poll) -> Assembled:
 
     evaluate = None
     if inputs.evaluation is not None:
-        check_batch(config, batch_shapes_of(inputs.evaluation), mesh)
         evaluate = _evaluation(inputs.evaluation, config, program, mesh, poll)
     return Assembled(state, {}, program.update, evaluate, shapes, program.batch_layout, manager)
 

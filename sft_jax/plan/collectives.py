@@ -1,0 +1,129 @@
+"""The collectives of a compiled program: what moves, over which mesh axes, and which line of the model it is for."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from itertools import combinations
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%[\w.-]+ = (.*?) ({'|'.join(KINDS)})(?:-start)?\((.*)$")
+_ARRAY = re.compile(r"\b((?:[a-z]+\d+|pred)\w*)\[([\d,]*)\]")
+_NAMED_GROUPS = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))? \{([^}]*)\}"
+
+
+class Collective(NamedTuple):
+    """One collective, as it stands in the program; inside a loop it happens once a pass."""
+
+    kind: str
+    axes: tuple[str, ...]
+    """Mesh axes that it goes over."""
+    shape: str
+    """Of the largest array of the result, on one device: `f32[64,128]`."""
+    when: str
+    """Once an update, for each layer, or for each chunk of the head; `, backward` where it serves gradients."""
+    operation: str
+    """The named scopes and the operation that it is for, as this version of JAX tells: `mlp BTD,DF->BTF`."""
+
+
+def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
+    """Every collective of more than one device in an optimised HLO module (`compiled.as_text()`), in order."""
+    found = []
+    for line in text.splitlines():
+        match = _INSTRUCTION.match(line)
+        if match is None:
+            continue
+        result, kind, rest = match.groups()
+        axes = _axes_of(_groups(rest, mesh.size), mesh)
+        if axes:
+            found.append(Collective(kind, axes, _largest(result), *_place(rest)))
+    return found
+
+
+def describe(found: Iterable[Collective]) -> list[str]:
+    """One line for each kind, axes, shape and time, with its count: what the golden files hold."""
+    counts = Counter(c[:4] for c in found)
+    return sorted(
+        f"{when}: {n} x {kind} {shape} over {'+'.join(axes)}" for (kind, axes, shape, when), n in counts.items()
+    )
+
+
+def _largest(result: str) -> str:
+    arrays = []
+    for kind, dims in _ARRAY.findall(result):
+        size = math.prod(int(n) for n in dims.split(",")) if dims else 1
+        arrays.append((size, f"{kind}[{dims}]"))
+    return max(arrays, key=lambda array: array[0])[1]
+
+
+def _place(rest: str) -> tuple[str, str]:
+    """`op_name="jit(update)/transpose(jvp())/while/body/closed_call/mlp/BTD,DF->BTF/dot_general"` -> (`each layer,
+    backward`, `mlp BTD,DF->BTF`)."""
+    named = re.search(r'op_name="([^"]*)"', rest)
+    path = named[1] if named else ""
+    backward = ", backward" if "transpose(" in path else ""
+    # Several operations may share a collective, `prefix/(first:second:third)`: the first one speaks for all.
+    path = re.sub(r"/\(([^:]*):.*", r"/\1", path)
+    parts = re.sub(r"(transpose|jvp|jit|rematted)\(|\)", "", path).split("/")[1:]
+    where = "update" if "while" not in parts else "each chunk of the head" if "head" in parts else "each layer"
+    skipped = ("", "while", "body", "closed_call", "checkpoint", "rematted_computation", "shard_map", "dot_general")
+    return where + backward, " ".join(part for part in parts if part not in skipped)
+
+
+def _groups(rest: str, devices: int) -> frozenset[frozenset[int]]:
+    """The sets of devices that exchange among themselves."""
+    if pairs := re.search(r"source_target_pairs=\{([{}\d,]*)\}", rest):
+        return _connected([tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1])])
+    if named := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))? \{([^}]*)\}", rest
+    ):
+        sizes = [int(size) for size in re.findall(r"=(\d+)", named[1])]
+        ids = (_iota(named[2]) if named[2] else np.arange(devices)).reshape(sizes)
+        names = re.findall(r"'(\w+)'=", named[1])
+        over = [names.index(name) for name in re.findall(r"'(\w+)'", named[3])]
+        rows = np.moveaxis(ids, over, range(-len(over), 0)).reshape(-1, math.prod(sizes[i] for i in over))
+        return frozenset(frozenset(row.tolist()) for row in rows)
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
+        rows = _iota(iota[3]).reshape(int(iota[1]), int(iota[2]))
+        return frozenset(frozenset(row.tolist()) for row in rows)
+    listed = re.search(r"replica_groups=\{([{}\d,]*)\}", rest)
+    groups = re.findall(r"\{([\d,]+)\}", listed[1]) if listed else []
+    if not groups:
+        return frozenset({frozenset(range(devices))})
+    return frozenset(frozenset(map(int, group.split(","))) for group in groups)
+
+
+def _iota(text: str) -> np.ndarray:
+    """`[2,4]T(1,0)` -> the numbers 0..7 as [2, 4], transposed."""
+    shape = [int(n) for n in re.search(r"\[([\d,]+)\]", text)[1].split(",")]  # type: ignore[index]
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    order = re.search(r"T\(([\d,]+)\)", text)
+    return ids.transpose([int(n) for n in order[1].split(",")]) if order else ids
+
+
+def _connected(pairs: list[tuple[int, ...]]) -> frozenset[frozenset[int]]:
+    groups: list[set[int]] = []
+    for pair in pairs:
+        touching = [group for group in groups if group & set(pair)]
+        groups = [group for group in groups if group not in touching] + [set(pair).union(*touching)]
+    return frozenset(frozenset(group) for group in groups)
+
+
+def _axes_of(groups: frozenset[frozenset[int]], mesh: jax.sharding.Mesh) -> tuple[str, ...]:
+    """The mesh axes whose devices the groups are; () where every group is one device."""
+    if max(map(len, groups)) == 1:
+        return ()
+    wide = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    ids = np.arange(mesh.size).reshape(mesh.devices.shape)
+    for count in range(1, len(wide) + 1):
+        for axes in combinations(wide, count):
+            over = [mesh.axis_names.index(axis) for axis in axes]
+            size = math.prod(mesh.shape[axis] for axis in axes)
+            rows = np.moveaxis(ids, over, range(-len(over), 0)).reshape(-1, size)
+            if groups == frozenset(frozenset(row.tolist()) for row in rows):
+                return axes
+    return ("part of the mesh",)
