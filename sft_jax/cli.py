@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_jax import commands, data_commands
+from sft_jax import commands, data_commands, plan_commands
 from sft_jax.arguments import resolve_config
 from sft_jax.errors import (
     EXIT_BAD_INPUT,
@@ -41,6 +41,7 @@ sft-jax: supervised fine-tuning in JAX
 
   sft-jax train CONFIG [--section.field value ...]     fine-tune; running it again continues
   sft-jax data audit|prepare|dump CONFIG [...]         what is trained and what is not; tokenise once for many runs
+  sft-jax plan CONFIG --show sharding|memory           how it lies on a mesh, also on TPUs that are not here
   sft-jax sample MODEL --prompts F --out F             completions of prompts
   sft-jax score MODEL --data F --out F                 log p of every token of examples
   sft-jax export MODEL --out DIR                       a Hugging Face directory
@@ -159,6 +160,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "data": data_commands.data,
+    "plan": plan_commands.plan,
     "sample": commands.sample,
     "score": commands.score,
     "export": commands.export,

@@ -101,7 +101,8 @@ def _parts(tree):
 def _in_parts_forward(window, softcap, q, k, v, queries, keys):
     def add(known, part):
         some_k, some_v, some = part
-        return join(*known, *forward_part(q, some_k, some_v, queries, some, 0, window, softcap)), None
+        out, lse = forward_part(q, some_k, some_v, queries, some, 0, window, softcap)
+        return join(known[0], known[1], out, lse), None
 
     wide_dtype = jnp.promote_types(q.dtype, jnp.float32)
     nothing = jnp.zeros(q.shape, wide_dtype), jnp.full(q.shape[:3], MASKED, wide_dtype)

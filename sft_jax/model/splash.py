@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from sft_jax.errors import BadInput
 from sft_jax.model.attention import KEPT, NO_SEGMENT, Places
 from sft_jax.parallel.rules import target_platform
 
@@ -28,13 +29,20 @@ def splash(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, s
     Args:
       shard: (number, count) where the queries are one of `count` equal shards of the keys' row, the traced `number` of
         them; None where they are the whole row.
+
+    Raises:
+      BadInput: shards that are no multiple of LANES.
     """
     time, seen = q_BTNH.shape[1], k_BSKH.shape[1]
     number, count = shard or (0, 1)
     if time * count != seen:
         raise ValueError(f"splash attends within one row: {time} x {count} queries do not make {seen} keys")
     if count > 1 and time % LANES:
-        raise ValueError(f"splash needs shards of a multiple of {LANES} tokens, found {time}")
+        raise BadInput(
+            f"rows of {seen} tokens divided by {count} devices are shards of {time}, but the splash kernel takes gathered "
+            f"keys in multiples of {LANES}. Set data.sequence_length to a multiple of {LANES * count}, or "
+            "model.context_attention ring, or model.attention blockwise."
+        )
     q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)
     kernel = _kernel(q.shape[1], q.shape[2] * count, k.shape[2], 0, window, softcap, count)
     if count > 1:

@@ -27,8 +27,10 @@ AnyMesh = jax.sharding.Mesh | AbstractMesh
 class Layout(NamedTuple):
     """A mesh and the rules that divide arrays over it."""
 
-    mesh: jax.sharding.Mesh
+    mesh: AnyMesh
     rules: Sharding
+    platform: str
+    """cpu, gpu or tpu: what is compiled for, which need not be what is compiled on."""
 
 
 class Activation(NamedTuple):
@@ -45,11 +47,17 @@ _recorder: ContextVar[list[Activation] | None] = ContextVar("recorded_activation
 
 
 @contextlib.contextmanager
-def layout(mesh: jax.sharding.Mesh, rules: Sharding) -> Iterator[None]:
-    """Make `mesh` and `rules` the ones that `shard` uses while tracing."""
-    token = _active.set(Layout(mesh, rules))
+def layout(mesh: AnyMesh, rules: Sharding, platform: str = "") -> Iterator[None]:
+    """Make `mesh` and `rules` the ones that `shard` uses while tracing.
+
+    Args:
+      mesh: of devices, or an abstract one to trace on only.
+      platform: of an abstract mesh; the devices of another tell it.
+    """
+    abstract = isinstance(mesh, AbstractMesh)
+    token = _active.set(Layout(mesh, rules, platform if abstract else mesh.devices.flat[0].platform))
     try:
-        with jax.set_mesh(mesh):
+        with jax.sharding.use_abstract_mesh(mesh) if abstract else jax.set_mesh(mesh):
             yield
     finally:
         _active.reset(token)
@@ -63,7 +71,7 @@ def rows_whole() -> Iterator[None]:
         yield
         return
     rules = dataclasses.replace(active.rules, act_length="none", act_targets="none")
-    token = _active.set(Layout(active.mesh, rules))
+    token = _active.set(active._replace(rules=rules))
     try:
         yield
     finally:
@@ -78,7 +86,7 @@ def active_layout() -> Layout | None:
 def target_platform() -> str:
     """cpu, gpu or tpu: what is compiled for, which need not be what is compiled on."""
     active = _active.get()
-    return jax.default_backend() if active is None else active.mesh.devices.flat[0].platform
+    return jax.default_backend() if active is None else active.platform
 
 
 @contextlib.contextmanager

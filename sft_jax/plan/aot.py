@@ -22,6 +22,8 @@ class Memory:
     arguments: int
     """State and batch; the new state takes the place of the old one."""
     temporaries: int
+    """Everything else at the moment of the peak. (XLA's own `temp_size_in_bytes` counts otherwise: it may exceed the
+    peak, and its buffer assignment.)"""
     peak: int
 
 
@@ -70,4 +72,5 @@ def compile_update(config: RunConfig, architecture: Architecture, shapes: Batch,
 def memory_of(compiled: Any) -> Memory:
     """What a compiled program needs on each device."""
     found = compiled.memory_analysis()
-    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, found.peak_memory_in_bytes)
+    arguments, peak = found.argument_size_in_bytes, found.peak_memory_in_bytes
+    return Memory(arguments, peak - arguments, peak)

@@ -17,7 +17,7 @@ from sft_jax.model.families import architecture_of
 from sft_jax.parallel.rules import axis_parts, shardings
 from sft_jax.train.checkpoint import restore_parameters
 from sft_jax.weights.export import stop_tokens
-from sft_jax.weights.load import load_parameters, open_model
+from sft_jax.weights.load import load_parameters, open_model, read_json
 
 RUN_CONFIG = "config.json"
 MODEL_FILES = "model"
@@ -88,6 +88,19 @@ def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> 
         tokenizer=load_tokenizer(tokenizer or files.origin, chat_template),
         load=lambda architecture, shardings: load_parameters(files, architecture, shardings),
     )
+
+
+def describe(path: str) -> Architecture:
+    """What decoder MODEL is, from as little as tells it: a directory needs nothing but its config.json.
+
+    Raises:
+      BadInput: no such model, or an unsupported one.
+    """
+    place = Path(path)
+    if path.startswith("hf://") or not place.is_dir():
+        return open_model(path).architecture
+    name = place / MODEL_FILES / "config.json" if is_workdir(path) else place / "config.json"
+    return architecture_of(read_json(name), str(name.parent))
 
 
 def padded(architecture: Architecture, config: RunConfig, mesh: jax.sharding.Mesh) -> Architecture:

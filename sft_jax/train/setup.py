@@ -98,7 +98,7 @@ def check_batch(config: RunConfig, shapes: Batch, mesh: AnyMesh) -> None:
             )
 
 
-def make_objective(config: RunConfig, architecture, shapes: Batch, mesh: jax.sharding.Mesh) -> Objective:
+def make_objective(config: RunConfig, architecture, shapes: Batch, mesh: AnyMesh) -> Objective:
     """The SFT objective with the head's chunk turned from positions a device into positions a row."""
     rows_a_device = shapes.tokens[1] // axis_parts("act_batch", config.sharding, mesh)
     model = config.model

@@ -87,7 +87,7 @@ def _open_directory(directory: Path) -> ModelFiles:
         ggufs = sorted(path.name for path in directory.glob("*.gguf"))
         hint = f"Name the file {directory / ggufs[0]} itself." if ggufs else "A Hugging Face directory has one."
         raise BadInput(f"{directory}: no config.json. {hint}")
-    config = _read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
     architecture = architecture_of(config, origin)
     tensors = open_safetensors(directory)
@@ -102,7 +102,7 @@ def _open_directory(directory: Path) -> ModelFiles:
         config = {**config, "tie_word_embeddings": False}
         architecture = replace(architecture, tied=False)
     if generation.is_file():
-        return ModelFiles(architecture, config, _read_json(generation), origin, tensors)
+        return ModelFiles(architecture, config, read_json(generation), origin, tensors)
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
     return ModelFiles(architecture, config, ids, origin, tensors)
 
@@ -120,9 +120,16 @@ def _tied_in_fact(tensors: Tensors) -> bool:
     return all(np.array_equal(tensors.read(EMBEDDING, block), tensors.read(HEAD, block)) for block in blocks)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model.
+
+    Raises:
+      BadInput: no file, or another content; names the line.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadInput(f"{path}: no such file. A Hugging Face directory has a config.json.") from error
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
     except UnicodeDecodeError as error:

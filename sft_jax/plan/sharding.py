@@ -1,0 +1,193 @@
+"""How every array of a run lies on its mesh: shapes, shards, bytes a device, what is replicated and why. No compile."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+from sft_jax.config import RunConfig, Sharding
+from sft_jax.data.batches import Batch
+from sft_jax.model.architecture import Architecture
+from sft_jax.model.decoder import abstract_parameters
+from sft_jax.parallel.mesh import AXES, mesh_sizes
+from sft_jax.parallel.rules import Axes, axis_parts, layout, mesh_axes
+from sft_jax.train.optimizer import make_optimizer
+from sft_jax.train.setup import activations_of, make_objective, parameter_layout
+from sft_jax.train.step import initial_state
+
+KINDS = ("parameter", "optimizer", "batch", "activation")
+BATCH_AXES: tuple[Axes, ...] = ((None, "act_batch", "act_length"),) * 3 + ((None, "act_batch", "act_targets"),) * 3
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One array and how it lies on the mesh."""
+
+    kind: str
+    """One of KINDS."""
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: Axes
+    """Logical axes, one a dimension."""
+    over: tuple[tuple[str, ...], ...]
+    """Mesh axes that each dimension is divided over, the slowest first."""
+    shard_shape: tuple[int, ...]
+    bytes_a_device: int
+    copies: int
+    """Devices that hold each shard."""
+    why: tuple[str, ...]
+    """For each mesh axis that it is replicated over, the reason."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of an array and who holds it."""
+
+    number: int
+    index: tuple[tuple[int, int], ...]
+    """First element and end of each dimension."""
+    devices: tuple[int, ...]
+    """Positions in the mesh, in its order."""
+
+
+def abstract_mesh(config: RunConfig, devices: int) -> AbstractMesh:
+    """The config's mesh over so many devices, none of which need exist.
+
+    Raises:
+      BadInput: the product of the axes is another number.
+    """
+    sizes = mesh_sizes(config.mesh, devices)
+    return AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def place_all(
+    config: RunConfig, architecture: Architecture, shapes: Batch, mesh: AbstractMesh, platform: str
+) -> list[Placed]:
+    """Every parameter, optimizer state, batch array and activation of a run.
+
+    Args:
+      architecture: the model's own.
+      shapes: global shapes of a batch [A, b, T] and [A, b, M].
+
+    Raises:
+      BadInput: a layout that does not fit.
+    """
+    rules = config.sharding
+    parameter_layout(config, architecture, shapes, mesh)  # refuses what does not divide
+    padded = architecture.padded_to(axis_parts("vocab", rules, mesh))
+    abstract, axes = abstract_parameters(padded)
+    optimizer = make_optimizer(config.optimizer)
+    state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), abstract)
+    placed = [_place("parameter", name, leaf, axes[name], mesh, rules) for name, leaf in abstract.items()]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.moments):
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        label = next((key.name for key in reversed(path) if isinstance(key, jax.tree_util.GetAttrKey)), "state")
+        own: Axes = axes[keys[0]] if keys and leaf.ndim else (None,) * leaf.ndim
+        placed.append(_place("optimizer", " ".join([label, *keys]), leaf, own, mesh, rules))
+    kinds = (np.int32,) * 5 + (np.float32,)
+    for name, shape, own, kind in zip(Batch._fields, shapes, BATCH_AXES, kinds, strict=True):
+        placed.append(_place("batch", name, jax.ShapeDtypeStruct(shape, kind), own, mesh, rules))
+    with layout(mesh, rules, platform):
+        objective = make_objective(config, padded, shapes, mesh)
+        for each in activations_of(objective, abstract, shapes):
+            array = jax.ShapeDtypeStruct(each.shape, each.dtype)
+            placed.append(_place("activation", each.name, array, each.axes, mesh, rules))
+    return placed
+
+
+def _place(kind: str, name: str, array: Any, axes: Axes, mesh: AbstractMesh, rules: Sharding) -> Placed:
+    over = tuple(tuple(n for n in mesh_axes(axis, rules) if mesh.shape[n] > 1) for axis in axes)
+    parts = [math.prod(mesh.shape[name] for name in names) for names in over]
+    shard = tuple(size // n for size, n in zip(array.shape, parts, strict=True))
+    used = {name for names in over for name in names}
+    unused = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1 and axis not in used]
+    return Placed(
+        kind=kind,
+        name=name,
+        shape=tuple(array.shape),
+        dtype=str(np.dtype(array.dtype)) if array.dtype != jax.numpy.bfloat16 else "bfloat16",
+        axes=axes,
+        over=over,
+        shard_shape=shard,
+        bytes_a_device=math.prod(shard) * array.dtype.itemsize,
+        copies=math.prod(mesh.shape[axis] for axis in unused),
+        why=tuple(_why(unused, kind, array.shape, axes, rules)),
+    )
+
+
+def _why(unused: list[str], kind: str, shape: tuple[int, ...], axes: Axes, rules: Sharding) -> Iterator[str]:
+    """Why an array is whole along these mesh axes; one line for each reason."""
+    named = [axis for axis in dict.fromkeys(axes) if axis is not None]
+    if unused and not [axis for axis in named if axis != "layers"]:
+        size = math.prod(shape)
+        reason = "one number" if size == 1 else f"{size:,} numbers, too few to divide: norm scales have no logical axis"
+        yield f"{', '.join(unused)}: {reason}"
+        return
+    rule = ", ".join(f"sharding.{axis} is {getattr(rules, axis)}" for axis in named)
+    for mesh_axis in unused:
+        if mesh_axis == "data" and kind in ("parameter", "optimizer"):
+            yield "data: replicas hold all parameters, by definition; fsdp would divide them instead"
+        else:
+            yield f"{mesh_axis}: no dimension goes over it ({rule})"
+
+
+def shards_of(placed: Placed, sizes: Mapping[str, int]) -> list[Shard]:
+    """Every part of an array, and the devices that hold it.
+
+    Args:
+      sizes: of the mesh axes, in the order of the mesh.
+    """
+    numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    coordinates = dict(zip(sizes, np.indices(numbers.shape).reshape(len(sizes), -1), strict=True))
+    part = np.zeros((len(placed.shape), numbers.size), np.int64)
+    for dimension, names in enumerate(placed.over):
+        for name in names:
+            part[dimension] = part[dimension] * sizes[name] + coordinates[name]
+    counts = [math.prod(sizes[name] for name in names) for names in placed.over]
+    holders: dict[tuple[int, ...], list[int]] = {}
+    for device, which in enumerate(part.T.tolist()):
+        holders.setdefault(tuple(which), []).append(device)
+    return [
+        Shard(
+            number,
+            tuple((i * size, (i + 1) * size) for i, size in zip(which, placed.shard_shape, strict=True)),
+            tuple(holders[which]),
+        )
+        for number, which in enumerate(np.ndindex(*counts))
+    ]
+
+
+def named_devices(devices: tuple[int, ...], sizes: Mapping[str, int]) -> str:
+    """Which devices these are by the mesh's axes: `fsdp 3, each data`; or their numbers, where they are no block."""
+    wide = {axis: size for axis, size in sizes.items() if size > 1}
+    if not wide:
+        return "the one device"
+    at = np.array(np.unravel_index(np.array(devices), tuple(sizes.values())))
+    found = {axis: sorted(set(at[list(sizes).index(axis)].tolist())) for axis in wide}
+    if math.prod(map(len, found.values())) != len(devices):
+        return f"devices {', '.join(map(str, devices))}"
+    fixed = [f"{axis} {_ranges(where)}" for axis, where in found.items() if len(where) < wide[axis]]
+    every = [f"each {axis}" for axis, where in found.items() if len(where) == wide[axis]]
+    return ", ".join([*fixed, *every])
+
+
+def _ranges(numbers: list[int]) -> str:
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}..{numbers[-1]}"
+    return "+".join(map(str, numbers))
+
+
+def totals(placed: list[Placed], devices: int) -> Iterator[tuple[str, int, int]]:
+    """(what, bytes a device, of these: bytes that would be saved if nothing were replicated), for each kind."""
+    for kind in KINDS[:3]:
+        some = [each for each in placed if each.kind == kind]
+        held = sum(each.bytes_a_device for each in some)
+        spared = sum(each.bytes_a_device * (each.copies - 1) // each.copies for each in some)
+        yield kind, held, spared
+        if kind == "parameter":
+            yield "gradient", held, spared

@@ -1,0 +1,86 @@
+"""`sft-jax plan`: on devices that are not here, from nothing but a config.json."""
+
+import json
+import re
+
+import pytest
+
+from sft_jax.cli import run_command
+
+
+@pytest.fixture
+def run(capfd):
+    """(arguments) -> (exit status, stdout, stderr) of the command line, in this process."""
+
+    def finish(*arguments: object) -> tuple[int, str, str]:
+        status = run_command([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return finish
+
+
+@pytest.fixture
+def only_a_config(tiny_model, tmp_path):
+    """A model directory without weights or tokenizer; the data of the config file need not exist."""
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text((tiny_model / "config.json").read_text())
+    return ("--model.path", tmp_path / "bare", "--data.train", "nowhere.jsonl", "--data.eval", "--train.eval-every", 0)
+
+
+def test_the_plan_shows_every_array_and_who_holds_it(run, config_file, only_a_config, tmp_path):
+    options = ("--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2, "--parameter", "*query.kernel")
+    page = tmp_path / "plan.html"
+    status, out, err = run("plan", config_file, *only_a_config, *options, "--html", page)
+    assert status == 0, err
+    assert "mesh of 8 devices: data 2 x fsdp 2 x tensor 2" in out
+    assert re.search(r"periods\.0\.attention\.query\.kernel +3x32x4x8 +layers embed:fsdp heads:tensor head_dim", out)
+    assert "replicas hold all parameters" in out and "here every token is a target" in out
+    assert "heads 2..3  held by fsdp 1, tensor 1, each data" in out
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<tr class=array>") == 3 * 11 + 1 + 6 + 11 and "http" not in text.replace("http://www.w3.org", "")
+
+
+def test_the_plan_is_one_json_object(run, config_file, only_a_config):
+    status, out, err = run("plan", config_file, *only_a_config, "--topology", "v5e:4x4", "--mesh.tensor", 2, "--json",
+                           "--train.batch-size", 16)  # fmt: skip
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["devices"] == 16 and found["mesh"]["fsdp"] == 8
+    embedding = next(each for each in found["arrays"] if each["name"] == "embedding")
+    assert embedding["spec"] == ["tensor", "fsdp"] and embedding["shard_shape"] == [130, 4]
+    assert found["totals"]["parameter"]["bytes_a_device"] == sum(
+        each["bytes_a_device"] for each in found["arrays"] if each["kind"] == "parameter"
+    )
+
+
+BAD = {
+    "no number of devices": ((), ["mesh.fsdp is -1", "--topology v5e:4x4", "--devices 8"]),
+    "unknown topology": (("--topology", "v5litepod:4x4"), ["v5litepod", "v5e"]),
+    "not the devices": (("--mesh.fsdp", 4, "--topology", "v5e:4x4"), ["needs 4 devices, found 16"]),
+    "data over slices": (("--topology", "v5e:2x4", "--slices", 2, "--train.batch-size", 16), ["mesh.data is 1", "2"]),
+    "unknown array": (("--devices", 8, "--parameter", "querry"), ["'querry' is no array", "query"]),
+    "too many heads": (("--mesh.tensor", 8, "--mesh.fsdp", 1), ["kv_heads 2", "tensor = 8", "nearest mesh"]),
+    "longer than the model": (("--devices", 8, "--data.sequence-length", 4096), ["4096", "512 positions"]),
+    "no such model": (("--devices", 8, "--model.path", "nowhere"), ["nowhere"]),
+    "memory of what": (("--show", "memory"), ["--topology"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_of_plan(run, config_file, only_a_config, case):
+    options, words = BAD[case]
+    status, _, err = run("plan", config_file, *only_a_config, *options)
+    assert status == 2 and "Traceback" not in err, err
+    for word in words:
+        assert word in err, (word, err)
+
+
+@pytest.mark.slow
+def test_the_memory_of_an_update_comes_from_the_tpus_compiler(run, config_file, only_a_config):
+    pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 alone")
+    options = ("--show", "memory", "--topology", "v5e:2x4", "--json")
+    status, out, err = run("plan", config_file, *only_a_config, *options)
+    assert status == 0, err
+    found = json.loads(out[out.index("{") :])
+    assert found["arguments"] + found["temporaries"] == found["peak"] > 0 and found["collectives"]
