@@ -47,7 +47,7 @@ def test_the_plan_is_what_the_devices_then_hold(small, mesh, sharding):
         leaf, where = truth[each.name]
         assert each.shape == leaf.shape and each.shard_shape == where.shard_shape(leaf.shape), each
         assert each.bytes_a_device == math.prod(each.shard_shape) * leaf.dtype.itemsize
-        holders = {device: index for device, index in where.devices_indices_map(leaf.shape).items()}
+        holders = where.devices_indices_map(leaf.shape)
         order = list(real.devices.flat)
         for shard in shards_of(each, dict(real.shape)):
             for number in shard.devices:
@@ -62,9 +62,7 @@ def test_what_is_replicated_is_counted_and_has_a_reason(small):
     placed = {each.name: each for each in place_all(config, small, SHAPES, abstract_mesh(config, 8), "cpu")}
     assert placed["embedding"].copies == 2 and "replicas hold all parameters" in placed["embedding"].why[0]
     assert placed["final_norm.scale"].copies == 8
-    assert placed["final_norm.scale"].why == (
-        "data, fsdp: 64 numbers, too few to divide: norm scales have no logical axis",
-    )
+    assert placed["final_norm.scale"].why[0].startswith("data, fsdp: 64 numbers, too few to divide")
     assert placed["layer_output"].copies == 1 and not placed["layer_output"].why
     assert placed["head_kernel"].why[1] == "fsdp: no dimension goes over it (sharding.vocab is tensor)"
     sums = {what: (held, spared) for what, held, spared in totals(list(placed.values()), 8)}
@@ -76,7 +74,9 @@ def test_what_is_replicated_is_counted_and_has_a_reason(small):
 
 def test_activations_have_the_shapes_of_the_layout(small):
     config = replace(_config(Mesh(fsdp=2, context=4)), model=Model(path="none", dtype="bfloat16", head_chunk=32))
-    placed = {each.name: each for each in place_all(config, small, SHAPES, abstract_mesh(config, 8), "tpu")}
+    with pytest.raises(BadInput, match=r"shards of 32, but the splash kernel .* multiple of 512"):
+        place_all(config, small, SHAPES, abstract_mesh(config, 8), "tpu")
+    placed = {each.name: each for each in place_all(config, small, SHAPES, abstract_mesh(config, 8), "cpu")}
     assert placed["query"].dtype == "bfloat16" and placed["query"].shard_shape == (4, 32, 8, 16)
     assert placed["logits"].shard_shape == (4, 8, 500), "8 targets of each of 4 rows meet the head at once on a device"
     assert {"layer_input", "key", "value", "attention_out", "mlp_inner", "target_hidden"} <= placed.keys()
@@ -93,8 +93,6 @@ def test_devices_are_named_by_the_axes_of_the_mesh():
 
 def test_a_layout_that_does_not_fit_is_refused_as_in_training(small):
     config = _config(Mesh(tensor=8, fsdp=1))
-    with pytest.raises(
-        BadInput, match=r"kv_heads 4 is not divisible by tensor = 8(.|\n)*nearest mesh.*--mesh.tensor 4"
-    ):
+    with pytest.raises(BadInput, match=r"kv_heads 4 is not divisible by tensor = 8(.|\n)*mesh.tensor 4"):
         place_all(config, small, SHAPES, abstract_mesh(config, 8), "cpu")
     assert jax.device_count() == 8
