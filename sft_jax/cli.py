@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_jax import commands, data_commands, plan_commands
 from sft_jax.arguments import resolve_config
+from sft_jax.commands import agree_on_options
 from sft_jax.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -69,24 +70,15 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     from sft_jax.report.terminal import TrainingProgress, rows_progress
     from sft_jax.train.inputs import claim_workdir, read_inputs
 
-    distributed = config.distributed
-    if distributed.auto:
-        start(distributed)  # the cluster alone knows which process this is
-        import jax
-
-        first_process = jax.process_index() == 0
-    else:
-        first_process = distributed.process_id == 0
-    console = Console(stderr=True, quiet=not first_process, soft_wrap=True, highlight=False)
-    inputs = read_inputs(config, first_process, rows_progress(console))
-    if not distributed.auto:
-        start(distributed)
+    start(config.distributed)
+    agree_on_options(config)
 
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
     from sft_jax.data.batches import PreparedRows
+    from sft_jax.parallel.agree import agreed
     from sft_jax.parallel.mesh import make_mesh
     from sft_jax.parallel.rules import layout
     from sft_jax.plan.chips import peak_flops
@@ -98,6 +90,15 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     from sft_jax.train.pretrained import padded
     from sft_jax.train.setup import assemble, check_layout
 
+    first_process = jax.process_index() == 0
+    console = Console(stderr=True, quiet=not first_process, soft_wrap=True, highlight=False)
+    inputs = agreed(
+        "data",
+        lambda: read_inputs(config, first_process, rows_progress(console)),
+        lambda inputs: {"steps": inputs.config.train.steps, "capacity": inputs.source.targets_per_row, **inputs.record},
+        "Every process must see the same files.",
+        config.distributed.timeout_seconds,
+    )
     mesh = make_mesh(config.mesh)
     check_layout(inputs, mesh)
     architecture = padded(inputs.pretrained.architecture, config, mesh)

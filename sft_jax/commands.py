@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sft_jax.arguments import check_writable, parse, require
-from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding
+from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding, leaf_fields
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.validation import layout_problems
 
@@ -32,6 +32,23 @@ class Layout:
     distributed: Distributed = field(default_factory=Distributed)
 
 
+OF_EACH_PROCESS = ("distributed.process_id", "distributed.coordinator")
+"""Options that may differ between processes: who they are, and how they spell the address where they have met."""
+
+
+def agree_on_options(options: Any) -> None:
+    """Refuse on every process what the processes were not all started with; call it after `start`.
+
+    Raises:
+      BadInput: each field that differs, with its values.
+    """
+    from sft_jax.parallel.agree import agreed
+
+    values = {name: value for name, _, value in leaf_fields(options) if name not in OF_EACH_PROCESS}
+    advice = "Start every process with the same CONFIG and options."
+    agreed("options", lambda: values, lambda values: values, advice, options.distributed.timeout_seconds)
+
+
 @contextlib.contextmanager
 def loaded(model: str, options: Layout) -> "Iterator[tuple[Pretrained, Architecture, dict]]":
     """MODEL on its devices: (what it is, architecture as laid out, parameters), with the layout active."""
@@ -43,8 +60,9 @@ def loaded(model: str, options: Layout) -> "Iterator[tuple[Pretrained, Architect
     from sft_jax.parallel.start import start
     from sft_jax.train.pretrained import open_pretrained, place
 
-    pretrained = open_pretrained(model)
     start(options.distributed)
+    agree_on_options(options)
+    pretrained = open_pretrained(model)
     config = RunConfig(
         model=Model(model, options.dtype), mesh=options.mesh, sharding=options.sharding, distributed=options.distributed
     )

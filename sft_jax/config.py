@@ -137,6 +137,9 @@ class Optimizer:
     """Decay of the second moment."""
     eps: float = identity(1e-8)
     """Added to the square root of the second moment."""
+    first_moment_dtype: Literal["float32", "bfloat16"] = identity("float32")
+    """bfloat16 halves the first moment's memory. The second stays float32: at b2 = 0.999 it changes by less than
+    bfloat16 can show, and would stand still."""
 
 
 @dataclass(frozen=True)

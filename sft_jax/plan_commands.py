@@ -145,7 +145,12 @@ def _memory(config: RunConfig, options: Plan, architecture, shapes, notes: list[
     for note in notes:
         console.print(note)
     table = Table(f"{options.topology}, bytes a device", "", box=None)
-    for name, value in vars(found).items():
+    for name, value in (
+        ("peak: what must fit", found.peak),
+        ("arguments: state and batch", found.arguments),
+        ("peak less arguments", found.peak - found.arguments),
+        ("temporaries, as XLA counts them", found.temporaries),
+    ):
         table.add_row(name, size_of(value))
     console.print(table)
     console.print("what the update sends, as far as the compiler names it:")

@@ -39,8 +39,8 @@ def splash(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, s
         raise ValueError(f"splash attends within one row: {time} x {count} queries do not make {seen} keys")
     if count > 1 and time % LANES:
         raise BadInput(
-            f"rows of {seen} tokens divided by {count} devices are shards of {time}, but the splash kernel takes shards "
-            f"of a multiple of {LANES}. Set data.sequence_length to a multiple of {LANES * count}, or "
+            f"rows of {seen} tokens over {count} devices are shards of {time}, but the splash kernel takes "
+            f"shards of a multiple of {LANES}. Set data.sequence_length to a multiple of {LANES * count}, or "
             "model.context_attention ring, or model.attention blockwise."
         )
     q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)

@@ -22,9 +22,10 @@ class Memory:
     arguments: int
     """State and batch; the new state takes the place of the old one."""
     temporaries: int
-    """Everything else at the moment of the peak. (XLA's own `temp_size_in_bytes` counts otherwise: it may exceed the
-    peak, and its buffer assignment.)"""
+    """XLA's `temp_size_in_bytes`. On TPUs it may be more or less than its own buffer assignment holds; `peak -
+    arguments` is what that holds. On CPUs it is exact."""
     peak: int
+    """What must fit."""
 
 
 def topology_devices(name: str, slices: int = 1) -> list[Any]:
@@ -72,5 +73,4 @@ def compile_update(config: RunConfig, architecture: Architecture, shapes: Batch,
 def memory_of(compiled: Any) -> Memory:
     """What a compiled program needs on each device."""
     found = compiled.memory_analysis()
-    arguments, peak = found.argument_size_in_bytes, found.peak_memory_in_bytes
-    return Memory(arguments, peak - arguments, peak)
+    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, found.peak_memory_in_bytes)

@@ -41,4 +41,4 @@ def make_optimizer(config: Optimizer) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
     if config.name == "sgd":
         return decay
-    return optax.chain(optax.scale_by_adam(config.b1, config.b2, config.eps), decay)
+    return optax.chain(optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.first_moment_dtype), decay)

@@ -83,4 +83,4 @@ def test_the_memory_of_an_update_comes_from_the_tpus_compiler(run, config_file, 
     status, out, err = run("plan", config_file, *only_a_config, *options)
     assert status == 0, err
     found = json.loads(out[out.index("{") :])
-    assert found["arguments"] + found["temporaries"] == found["peak"] > 0 and found["collectives"]
+    assert 0 < found["arguments"] < found["peak"] and found["temporaries"] and found["collectives"]

@@ -23,8 +23,8 @@ from sft_jax.train.step import accumulate, batch_shardings
 
 def main(config_file: str, out: str, *options: str) -> None:
     config = resolve_config([config_file, *options], "gradients")
-    inputs = read_inputs(config, config.distributed.process_id == 0)
     start(config.distributed)
+    inputs = read_inputs(config, config.distributed.process_id == 0)
     mesh = make_mesh(config.mesh)
     shapes = batch_shapes_of(inputs.source)
     with layout(mesh, config.sharding):

@@ -33,3 +33,23 @@ def test_weight_decay_leaves_norms_and_biases_alone():
     np.testing.assert_allclose(directions["a.kernel"], 0.1, rtol=1e-6)
     np.testing.assert_allclose(directions["embedding"], 0.1, rtol=1e-6)
     assert not directions["a.bias"].any() and not directions["norm.scale"].any()
+
+
+def test_the_first_moment_may_be_bfloat16_and_the_second_stays_float32():
+    gradients = {"x": jnp.linspace(-1, 1, 64, dtype=jnp.float32)}
+    directions = {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = make_optimizer(Optimizer(first_moment_dtype=dtype))
+        state = optimizer.init(gradients)
+        for _ in range(3):
+            directions[dtype], state = optimizer.update(gradients, state, gradients)
+        [adam, *_] = [part for part in state if hasattr(part, "mu")]
+        assert adam.mu["x"].dtype == dtype and adam.nu["x"].dtype == "float32"
+    np.testing.assert_allclose(directions["bfloat16"]["x"], directions["float32"]["x"], atol=0.01)
+    assert (directions["bfloat16"]["x"] != directions["float32"]["x"]).any()
+
+
+def test_a_bfloat16_second_moment_would_stand_still():
+    """Why there is no such setting: what b2 = 0.999 takes from it is less than half a step of bfloat16."""
+    nu = jnp.asarray(0.7, jnp.bfloat16)
+    assert (nu * 0.999).astype(jnp.bfloat16) == nu

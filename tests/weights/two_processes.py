@@ -23,14 +23,14 @@ from sft_jax.weights.load import load_parameters, open_model  # noqa: E402
 
 
 class Counted:
-    """Tensors that count the elements read of them."""
+    """Tensors that count the bytes read of them."""
 
     def __init__(self, tensors):
-        self.tensors, self.shapes, self.elements = tensors, tensors.shapes, {}
+        self.tensors, self.shapes, self.bytes = tensors, tensors.shapes, {}
 
     def read(self, name, slices=None):
         part = self.tensors.read(name, slices)
-        self.elements[name] = self.elements.get(name, 0) + part.size
+        self.bytes[name] = self.bytes.get(name, 0) + part.nbytes
         return part
 
 
@@ -47,7 +47,7 @@ def main(coordinator: str, process_id: str, model: str, out: str) -> None:
         refused = False
     except BadInput:
         refused = True
-    print(json.dumps({"elements": files.tensors.elements, "refused": refused}))  # type: ignore[attr-defined]
+    print(json.dumps({"bytes": files.tensors.bytes, "refused": refused}))  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":
