@@ -17,8 +17,10 @@ def nearest_mesh(sizes: Mapping[str, int], works: Callable[[AbstractMesh], bool]
       works: whether a mesh does.
     """
 
-    def distance(other: tuple[int, ...]) -> float:
-        return sum(abs(math.log2(size / sizes[axis])) for axis, size in zip(FREE, other, strict=True))
+    def distance(other: tuple[int, ...]) -> tuple[float, int, int]:
+        doublings = sum(abs(math.log2(size / sizes[axis])) for axis, size in zip(FREE, other, strict=True))
+        data, fsdp, *_ = other
+        return doublings, -fsdp, -data  # of equals, the one that divides parameters and needs nothing of the model
 
     devices = math.prod(sizes[axis] for axis in FREE)
     for candidate in sorted(_factorings(devices, len(FREE)), key=distance):

@@ -183,6 +183,12 @@ def active_parts(axis: str) -> int:
     return 1 if active is None else axis_parts(axis, active.rules, active.mesh)
 
 
+def whole_batches(size: int) -> int:
+    """A number of rows rounded up to what the active layout divides evenly."""
+    parts = active_parts("act_batch")
+    return -(-size // parts) * parts
+
+
 def indivisible(
     what: str, shape: tuple[int, ...], axes: Axes, mesh: AnyMesh, rules: Sharding
 ) -> dict[tuple[str, int], str]:

@@ -16,7 +16,7 @@ import numpy as np
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import MASKED, Places
 from sft_jax.model.decoder import Compute, forward, logits
-from sft_jax.parallel.rules import rows_whole, shard
+from sft_jax.parallel.rules import rows_whole, shard, whole_batches
 
 PROMPT_BUCKET = 64
 """Prompts of a batch are padded to a multiple of this, so that few shapes are compiled."""
@@ -149,7 +149,7 @@ class Generator:
         )
         self._limit = architecture.max_positions
         self._stop_ids = set(stop_ids)
-        self._batch_size = batch_size
+        self._batch_size = whole_batches(batch_size)
 
     def __call__(
         self, parameters: Mapping[str, jax.Array], prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1

@@ -11,7 +11,7 @@ from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, forward, head_kernel
-from sft_jax.parallel.rules import shard
+from sft_jax.parallel.rules import shard, whole_batches
 from sft_jax.train.loss import Head, token_log_probabilities
 
 LENGTH_BUCKET = 128
@@ -53,6 +53,7 @@ def score_examples(
     batch_size: int = 8,
 ) -> Iterator[np.ndarray]:
     """For each example in order: float32 [len(tokens) - 1], the log-probability of each token after the first."""
+    batch_size = whole_batches(batch_size)
     score = make_score(architecture, compute, chunk=max(1, 512 // batch_size))
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]

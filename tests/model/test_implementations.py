@@ -93,11 +93,17 @@ def divided(attention_inputs, mesh_of):
     return run
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 20}, {"softcap": 1.5}])
+PLAIN, WINDOW, SOFTCAP = {}, {"window": 20}, {"softcap": 1.5}
+
+
 @pytest.mark.parametrize("context", ["all_gather", "ring"])
 @pytest.mark.parametrize(
-    ("kernel", "time", "sizes"),
-    [("blockwise", 64, {"context": 8}), ("splash", 512, {"context": 4}), ("splash", 256, {"tensor": 2, "context": 2})],
+    ("kernel", "time", "sizes", "options"),
+    [
+        *(("blockwise", 64, {"context": 8}, options) for options in (PLAIN, WINDOW, SOFTCAP)),
+        *(("splash", 512, {"context": 4}, options) for options in (PLAIN, WINDOW)),
+        ("splash", 256, {"tensor": 2, "context": 2}, SOFTCAP),
+    ],
 )
 def test_divided_rows_equal_the_reference(attention_inputs, divided, kernel, context, options, time, sizes):
     got = divided(kernel, context, sizes, time=time, **options)

@@ -6,7 +6,8 @@ from jax.sharding import PartitionSpec
 from sft_jax.config import Mesh, Sharding
 from sft_jax.errors import BadInput
 from sft_jax.parallel.mesh import mesh_sizes
-from sft_jax.parallel.rules import layout, shard, shardings, spec
+from sft_jax.parallel.nearest import nearest_mesh
+from sft_jax.parallel.rules import Activation, layout, recorded_activations, shard, shardings, spec, whole_batches
 
 
 def test_logical_axes_become_mesh_axes_by_the_rules():
@@ -56,3 +57,28 @@ def test_a_mesh_that_is_not_the_devices_names_both_numbers(mesh, words):
     with pytest.raises(BadInput) as error:
         mesh_sizes(mesh, 8)
     assert all(word in str(error.value) for word in words)
+
+
+def test_rows_are_rounded_up_to_what_the_layout_divides(mesh_of):
+    assert whole_batches(3) == 3
+    with layout(mesh_of(data=2, fsdp=2), Sharding()):
+        assert [whole_batches(size) for size in (1, 4, 5)] == [4, 4, 8]
+
+
+def test_activations_are_recorded_with_their_axes_while_tracing(mesh_of):
+    with layout(mesh_of(fsdp=2), Sharding()), recorded_activations() as found:
+        jax.eval_shape(lambda x: shard(x, "act_batch", "act_embed", name="hidden"), jnp.ones((4, 3)))
+        jax.eval_shape(lambda x: shard(x, "act_batch", "act_embed", name="hidden"), jnp.ones((4, 3)))
+    assert found == [Activation("hidden", (4, 3), jnp.dtype("float32"), ("act_batch", "act_embed"))]
+
+
+def test_an_activation_that_does_not_divide_is_refused_by_its_name(mesh_of):
+    with layout(mesh_of(fsdp=4), Sharding()), pytest.raises(BadInput, match="activation hidden: act_batch 6"):
+        jax.eval_shape(lambda x: shard(x, "act_batch", None, name="hidden"), jnp.ones((6, 3)))
+
+
+def test_the_nearest_mesh_has_as_many_devices_and_differs_least():
+    sizes = {"data": 1, "fsdp": 4, "tensor": 8, "context": 1, "expert": 1}
+    assert nearest_mesh(sizes, lambda mesh: mesh.shape["tensor"] <= 4) == {**sizes, "fsdp": 8, "tensor": 4}
+    assert nearest_mesh(sizes, lambda mesh: mesh.shape["fsdp"] == 1) == {**sizes, "fsdp": 1, "data": 4}
+    assert nearest_mesh(sizes, lambda mesh: False) is None

@@ -36,9 +36,9 @@ def one_device(tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients)
         ({"fsdp": 4, "tensor": 2}, 1, None, None),
         ({"fsdp": 2, "context": 4}, 4, None, None),
         ({"tensor": 2, "context": 4}, 1, RING, None),
-        ({"tensor": 4, "context": 2}, 1, None, WHOLE_KV),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, 2, None, None),
-        ({"fsdp": 2, "tensor": 2, "context": 2}, 1, RING, None),
+        pytest.param({"tensor": 4, "context": 2}, 1, None, WHOLE_KV, marks=pytest.mark.slow),
+        pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 2, None, None, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 2, "tensor": 2, "context": 2}, 1, RING, None, marks=pytest.mark.slow),
     ],
 )
 def test_layouts_agree_with_one_device(
