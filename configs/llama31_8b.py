@@ -4,7 +4,7 @@ Command:   sft-jax plan configs/llama31_8b.py --topology v6e:4x4 --show memory  
            sft-jax train configs/llama31_8b.py --model.path YOUR/Llama-3.1-8B-Instruct --data.train YOUR.jsonl \\
                --distributed.auto True                                             (on every host)
 Hardware:  16 v6e chips or more; --train.batch-size is the number of chips
-Memory:    9.4 GiB a chip of v6e-16 (compiled; docs/layouts.md has other sizes)
+Memory:    9.3 GiB a chip of v6e-16 (compiled; docs/layouts.md has other sizes)
 """
 
 from sft_jax.config import Data, Model, Optimizer, RunConfig, Train

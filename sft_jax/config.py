@@ -322,7 +322,7 @@ def load_config(path: str | Path) -> RunConfig:
     """
     path = Path(path)
     if not path.is_file():
-        raise BadInput(f"{path}: no such config file. Configs shipped: configs/quickstart.py")
+        raise BadInput(f"{path}: no such config file. Configs shipped: configs/quickstart.py, configs/llama31_8b.py")
     if path.suffix == ".json":
         return from_json(path.read_text(encoding="utf-8"), str(path))
     import runpy

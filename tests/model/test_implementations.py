@@ -101,7 +101,7 @@ PLAIN, WINDOW, SOFTCAP = {}, {"window": 20}, {"softcap": 1.5}
     ("kernel", "time", "sizes", "options"),
     [
         *(("blockwise", 64, {"context": 8}, options) for options in (PLAIN, WINDOW, SOFTCAP)),
-        *(("splash", 512, {"context": 4}, options) for options in (PLAIN, WINDOW)),
+        *(("splash", 384, {"context": 3}, options) for options in (PLAIN, WINDOW)),
         ("splash", 256, {"tensor": 2, "context": 2}, SOFTCAP),
     ],
 )
