@@ -34,8 +34,8 @@ def topology_devices(name: str, slices: int = 1) -> list[Any]:
     Raises:
       BadInput: libtpu is not installed, or does not know the topology.
     """
-    # Elsewhere than on Google Cloud, asking it for the machine's TPU takes minutes; and the library may be loaded beside
-    # a run that uses it: nothing here takes a chip.
+    # Elsewhere than on Google Cloud, asking it for the machine's TPU takes minutes; and the library may be loaded
+    # beside a run that uses it: nothing here takes a chip.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
