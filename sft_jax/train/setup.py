@@ -10,13 +10,22 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sft_jax.config import RunConfig
+from sft_jax.config import RunConfig, Sharding
 from sft_jax.data.batches import Batch, Batches, PreparedRows
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute, abstract_parameters
 from sft_jax.parallel.nearest import nearest_mesh
-from sft_jax.parallel.rules import Activation, AnyMesh, axis_parts, layout, recorded_activations, shardings
+from sft_jax.parallel.rules import (
+    Activation,
+    AnyMesh,
+    Axes,
+    axis_parts,
+    layout,
+    mesh_axes,
+    recorded_activations,
+    shardings,
+)
 from sft_jax.train import checkpoint
 from sft_jax.train.feed import put_batch
 from sft_jax.train.inputs import Inputs
@@ -106,6 +115,26 @@ def make_objective(config: RunConfig, architecture, shapes: Batch, mesh: AnyMesh
     return sft_objective(architecture, compute, max(1, model.head_chunk // rows_a_device))
 
 
+def check_no_idle_axis(axes: Mapping[str, Axes], mesh: AnyMesh, rules: Sharding) -> None:
+    """Refuse a mesh axis that divides neither a parameter nor the batch: its devices would do the same work.
+
+    Args:
+      axes: logical axes of every parameter.
+
+    Raises:
+      BadInput: names the axis.
+    """
+    divided = {axis for each in axes.values() for axis in each} | {"act_batch", "act_length", "act_targets"}
+    used = {name for axis in divided for name in mesh_axes(axis, rules)}
+    for name, size in mesh.shape.items():
+        if size > 1 and name not in used:
+            raise BadInput(
+                f"mesh.{name} is {size}, but nothing of this model goes over it: its devices would repeat one "
+                f"another's work. Set --mesh.{name} 1 and give the devices to another axis, or name it in a rule "
+                "(--sharding.*)."
+            )
+
+
 def parameter_layout(
     config: RunConfig, architecture: Architecture, shapes: Batch, mesh: AnyMesh
 ) -> dict[str, NamedSharding]:
@@ -119,6 +148,7 @@ def parameter_layout(
         check_batch(config, shapes, mesh)
         padded = architecture.padded_to(axis_parts("vocab", config.sharding, mesh))
         abstract, axes = abstract_parameters(padded)
+        check_no_idle_axis(axes, mesh, config.sharding)
         return shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, config.sharding)
 
     def works(mesh: AnyMesh) -> bool:

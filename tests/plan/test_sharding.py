@@ -33,11 +33,13 @@ def test_the_plan_is_what_the_devices_then_hold(small, mesh, sharding):
     real = make_mesh(mesh)
     program = make_program(config, small, SHAPES, real)
     batch = dict(zip(Batch._fields, zip(abstract_batch(SHAPES), program.batch_layout, strict=True), strict=True))
+    [adam, *_] = (part for part in program.state_layout.moments if hasattr(part, "mu"))
     moments = {
-        f"{name} {key}": (leaf, program.state_layout.trainable[key])
+        f"{name} {key}": (leaf, getattr(adam, name)[key])
         for name in ("mu", "nu")
         for key, leaf in program.state.trainable.items()
     }
+    assert adam.mu == adam.nu == program.state_layout.trainable, "moments lie as their parameter does"
     truth = {name: (leaf, program.state_layout.trainable[name]) for name, leaf in program.state.trainable.items()}
     truth |= batch | moments
     seen = set()
