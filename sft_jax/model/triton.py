@@ -24,7 +24,7 @@ def triton(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places) -> jax.Array:
     if time != k_BSKH.shape[1]:
         raise ValueError(f"triton attends within whole rows, found {time} queries and {k_BSKH.shape[1]} keys")
     with warnings.catch_warnings():
-        # JAX points to tokamax, which cannot be installed beside tyro 1.0.
+        # JAX 0.12 points to tokamax, which has no version for Python 3.11 that goes with tyro 1.0.
         warnings.simplefilter("ignore", DeprecationWarning)
         from jax.experimental.pallas.ops.gpu.attention import mha
 
