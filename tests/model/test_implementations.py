@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from sft_jax.config import Sharding
 from sft_jax.errors import BadInput
@@ -139,3 +140,19 @@ def test_the_table_takes_the_platforms_kernel_and_says_where_it_cannot(caplog):
 def test_a_ring_of_the_reference_is_refused(divided):
     with pytest.raises(BadInput, match=r"ring needs model.attention blockwise or splash"):
         divided("reference", "ring", {"context": 2})
+
+
+def test_the_triton_kernel_lowers_for_a_gpu_that_is_not_here(monkeypatch):
+    """Forward and both backward kernels, on rows that are no multiple of its blocks; the rest needs the GPU's compiler."""
+    monkeypatch.setattr("sft_jax.model.triton.target_platform", lambda: "gpu")
+    gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    q, k = (jax.ShapeDtypeStruct((2, 300, heads, 64), jnp.bfloat16) for heads in (8, 4))
+    places = Places(*(jax.ShapeDtypeStruct((2, 300), jnp.int32),) * 2)
+
+    def loss(q, k, v, places):
+        return triton(q, k, v, places, places).astype(jnp.float32).sum()
+
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=gpu)):
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, places)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert {"mha_forward", "mha_backward"} <= set(re.findall(r"mha_(?:forward|backward)", text)), text[:2000]
