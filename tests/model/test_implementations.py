@@ -142,8 +142,10 @@ def test_a_ring_of_the_reference_is_refused(divided):
         divided("reference", "ring", {"context": 2})
 
 
+# JAX 0.12 announces the end of this back end; the one that follows it has no attention with segment ids yet.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_the_triton_kernel_lowers_for_a_gpu_that_is_not_here(monkeypatch):
-    """Forward and both backward kernels, on rows that are no multiple of its blocks; the rest needs the GPU's compiler."""
+    """Forward and backward, on rows that are no multiple of its blocks; what remains needs the compiler of the GPU."""
     monkeypatch.setattr("sft_jax.model.triton.target_platform", lambda: "gpu")
     gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     q, k = (jax.ShapeDtypeStruct((2, 300, heads, 64), jnp.bfloat16) for heads in (8, 4))
