@@ -20,7 +20,7 @@ def look_up(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
     columns, vocab = dividing_axes("embed"), dividing_axes("vocab")
     by_row = (dividing_axes("act_batch"), dividing_axes("act_length"))
     dimension = {axis: d for d, axes in enumerate(by_row) for axis in axes}
-    spec((*("act_batch", "act_length"), "vocab"), layout.rules, "embedding lookup")  # no axis divides both
+    spec(("act_batch", "act_length", "vocab"), layout.rules, "embedding lookup")  # no axis divides both
 
     def on_shard(table, tokens):
         for axis in columns:

@@ -83,13 +83,13 @@ def test_no_array_of_the_compiled_blockwise_attention_holds_more_than_a_block_of
 def divided(attention_inputs, mesh_of):
     """(kernel, context_attention, options, sizes) -> value and gradients with rows divided over devices."""
 
-    def run(kernel, context, sizes, rules=None, time=64, **options):
+    def run(kernel, context, sizes, rules=None, time=64, heads=4, kv_heads=2, **options):
         with layout(mesh_of(**sizes), rules or Sharding(act_batch="none")):
 
             def function(q, k, v, queries, keys, **options):
                 return attend(kernel, context, q, k, v, queries, keys, **options)
 
-            return value_and_gradients(function, *attention_inputs(time), **options)
+            return value_and_gradients(function, *attention_inputs(time, heads, kv_heads), **options)
 
     return run
 
@@ -111,10 +111,15 @@ def test_divided_rows_equal_the_reference(attention_inputs, divided, kernel, con
     assert_equal(got, value_and_gradients(reference, *attention_inputs(time), **options), 2e-5)
 
 
-@pytest.mark.parametrize("sizes", [{"tensor": 4}, {"tensor": 4, "context": 2}])
-def test_query_heads_find_their_key_heads_where_those_are_whole(attention_inputs, divided, sizes):
-    got = divided("blockwise", "ring", sizes, Sharding(act_batch="none", kv_heads="none"))
-    assert_equal(got, value_and_gradients(reference, *attention_inputs(64)), 2e-5)
+@pytest.mark.parametrize(
+    ("sizes", "heads", "kv_heads"),
+    [({"tensor": 4}, 4, 2), ({"tensor": 4, "context": 2}, 4, 2), ({"tensor": 2}, 8, 4), ({"tensor": 3}, 6, 2)],
+)
+def test_query_heads_find_their_key_heads_where_those_are_whole(attention_inputs, divided, sizes, heads, kv_heads):
+    """Part of one key head, several, or parts of two (two query heads a device, three for each key head)."""
+    rules = Sharding(act_batch="none", kv_heads="none")
+    got = divided("blockwise", "ring", sizes, rules, heads=heads, kv_heads=kv_heads)
+    assert_equal(got, value_and_gradients(reference, *attention_inputs(64, heads, kv_heads)), 2e-5)
 
 
 def test_a_window_needs_no_shards_before_it():
