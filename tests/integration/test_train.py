@@ -117,6 +117,7 @@ def test_simulated_devices_train_the_same_run_and_resume_one_anothers(run, confi
     assert [row["tokens"] for row in four if "loss" in row] == [row["tokens"] for row in one if "loss" in row]
 
 
+@pytest.mark.slow
 def test_two_processes_train_evaluate_save_and_resume_like_one(command, run, config_file, tmp_path, rows_of, free_port):
     options = ("--train.steps", 20, "--train.batch-size", 8, "--mesh.fsdp", 8, "--train.save-every", 10)
     status, _, err = run("train", config_file, *options, "--workdir", tmp_path / "one", "--distributed.cpu-devices", 8)
