@@ -5,7 +5,7 @@ import pytest
 from sft_jax.config import Mesh, Model, RunConfig, Sharding, Train
 from sft_jax.data.batches import Batch
 from sft_jax.model.architecture import Architecture
-from sft_jax.plan.aot import compile_update
+from sft_jax.plan.aot import compile_update, topology_devices
 
 SMALL = Architecture(
     vocab=500, embed=64, mlp=192, layers=4, heads=8, kv_heads=4, head_dim=16, max_positions=65536, tied=True
@@ -34,3 +34,10 @@ def small() -> Architecture:
 @pytest.fixture(scope="session")
 def compile_on():
     return compile_small
+
+
+@pytest.fixture(scope="session")
+def tpus_of():
+    """(topology, slices) -> its devices; none of them is here."""
+    pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 alone")
+    return topology_devices

@@ -16,7 +16,7 @@ from sft_jax.model.attention import Places
 from sft_jax.model.decoder_attention import attend
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import layout
-from sft_jax.plan.aot import memory_of, topology_devices
+from sft_jax.plan.aot import memory_of
 
 LONG = 65_536
 
@@ -56,10 +56,9 @@ TOPOLOGIES = ("v5e:2x4", "v5p:2x2x1", "v6e:2x4", "tpu7x:2x2x1")
 
 
 @pytest.fixture(params=TOPOLOGIES)
-def tpus(request):
-    """The devices of a TPU of each generation; none of them is here."""
-    pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 alone")
-    return topology_devices(request.param)
+def tpus(request, tpus_of):
+    """The devices of a TPU of each generation."""
+    return tpus_of(request.param)
 
 
 @pytest.mark.parametrize("context_attention", ["all_gather", "ring"])
@@ -100,9 +99,8 @@ def test_the_kernel_skips_the_blocks_that_the_mask_hides():
     assert blocks(600, offset=4096) == 3, "but those of a window"
 
 
-def test_an_update_compiles_for_a_tpu_and_keeps_its_layers_apart(compile_on, small):
-    pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 alone")
-    devices = topology_devices("v5e:2x4")
+def test_an_update_compiles_for_a_tpu_and_keeps_its_layers_apart(compile_on, small, tpus_of):
+    devices = tpus_of("v5e:2x4")
     compiled = compile_on(devices, Mesh(fsdp=4, tensor=2), dtype="bfloat16", remat="full")
     text, a = compiled.as_text(), small
     found = memory_of(compiled)
@@ -122,15 +120,13 @@ def test_an_update_compiles_for_a_tpu_and_keeps_its_layers_apart(compile_on, sma
         ("v5e:2x4", Mesh(fsdp=8), {"scan_layers": False}),
     ],
 )
-def test_layouts_and_remat_policies_compile_for_tpus(compile_on, topology, mesh, options):
-    pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 alone")
-    compiled = compile_on(topology_devices(topology), mesh, length=512, dtype="bfloat16", **options)
+def test_layouts_and_remat_policies_compile_for_tpus(compile_on, tpus_of, topology, mesh, options):
+    compiled = compile_on(tpus_of(topology), mesh, length=512, dtype="bfloat16", **options)
     assert memory_of(compiled).peak > 0
 
 
-def test_slices_lie_on_the_data_axis_and_nothing_else_goes_between_them():
-    pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 alone")
-    devices = topology_devices("v5e:2x4", slices=2)
+def test_slices_lie_on_the_data_axis_and_nothing_else_goes_between_them(tpus_of):
+    devices = tpus_of("v5e:2x4", slices=2)
     mesh = make_mesh(Mesh(data=4, fsdp=-1), devices)
     of_slice = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert (of_slice == of_slice.reshape(4, -1)[:, 0].reshape(4, 1, 1, 1, 1)).all()
@@ -139,7 +135,6 @@ def test_slices_lie_on_the_data_axis_and_nothing_else_goes_between_them():
         make_mesh(Mesh(fsdp=16), devices)
 
 
-def test_an_unknown_topology_is_refused_with_the_spelling():
-    pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 alone")
+def test_an_unknown_topology_is_refused_with_the_spelling(tpus_of):
     with pytest.raises(BadInput, match=r"topology 'v9:2x2'.*spelled v5e:4x4"):
-        topology_devices("v9:2x2")
+        tpus_of("v9:2x2")
