@@ -24,9 +24,21 @@ def parse(kind: type, arguments: Sequence[str], program: str, default: Any = Non
         if argument.startswith("--") and name not in known and name != "--help":
             raise BadInput(f"{program}: unknown option {argument.split('=')[0]}. {nearest(name, known)}")
     settings = (tyro.conf.FlagConversionOff,)
+    arguments = _with_values(kind, arguments)
     if default is None:
         return tyro.cli(kind, args=list(arguments), prog=program, config=settings)
     return tyro.cli(kind, args=list(arguments), prog=program, default=default, config=settings)
+
+
+def _with_values(kind: type, arguments: Sequence[str]) -> list[str]:
+    """A command's own booleans need no value on the command line: `--json` is `--json True`."""
+    flags = {f"--{field.name.replace('_', '-')}" for field in fields(kind) if isinstance(field.default, bool)}
+    made: list[str] = []
+    for number, argument in enumerate(arguments, start=1):
+        made.append(argument)
+        if argument in flags and arguments[number : number + 1] not in (["True"], ["False"]):
+            made.append("True")
+    return made
 
 
 def _option_names(config: Any) -> list[str]:
@@ -53,7 +65,7 @@ def config_with_options(kind: type[Options], arguments: Sequence[str], program: 
     """CONFIG [--section.field value ...] with a command's own options -> (validated RunConfig, all of it).
 
     Args:
-      kind: RunConfig, or a subclass whose own fields are the options; its booleans need no value on the command line.
+      kind: RunConfig, or a subclass whose own fields are the options.
     """
     if not arguments:
         raise BadInput(f"{program}: CONFIG is missing: a Python file with get_config(), or a run's config.json")
@@ -63,13 +75,7 @@ def config_with_options(kind: type[Options], arguments: Sequence[str], program: 
         raise BadInput(f"{program}: CONFIG comes first, then the options; found {arguments[0]}")
     base = load_config(arguments[0])
     default = kind(**{field.name: getattr(base, field.name) for field in fields(RunConfig)})
-    flags = {f"--{field.name}" for field in fields(kind) if isinstance(field.default, bool)}
-    rest: list[str] = []
-    for number, argument in enumerate(arguments[1:], start=2):
-        rest.append(argument)
-        if argument in flags and arguments[number : number + 1] not in (["True"], ["False"]):
-            rest.append("True")
-    options = parse(kind, rest, f"{program} {arguments[0]}", default)
+    options = parse(kind, arguments[1:], f"{program} {arguments[0]}", default)
     config = RunConfig(**{field.name: getattr(options, field.name) for field in fields(RunConfig)})
     validate(config)
     return config, options

@@ -1,74 +1,13 @@
 """The commands that use a model and change none: sample, score, export. Heavy imports wait until they are needed."""
 
-import contextlib
-import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import Literal
 
 from sft_jax.arguments import check_writable, parse, require
-from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding, leaf_fields
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.validation import layout_problems
-
-if TYPE_CHECKING:
-    from sft_jax.model.architecture import Architecture
-    from sft_jax.train.pretrained import Pretrained
-
-ModelPath = Annotated[str, tyro.conf.Positional]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where a model lies while a command uses it: the sections of a training config, with the same names."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype."""
-    mesh: Mesh = field(default_factory=Mesh)
-    sharding: Sharding = field(default_factory=Sharding)
-    distributed: Distributed = field(default_factory=Distributed)
-
-
-OF_EACH_PROCESS = ("distributed.process_id", "distributed.coordinator")
-"""Options that may differ between processes: who they are, and how they spell the address where they have met."""
-
-
-def agree_on_options(options: Any) -> None:
-    """Refuse on every process what the processes were not all started with; call it after `start`.
-
-    Raises:
-      BadInput: each field that differs, with its values.
-    """
-    from sft_jax.parallel.agree import agreed
-
-    values = {name: value for name, _, value in leaf_fields(options) if name not in OF_EACH_PROCESS}
-    advice = "Start every process with the same CONFIG and options."
-    agreed("options", lambda: values, lambda values: values, advice, options.distributed.timeout_seconds)
-
-
-@contextlib.contextmanager
-def loaded(model: str, options: Layout) -> "Iterator[tuple[Pretrained, Architecture, dict]]":
-    """MODEL on its devices: (what it is, architecture as laid out, parameters), with the layout active."""
-    problems = layout_problems(options.mesh, options.sharding, options.distributed)
-    if problems:
-        raise BadInput("\n".join(problems))
-    from sft_jax.parallel.mesh import make_mesh
-    from sft_jax.parallel.rules import layout
-    from sft_jax.parallel.start import start
-    from sft_jax.train.pretrained import open_pretrained, place
-
-    start(options.distributed)
-    agree_on_options(options)
-    pretrained = open_pretrained(model)
-    config = RunConfig(
-        model=Model(model, options.dtype), mesh=options.mesh, sharding=options.sharding, distributed=options.distributed
-    )
-    mesh = make_mesh(config.mesh)
-    with layout(mesh, config.sharding):
-        yield (pretrained, *place(pretrained, config, mesh))
+from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
 
 
 @dataclass(frozen=True)
@@ -99,8 +38,8 @@ def sample(arguments: Sequence[str]) -> int:
     """sft-jax sample MODEL --prompts F --n 4 --temperature T --seed S --out F"""
     options = parse(Sample, arguments, "sft-jax sample")
     require(options, "prompts", "sft-jax sample")
-    _at_least(options, 1, "n", "max_new_tokens", "batch_size")
-    _at_least(options, 0, "temperature", "seed")
+    at_least(options, 1, "n", "max_new_tokens", "batch_size")
+    at_least(options, 0, "temperature", "seed")
     if not 0 < options.top_p <= 1:
         raise BadInput(f"--top-p is {options.top_p}, expected more than 0 and at most 1")
     check_writable(options.out)
@@ -129,7 +68,7 @@ def sample(arguments: Sequence[str]) -> int:
         }
         for record, each in zip(records, answers, strict=True)
     )
-    _write_lines(rows, options.out)
+    write_lines(rows, options.out)
     return EXIT_DONE
 
 
@@ -153,7 +92,7 @@ def score(arguments: Sequence[str]) -> int:
     """sft-jax score MODEL --data F --out F"""
     options = parse(Score, arguments, "sft-jax score")
     require(options, "data", "sft-jax score")
-    _at_least(options, 1, "batch_size")
+    at_least(options, 1, "batch_size")
     check_writable(options.out)
     from sft_jax.config import Data
     from sft_jax.data.prepare import check_vocabulary, prepare
@@ -182,7 +121,7 @@ def score(arguments: Sequence[str]) -> int:
             }
             for example, log_p in zip(examples, scores, strict=True)
         )
-        _write_lines(rows, options.out)
+        write_lines(rows, options.out)
     return EXIT_DONE
 
 
@@ -204,7 +143,7 @@ def export(arguments: Sequence[str]) -> int:
     """sft-jax export MODEL --out DIR"""
     options = parse(Export, arguments, "sft-jax export")
     require(options, "out", "sft-jax export")
-    _at_least(options, 1, "max_shard_bytes")
+    at_least(options, 1, "max_shard_bytes")
     check_writable(options.out, directory=True)
     from sft_jax.weights.export import export as write_directory
 
@@ -221,25 +160,3 @@ def export(arguments: Sequence[str]) -> int:
         )
     print(options.out)
     return EXIT_DONE
-
-
-def _at_least(options: Any, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if not value >= least:
-            raise BadInput(f"--{name.replace('_', '-')} is {value}, expected at least {least}")
-
-
-def _write_lines(rows: Iterable[dict[str, Any]], path: str) -> None:
-    """JSON lines into a file, or to the terminal when `path` is empty; process 0 alone writes."""
-    import jax
-
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if jax.process_index() != 0:
-        for _ in lines:  # the work behind a row is everybody's
-            pass
-    elif path:
-        with open(path, "w", encoding="utf-8") as file:
-            file.writelines(lines)
-    else:
-        sys.stdout.writelines(lines)

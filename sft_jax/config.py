@@ -33,6 +33,8 @@ class Model:
     """A Hugging Face directory, a `.gguf` file, a run's workdir (newest checkpoint), or `hf://org/name`."""
     dtype: Literal["float32", "bfloat16"] = identity("float32")
     """Compute dtype. Master weights, moments, softmax, norms, RoPE angles and the loss stay float32."""
+    weights: Literal["pretrained", "random"] = identity("pretrained")
+    """random starts from scratch: `path` gives config.json and the tokenizer alone, train.seed draws the weights."""
     remat: Literal["none", "dots", "minimal", "full", "offload"] = free("none")
     """What a layer keeps for its backward pass: none keeps everything; dots every matrix product; minimal the products
     with weights; full its input alone; offload its input, queries, keys, values and attention's output, on the host."""
@@ -70,6 +72,8 @@ class Data:
     """What the proportions count: examples or trained tokens."""
     eval: tuple[str, ...] = identity(())
     """Held-out demonstrations for the evaluation loss."""
+    limit: int = identity(0)
+    """Train on so many of the demonstrations, drawn by train.seed (more of them hold all of fewer); 0 takes all."""
     tokenizer: str = identity("")
     """A tokenizer directory or `.gguf` file; empty means the model's own."""
     format: Literal["auto", Format] = identity("auto")

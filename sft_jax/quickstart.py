@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sft_jax.arguments import resolve_config
-from sft_jax.cli import exit_status, run_training
+from sft_jax.cli import exit_status
 from sft_jax.config import RunConfig
 from sft_jax.errors import EXIT_DONE, BadInput
+from sft_jax.training import run_training
 
 CONFIG = "configs/quickstart.py"
 LONGEST_ANSWER = 64

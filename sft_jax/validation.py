@@ -19,6 +19,7 @@ _AT_LEAST_ONE = (
     "model.head_chunk",
 )
 _NOT_NEGATIVE = (
+    "data.limit",
     "data.target_capacity",
     "data.workers",
     "optimizer.learning_rate",
@@ -71,6 +72,9 @@ def validate(config: RunConfig) -> None:
         problems.append("data.streaming needs train.steps: nobody counts the rows of an epoch in advance")
     if config.data.streaming and weights:
         problems.append("data.weights mixes prepared data; data.streaming reads its files one after the other")
+    if config.data.limit and (config.data.streaming or weights):
+        other = "data.streaming" if config.data.streaming else "data.weights"
+        problems.append(f"data.limit draws from prepared data of one kind; it does not go with {other}")
     if config.data.over_length == "split" and config.data.sequence_length < 2:
         problems.append('data.over_length "split" needs data.sequence_length of at least 2')
     problems += _batch_problems(config) + layout_problems(config.mesh, config.sharding, config.distributed)

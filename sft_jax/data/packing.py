@@ -274,20 +274,20 @@ def epoch_rows(plan: Plan, seed: int, epoch: int, shuffle: bool) -> tuple[np.nda
     members, slots = plan.members, np.argsort(plan.class_of_slot, kind="stable")
     if shuffle:
         classes = np.repeat(np.arange(len(plan.class_length), dtype=np.int32), np.diff(plan.class_offsets))
-        order = _order(seed, 2 * epoch, len(members))
+        order = permutation(seed, 2 * epoch, len(members))
         members = members[order[np.argsort(classes[order], kind="stable")]]
     example_of_slot = np.empty_like(plan.members)
     example_of_slot[slots] = members
     if not shuffle:
         return plan.row_offsets, example_of_slot
-    rows = _order(seed, 2 * epoch + 1, plan.rows)
+    rows = permutation(seed, 2 * epoch + 1, plan.rows)
     sizes = np.diff(plan.row_offsets)[rows]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
     return offsets, example_of_slot[np.repeat(plan.row_offsets[:-1][rows], sizes) + within]
 
 
-def _order(seed: int, stream: int, count: int) -> np.ndarray:
+def permutation(seed: int, stream: int, count: int) -> np.ndarray:
     """A permutation of range(count), int64: a stable sort by our own hash (library generators change)."""
     start = _mix(_mix(np.asarray([seed], np.uint64)) ^ np.asarray([stream], np.uint64))
     return np.argsort(_mix(start + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)), kind="stable")

@@ -1,5 +1,6 @@
 """Names of files and data sets become rows, streamed: one row in memory at a time, whatever the size of the file."""
 
+import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import BinaryIO
@@ -82,8 +83,24 @@ def _read_json(name: str, kind: str) -> Iterator[Row]:
         if b"\0" in head[:4].lstrip(b"\0") or (head and not head.strip(b"\0")):
             raise BadInput(f"{name}: holds NUL bytes: UTF-16 or no text at all, expected UTF-8. Convert it with iconv")
         offset = len(BOM) if head.startswith(BOM) else 0
-        rows = read_lines if kind == ".jsonl" else read_array
+        rows = read_lines if kind == ".jsonl" or _holds_lines(name) else read_array
         yield from rows(name, file, head[offset:], offset)
+
+
+def _holds_lines(name: str) -> bool:
+    """Whether a .json file is JSON Lines by another name: a whole object on the first line, another behind it."""
+    with sources.open_file(name) as file:
+        first = file.readline(ROW_LIMIT)
+        if not first.removeprefix(BOM).startswith(b"{") or not first.endswith(b"\n"):
+            return False
+        try:
+            json.loads(first.removeprefix(BOM))
+        except ValueError:
+            return False
+        while rest := file.readline(2**16):
+            if rest.strip():
+                return rest.lstrip().startswith(b"{")
+        return False
 
 
 def read_lines(source: str, file: BinaryIO, head: bytes, offset: int) -> Iterator[Row]:

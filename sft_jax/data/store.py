@@ -282,6 +282,25 @@ class Joined(Sequence[Example]):
         return self.stores[which][i - (self._ends[which - 1] if which else 0)]
 
 
+class Chosen(Sequence[Example]):
+    """Some of the examples of `whole`, those numbered `numbers`, in this order."""
+
+    def __init__(self, whole: Joined, numbers: np.ndarray):
+        self.whole, self.numbers = whole, numbers
+        self.lengths, self.targets = whole.lengths[numbers], whole.targets[numbers]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the whole's fingerprint and the numbers."""
+        return hashlib.sha256(self.whole.fingerprint.encode() + self.numbers.astype("<i8").tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: Any) -> Example:
+        return self.whole[self.numbers[i]]
+
+
 def sizes(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     """Length and number of trained tokens of every example, int32 [examples]."""
     lengths = np.array([len(example.tokens) for example in examples], np.int32)

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sft_jax.config import Data, RunConfig, identity_differences, to_json
 from sft_jax.data.batches import Batches, batches_of
 from sft_jax.data.dataset import account, open_entry
 from sft_jax.data.mixture import Mixture, row_shares
-from sft_jax.data.packing import Plan, choose_target_capacity, plan_packing
+from sft_jax.data.packing import Plan, choose_target_capacity, permutation, plan_packing
 from sft_jax.data.prepare import check_vocabulary, describe
-from sft_jax.data.store import Joined, Store, write_whole
+from sft_jax.data.store import Chosen, Joined, Store, write_whole
 from sft_jax.errors import BadInput
-from sft_jax.train.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open_pretrained, read_run_config
+from sft_jax.train.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open_base, read_run_config
 from sft_jax.weights.export import save_tokenizer
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def read_demonstrations(
     Raises:
       BadInput: anything wrong with the model, the data, or their fit (lengths beyond the model's positions).
     """
-    pretrained = open_pretrained(config.model.path, config.data.tokenizer, config.data.chat_template)
+    pretrained = open_base(config)
     limit = pretrained.architecture.max_positions
     if config.data.sequence_length > limit:
         raise BadInput(
@@ -134,7 +136,7 @@ def read_inputs(config: RunConfig, first_process: bool, progress: Callable[[int]
 
 def _packed(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixture, int, dict[str, Any], list[str]]:
     """Source, steps, record and notes of prepared data."""
-    record = {"data": Joined(stores).fingerprint}
+    record = {"data": drawn(config, stores).fingerprint}
     check_same_record(config, record)
     source, plans, notes = pack(config, stores)
     record["plan"] = " ".join(plan.hash for plan in plans)
@@ -151,7 +153,7 @@ def _packed(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixtu
     steps = config.train.steps or of_epochs
     # The resolved config names both: a run of whole epochs ends with padding there too, not with rows of one more.
     source.total_rows = config.train.epochs * source.rows_per_epoch if steps == of_epochs else None
-    notes = [*describe(*account(stores)), *notes]
+    notes = [*describe(*account(stores)), *_describe_limit(config, stores), *notes]
     if isinstance(source, Mixture):
         notes += describe_mixture(config, source, steps)
     return source, steps, record, notes
@@ -172,11 +174,28 @@ def _multiple(config: RunConfig) -> int:
     return TARGET_MULTIPLE * max(1, config.mesh.context)
 
 
+LIMIT_STREAM = 2**62
+"""The stream of `permutation` that draws data.limit; epochs have those from 0 on."""
+
+
+def drawn(config: RunConfig, stores: Sequence[Store]) -> Joined | Chosen:
+    """The examples that train, in source order: all, or data.limit of them, drawn by train.seed."""
+    whole, limit = Joined(stores), config.data.limit
+    if not limit or limit >= len(whole):
+        return whole
+    return Chosen(whole, np.sort(permutation(config.train.seed, LIMIT_STREAM, len(whole))[:limit]))
+
+
+def _describe_limit(config: RunConfig, stores: Sequence[Store]) -> list[str]:
+    limit, found = config.data.limit, sum(map(len, stores))
+    return [f"data.limit: {min(limit, found):,} of {found:,} demonstrations train"] if limit else []
+
+
 def pack(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixture, list[Plan], list[str]]:
     """The batches of a run without an end, its packing plans, and lines about them for the log."""
     data, train = config.data, config.train
     length = data.sequence_length
-    groups = list(stores) if data.weights else [Joined(stores)]
+    groups = list(stores) if data.weights else [drawn(config, stores)]
     # A run keeps the capacity it began with: the context axis may change, and the rows must not.
     capacity = data.target_capacity or _capacity_of(Path(config.workdir))
     capacity = capacity or max(

@@ -3,23 +3,25 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from sft_jax.config import RunConfig, from_json
 from sft_jax.data.tokenizer import load_tokenizer
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.decoder import abstract_parameters
+from sft_jax.model.decoder import abstract_parameters, initialise
 from sft_jax.model.families import architecture_of
 from sft_jax.parallel.rules import axis_parts, shardings
-from sft_jax.train.checkpoint import restore_parameters
+from sft_jax.train.checkpoint import VOCABULARY_PARAMETERS, restore_parameters
 from sft_jax.weights.export import stop_tokens
 from sft_jax.weights.load import load_parameters, open_model, read_json
 
-RUN_CONFIG = "config.json"
+CONFIG = RUN_CONFIG = "config.json"
 MODEL_FILES = "model"
 """In a workdir: config.json, generation_config.json and the tokenizer, so that the run needs no other file."""
 
@@ -88,6 +90,47 @@ def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> 
         tokenizer=load_tokenizer(tokenizer or files.origin, chat_template),
         load=lambda architecture, shardings: load_parameters(files, architecture, shardings),
     )
+
+
+def open_base(config: RunConfig) -> Pretrained:
+    """What a run starts from: the weights at model.path, or random ones for the decoder that is described there.
+
+    Raises:
+      BadInput: as `open_pretrained`.
+    """
+    tokenizer, template = config.data.tokenizer, config.data.chat_template
+    path = Path(config.model.path)
+    if config.model.weights == "pretrained":
+        return open_pretrained(config.model.path, tokenizer, template)
+    if is_workdir(config.model.path) or not (path / CONFIG).is_file():  # a file or a hub's model holds its own
+        return dataclasses.replace(
+            open_pretrained(config.model.path, tokenizer, template), load=partial(_initialise, config.train.seed)
+        )
+    hf_config = read_json(path / CONFIG)
+    ids = {key: value for key, value in hf_config.items() if key.endswith("_token_id") and value is not None}
+    return Pretrained(
+        origin=config.model.path,
+        architecture=architecture_of(hf_config, config.model.path),
+        hf_config=hf_config,
+        generation_config=ids,
+        tokenizer=load_tokenizer(tokenizer or config.model.path, template),
+        load=partial(_initialise, config.train.seed),
+    )
+
+
+def _initialise(seed: int, architecture: Architecture, layout: Mapping[str, NamedSharding]) -> dict[str, jax.Array]:
+    """Random float32 parameters, the same on every mesh; rows that a layout adds to the vocabulary are zero."""
+    own = dataclasses.replace(architecture, vocab_rows=0)
+    more = architecture.rows - own.rows
+
+    def make() -> dict[str, jax.Array]:
+        made = initialise(own, seed)
+        return {
+            name: jnp.pad(value, ((0, more), (0, 0))) if name in VOCABULARY_PARAMETERS else value
+            for name, value in made.items()
+        }
+
+    return jax.jit(make, out_shardings=dict(layout))()
 
 
 def describe(path: str) -> Architecture:

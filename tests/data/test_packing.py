@@ -156,7 +156,7 @@ def test_the_hash_behind_the_permutations_is_splitmix64():
 
 
 def test_a_permutation_has_no_bias_one_can_see():
-    first = [packing._order(seed, 0, 10)[0] for seed in range(2000)]
+    first = [packing.permutation(seed, 0, 10)[0] for seed in range(2000)]
     counts = np.bincount(first, minlength=10)
     assert counts.min() > 140 and counts.max() < 260
 

@@ -1,0 +1,143 @@
+"""Demonstrators of known skill and known entropy, on a task whose answers can be checked: the largest of some digits.
+
+`60291=` is answered by `9`. A demonstrator is right with probability p, its skill. When it errs, its errors are
+
+- scattered: any of the nine other digits, each as likely; nothing about the question tells when;
+- systematic: on questions that begin with an odd digit, and only there, it takes the largest digit plus one (9 becomes
+  0), mostly. On those questions the wrong answer is the most probable one.
+
+So the loss of a perfect imitator, its accuracy, and what ranking its samples gives are all known exactly.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+DIGITS = 5
+"""Digits of a question: 100,000 different ones."""
+TRAIN, HELD_OUT, MODEL = "train.jsonl", "held_out.jsonl", "model"
+
+
+@dataclass(frozen=True)
+class Demonstrator:
+    """Who answers, and how well."""
+
+    errors: Literal["scattered", "systematic"]
+    skill: float
+    """Probability of the right answer; at least 0.5 where errors are systematic."""
+
+    @property
+    def slip(self) -> float:
+        """Probability of the wrong answer on a question that begins with an odd digit."""
+        return 2 * (1 - self.skill) if self.errors == "systematic" else 1 - self.skill
+
+    @property
+    def entropy(self) -> float:
+        """Nats an answer: the loss that no imitator undercuts."""
+        if self.errors == "scattered":
+            return _binary_entropy(self.skill) + (1 - self.skill) * math.log(9)
+        return _binary_entropy(self.slip) / 2
+
+    @property
+    def greedy(self) -> float:
+        """Accuracy of the most probable answer."""
+        if self.errors == "scattered":
+            return float(self.skill > (1 - self.skill) / 9)
+        return 1.0 if self.slip < 0.5 else 0.5
+
+    def best_of(self, n: int) -> float:
+        """Probability that one of n answers is right."""
+        if self.errors == "scattered":
+            return 1 - (1 - self.skill) ** n
+        return 1 - self.slip**n / 2
+
+    def answer(self, question: str, random: np.random.Generator) -> str:
+        right = max(map(int, question))
+        if self.errors == "systematic":
+            wrong = int(question[0]) % 2 == 1 and random.random() < self.slip
+            return str((right + 1) % 10 if wrong else right)
+        if random.random() < self.skill:
+            return str(right)
+        return str((right + int(random.integers(1, 10))) % 10)
+
+
+def _binary_entropy(p: float) -> float:
+    return -sum(x * math.log(x) for x in (p, 1 - p) if x > 0)
+
+
+def rows(demonstrator: Demonstrator, count: int, seed: int) -> list[dict[str, str]]:
+    """Demonstrations: `prompt`, `completion` (what the demonstrator said) and `answer` (what is right)."""
+    random = np.random.default_rng(seed)
+    made = []
+    for number in random.integers(0, 10**DIGITS, count):
+        question = f"{number:0{DIGITS}d}"
+        made.append(
+            {
+                "prompt": f"{question}=",
+                "completion": demonstrator.answer(question, random),
+                "answer": max(question),
+            }
+        )
+    return made
+
+
+def write_task(
+    directory: Path,
+    demonstrator: Demonstrator,
+    demonstrations: int,
+    held_out: int = 1000,
+    embed: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    seed: int = 0,
+) -> Path:
+    """Write train.jsonl, held_out.jsonl and model/ (a decoder's config.json and a tokenizer, no weights).
+
+    All of it is a function of the arguments; a directory that has it already is left as it is. Questions of the two
+    files may coincide: each answer is drawn anew, so that the held-out loss is the demonstrator's entropy at best.
+    """
+    from sft_jax.data.store import write_json, write_whole
+
+    model = directory / MODEL
+    if not (model / "config.json").is_file():
+        model.mkdir(parents=True, exist_ok=True)
+        for name, count, stream in ((TRAIN, demonstrations, 2 * seed), (HELD_OUT, held_out, 2 * seed + 1)):
+            text = "".join(json.dumps(row) + "\n" for row in rows(demonstrator, count, stream)).encode()
+            write_whole(directory / name, lambda file, text=text: file.write(text))
+        tokenizer = _tokenizer()
+        tokenizer.save_pretrained(str(model))
+        write_json(model / "config.json", _decoder(len(tokenizer), embed, layers, heads, tokenizer.eos_token_id))
+    return directory
+
+
+def _tokenizer() -> Any:
+    """One token a character."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<end>", "=", *"0123456789"]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<pad>")
+
+
+def _decoder(vocab: int, embed: int, layers: int, heads: int, end: int) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": embed,
+        "intermediate_size": 4 * embed,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "eos_token_id": end,
+        "pad_token_id": 0,
+    }

@@ -1,0 +1,192 @@
+"""The Berkeley Function Calling Leaderboard's files as they are shipped (PyPI: bfcl-eval), and its rules.
+
+Questions are JSON lines of `id`, `question` (turns of messages) and `function` (schemas with Python's types); the
+accepted answers lie in `possible_answer/` beside them, under the same file name. All single-turn categories run. In
+those of Java and JavaScript a call counts where each value is an accepted one as it stands or as text: the leaderboard
+converts from the language's own literals first. The rules are those of its `ast_checker`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sft_jax.data.rows import Record
+from sft_jax.errors import BadInput
+from sft_jax.evaluate.task import Task
+
+ACCEPTED = "accepted_calls"
+"""Key that `bfcl_task` adds to a row: [{name: {argument: [accepted values]}}], [] where no call fits, ANY_CALL where
+the leaderboard looks no further than whether there is one."""
+ANY_CALL = "any"
+
+_TYPES: dict[str, type] = {
+    "string": str,
+    "integer": int,
+    "float": float,
+    "boolean": bool,
+    "array": list,
+    "tuple": list,
+    "dict": dict,
+    "any": str,
+}
+_JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": ""}
+_NEED_ENVIRONMENT = ("multi_turn", "memory", "web_search", "format_sensitivity")
+_PUNCTUATION = re.compile(r"[ ,./\-_*^]")
+
+
+def is_bfcl(row: Mapping[str, Any]) -> bool:
+    """Whether a record is one of the leaderboard's questions."""
+    return isinstance(row.get("question"), list) and "id" in row and ("function" in row or "involved_classes" in row)
+
+
+def bfcl_task(record: Record) -> Task:
+    """A question as a task with tools; where no call fits (irrelevance), no call is what is wanted.
+
+    Raises:
+      BadInput: a category whose answers must be executed, more than one turn, or no accepted answers beside the file.
+    """
+    row = record.value
+    category = Path(record.source).stem
+    turns = row["question"]
+    if "function" not in row or len(turns) != 1 or any(word in category for word in _NEED_ENVIRONMENT):
+        raise BadInput(
+            f"{record.where}: {category} needs an environment in which calls are executed over several turns. "
+            "Single-turn categories run: simple, multiple, parallel, parallel_multiple, irrelevance, live_*."
+        )
+    name = str(row["id"])
+    if "irrelevance" in category:
+        accepted: Any = []
+    elif "relevance" in category:
+        accepted = ANY_CALL
+    else:
+        accepted = _answers(record.source).get(name)
+        if accepted is None:
+            raise BadInput(f"{record.where}: no accepted answer for {name} in {_answer_file(record.source)}")
+    tools = tuple({"type": "function", "function": _json_schema(function)} for function in row["function"])
+    return Task(record.where, name, tuple(turns[0]), "", tools, None, {**row, ACCEPTED: accepted})
+
+
+def _answer_file(source: str) -> Path:
+    return Path(source).parent / "possible_answer" / Path(source).name
+
+
+@lru_cache(maxsize=32)
+def _answers(source: str) -> dict[str, Any]:
+    path = _answer_file(source)
+    if not path.is_file():
+        raise BadInput(f"{source}: the accepted answers are missing: {path}. Keep both as the wheel ships them")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {row["id"]: row["ground_truth"] for row in map(json.loads, filter(None, lines))}
+
+
+def _json_schema(value: Any) -> Any:
+    """Python's type names as JSON schema's; a parameter of any type loses its type."""
+    if isinstance(value, list):
+        return [_json_schema(child) for child in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("type")
+    changed = {key: _json_schema(child) for key, child in value.items()}
+    if isinstance(kind, str) and kind in _JSON_TYPES:
+        changed.pop("type")
+        if _JSON_TYPES[kind]:
+            changed["type"] = _JSON_TYPES[kind]
+    return changed
+
+
+def system_prompt(tools: list[dict[str, Any]]) -> str:
+    """What a model is told whose chat template has no place for tools."""
+    functions = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+    return (
+        "You can call these functions, one JSON schema to a line:\n"
+        f"{functions}\n"
+        "Where functions serve the request, answer with nothing but the calls, as a list: "
+        '[name(argument=1, other="text"), name(argument=2)]. Where none does, answer in words and call nothing.'
+    )
+
+
+# --- the leaderboard's rules ------------------------------------------------------------------------------------------
+
+
+def properties_of(row: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], list[str]]:
+    """Schemas of a function's parameters, as shipped, and the names of those required."""
+    function = next((f for f in row["function"] if f["name"] == name), row["function"][0])
+    parameters = function["parameters"]
+    return parameters.get("properties", {}), parameters.get("required", [])
+
+
+def accepts(
+    given: Mapping[str, Any], accepted: Mapping[str, list[Any]], properties: Mapping[str, Any], required: list[str]
+) -> bool:
+    """Whether arguments are accepted: nothing missing, nothing unexpected, every value of its type and accepted.
+
+    A parameter may be left out where "" is among its accepted values and the schema does not require it.
+    """
+    if any(name not in given for name in required):
+        return False
+    if any(name not in given and "" not in values for name, values in accepted.items()):
+        return False
+    return all(
+        name in properties and name in accepted and _value_accepted(value, accepted[name], properties[name])
+        for name, value in given.items()
+    )
+
+
+def _value_accepted(value: Any, accepted: list[Any], schema: Mapping[str, Any]) -> bool:
+    kind = _TYPES.get(schema["type"])
+    if kind is None:  # Java's and JavaScript's types
+        return value in accepted or _plain(str(value)) in [_plain(str(one)) for one in accepted]
+    if schema["type"] == "tuple" and isinstance(value, tuple):
+        value = list(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    shown = next((type(one) for one in accepted if one != ""), None)
+    item = _TYPES.get(schema.get("items", {}).get("type")) if kind is list else None
+    is_variable = shown is not None and shown is not kind
+    if type(value) is not kind or not _items_typed(value, accepted, item):
+        if type(value) is not shown or type(value) is kind:
+            return False
+        is_variable = True
+    if not is_variable:
+        if kind is dict:
+            return any(_dict_accepted(value, one) for one in accepted if one != "")
+        if kind is list and item is dict:
+            return any(len(value) == len(one) and all(map(_dict_accepted, value, one)) for one in accepted if one != "")
+        if kind is str:
+            return _plain(value) in [_plain(one) for one in accepted if isinstance(one, str)]
+        if kind is list:
+            return list(map(_plain, value)) in [list(map(_plain, one)) for one in accepted]
+    return value in accepted
+
+
+def _items_typed(value: Any, accepted: list[Any], item: type | None) -> bool:
+    """Elements have the schema's type, or that of some accepted list's first element (a variable's name)."""
+    if item is None or not isinstance(value, list):
+        return True
+
+    def fits(one: Any) -> bool:
+        if not isinstance(one, list):
+            return True
+        shown = next((type(element) for element in one if element != ""), None)
+        return all(type(element) is item or type(element) is shown for element in value)
+
+    return any(fits(one) for one in accepted)
+
+
+def _dict_accepted(value: Any, accepted: Mapping[str, list[Any]]) -> bool:
+    """Every key is known and has an accepted value; those left out may be."""
+    if not isinstance(value, dict) or any(key not in accepted for key in value):
+        return False
+    # A few answers hold a plain value where others list the accepted ones.
+    choices = {key: values if isinstance(values, list) else [values] for key, values in accepted.items()}
+    if any(key not in value and "" not in values for key, values in choices.items()):
+        return False
+    return all(_plain(one) in [_plain(each) for each in choices[key]] for key, one in value.items())
+
+
+def _plain(value: Any) -> Any:
+    """Text without spaces, most punctuation and case, with one kind of quotes; anything else as it is."""
+    return _PUNCTUATION.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value

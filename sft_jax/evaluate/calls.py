@@ -1,0 +1,216 @@
+"""Tool calls in a completion: read in the notations that models write them in, and compared with those wanted."""
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sft_jax.demonstrations.house_style import HouseStyleError
+from sft_jax.demonstrations.house_style import parse_calls as parse_house_style
+from sft_jax.errors import BadInput
+from sft_jax.evaluate.bfcl import ACCEPTED, ANY_CALL, accepts, properties_of
+from sft_jax.evaluate.task import Completion, Task
+
+_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
+_MISTRAL = re.compile(r"\[TOOL_CALLS\]\s*(.*)", re.DOTALL)
+_FENCED = re.compile(r"```(?:json|python|tool_code)?\s*\n(.*?)```", re.DOTALL)
+_PYTHON_CALL = re.compile(r"\[?\s*[A-Za-z_][\w.]*\s*\(.*\)\s*\]?\s*", re.DOTALL)
+_HOUSE_LINE = re.compile(r"^/\w+ \w+:", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a tool."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What a text calls."""
+
+    calls: tuple[Call, ...]
+    malformed: str = ""
+    """Why a trace of a call could not be read; "" where all could, and where there is none."""
+
+
+class _Malformed(ValueError):
+    """A trace of a call that cannot be read."""
+
+
+def find_calls(text: str) -> Calls:
+    """The calls of a completion, in order.
+
+    Read are: Hermes and Qwen (`<tool_call>{json}</tool_call>`), Mistral (`[TOOL_CALLS][…]`), Llama 3
+    (`{"name": …, "parameters": …}`, several behind one another with `;` or line ends, also behind `<|python_tag|>`),
+    a JSON list of such objects, Python calls (`[f(a=1), g(b="x")]`, literals alone), each also as the one fenced
+    block, and this project's own lines (`/timer minutes: 5`).
+    """
+    text = text.replace("<|python_tag|>", "").strip()
+    try:
+        return Calls(tuple(_read(text)))
+    except (_Malformed, HouseStyleError) as error:
+        return Calls((), str(error) or "unreadable")
+
+
+def _read(text: str) -> list[Call]:
+    if tagged := _TAGGED.findall(text):
+        return [call for body in tagged for call in _from_json(body)]
+    if mistral := _MISTRAL.search(text):
+        return _from_json(mistral[1])
+    fenced = _FENCED.findall(text)
+    if len(fenced) == 1:
+        text = fenced[0].strip()
+    if text[:1] in ("{", "[") and '"name"' in text:
+        return _from_json(text)
+    if _PYTHON_CALL.fullmatch(text):
+        return _from_python(text)
+    if _HOUSE_LINE.search(text):
+        return [Call(call.name, dict(call.arguments)) for call in parse_house_style(text)]
+    return []
+
+
+def _from_json(text: str) -> list[Call]:
+    decoder, found, place = json.JSONDecoder(), [], 0
+    while place < len(text):
+        if text[place] in " \t\r\n;,":
+            place += 1
+            continue
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except ValueError as error:
+            raise _Malformed(f"not JSON at character {place}: {error}") from error
+        found += value if isinstance(value, list) else [value]
+    return [_call_of(value) for value in found]
+
+
+def _call_of(value: Any) -> Call:
+    """From `{"name", "arguments" or "parameters"}`, or OpenAI's `{"type": "function", "function": {…}}`."""
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise _Malformed(f"expected an object with a name, found {str(value)[:60]!r}")
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise _Malformed(f"the arguments of {value['name']} are a string that is no JSON") from error
+    if not isinstance(arguments, dict):
+        raise _Malformed(f"the arguments of {value['name']} are no object")
+    return Call(value["name"], arguments)
+
+
+def _from_python(text: str) -> list[Call]:
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise _Malformed(f"no Python calls: {error}") from error
+    nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
+    return [_call_node(node) for node in nodes]
+
+
+def _call_node(node: ast.expr) -> Call:
+    if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
+        raise _Malformed("expected calls with named arguments alone")
+    name = ast.unparse(node.func)
+    if not re.fullmatch(r"[\w.]+", name):
+        raise _Malformed(f"{name!r} is no name of a function")
+    return Call(name, {keyword.arg or "": _literal(keyword.value) for keyword in node.keywords})
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return ast.unparse(node)  # a variable's name, as the leaderboard takes it
+
+
+def tool_calls(task: Task, completion: Completion) -> Mapping[str, float | None]:
+    """Whether the right tools are called, and none where none fits.
+
+    `tool_call`: as many calls as wanted, each with the right name and arguments, in any order; `tool_name`: the same
+    by names alone; `tool_call_read`: a call was found and could be read. These where calls are wanted; `no_call` where
+    none is: 1 where the completion makes none. The other side is None.
+
+    Raises:
+      BadInput: the row does not say which calls are wanted.
+    """
+    found = find_calls(completion.raw or completion.text)
+    if not found.calls and completion.raw:
+        found = find_calls(completion.text)  # special tokens that end a turn are in the way
+    if task.row.get(ACCEPTED) == ANY_CALL:
+        made = float(bool(found.calls))
+        return {"tool_call": made, "tool_name": None, "tool_call_read": made, "no_call": None}
+    wanted = wanted_calls(task)
+    if not wanted:
+        made = bool(found.calls or found.malformed)
+        return {"tool_call": None, "tool_name": None, "tool_call_read": None, "no_call": float(not made)}
+    names = sorted(_plain_name(call.name) for call in found.calls)
+    return {
+        "tool_call": float(_all_match(found.calls, wanted, task)),
+        "tool_name": float(names == sorted(_plain_name(name) for name, _ in wanted)),
+        "tool_call_read": float(bool(found.calls)),
+        "no_call": None,
+    }
+
+
+def wanted_calls(task: Task) -> list[tuple[str, Any]]:
+    """(name, accepted arguments) of every wanted call; [] where none fits.
+
+    From the leaderboard's accepted answers, from the demonstration's `tool_calls`, or from the calls in its text.
+    """
+    if ACCEPTED in task.row:
+        return [(name, arguments) for one in task.row[ACCEPTED] for name, arguments in one.items()]
+    if task.demonstration is None:
+        raise BadInput(f"{task.where}: the check tool_calls needs a demonstrated answer or accepted ones")
+    given = task.demonstration.get("tool_calls")
+    if given:
+        try:
+            return [(call.name, call.arguments) for call in map(_call_of, given)]
+        except _Malformed as error:
+            raise BadInput(f"{task.where}: the demonstrated tool calls cannot be read: {error}") from error
+    shown = find_calls(task.shown)
+    if shown.malformed:
+        raise BadInput(f"{task.where}: the demonstrated tool calls cannot be read: {shown.malformed}")
+    return [(call.name, call.arguments) for call in shown.calls]
+
+
+def _all_match(calls: Sequence[Call], wanted: Sequence[tuple[str, Any]], task: Task) -> bool:
+    """Each wanted call takes the first unused call that fits it, as the leaderboard does."""
+    left = list(calls)
+    if len(left) != len(wanted):
+        return False
+    for name, arguments in wanted:
+        fitting = next((call for call in left if _fits(call, name, arguments, task)), None)
+        if fitting is None:
+            return False
+        left.remove(fitting)
+    return True
+
+
+def _fits(call: Call, name: str, arguments: Any, task: Task) -> bool:
+    if _plain_name(call.name) != _plain_name(name):
+        return False
+    if ACCEPTED in task.row:
+        return accepts(call.arguments, arguments, *properties_of(task.row, name))
+    return _same(call.arguments, arguments)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal as JSON: 5 is 5.0, but true is not 1."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b
+
+
+def _plain_name(name: str) -> str:
+    """`math.factorial` may be written math_factorial: many interfaces allow no dots."""
+    return name.replace(".", "_")

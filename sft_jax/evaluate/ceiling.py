@@ -1,0 +1,168 @@
+"""Has imitation hit its ceiling? Measured evidence, and a verdict in words that follows from it by stated rules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sft_jax.evaluate.bootstrap import Interval, paired_difference
+from sft_jax.evaluate.scaling import Scaling
+
+WORTH = 0.02
+"""Twice the demonstrations (or a larger model) pay where they take at least this share off the held-out loss."""
+MARGIN = 0.05
+"""Scores, in [0, 1], that differ by less count as the same."""
+
+Answer = Literal["more data", "better data", "larger model", "preferences", "nothing left", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Scores in [0, 1] on held-out prompts: who demonstrates, and what the model makes of it."""
+
+    demonstrations: Interval
+    greedy: Interval
+    sampled: Interval
+    """Mean over the samples, at temperature 1: what the imitated distribution scores."""
+    best_of: tuple[tuple[int, Interval], ...]
+    """(k, the best of k samples by the same score): what ranking could reach."""
+    above_model: Interval
+    """Demonstrations less the better of greedy and sampled, on the same prompts."""
+    headroom: Interval
+    """The best of all samples, less greedy, on the same prompts: what imitation leaves and ranking could take."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One answer, the words for it, and the numbers behind it."""
+
+    answer: Answer
+    words: str
+    evidence: tuple[str, ...]
+
+
+def best_of(scores: np.ndarray, k: int) -> np.ndarray:
+    """The expected best of k of the n samples drawn without replacement, [prompts] from [prompts, n].
+
+    Of samples in rising order, the i-th (from 1) is the best of k in C(i-1, k-1) of C(n, k) draws; for scores of 0 and
+    1 this is pass@k (Chen et al. 2021, arXiv:2107.03374).
+    """
+    n = scores.shape[1]
+    # C(i-1, k-1) / C(n, k) without large numbers: from the top, each is the one above times (i - k + 1) / i.
+    share = np.zeros(n)
+    share[n - 1] = k / n
+    for i in range(n - 1, k - 1, -1):
+        share[i - 1] = share[i] * (i - k + 1) / i
+    return np.sort(scores, axis=1) @ share
+
+
+def measure_quality(demonstrations: np.ndarray, greedy: np.ndarray, sampled: np.ndarray, seed: int = 0) -> Quality:
+    """Means and paired differences with bootstrap intervals over prompts.
+
+    Args:
+      demonstrations, greedy: scores [prompts].
+      sampled: scores [prompts, n].
+    """
+    n = sampled.shape[1]
+    nobody = np.zeros(len(greedy))
+
+    def mean(scores: np.ndarray) -> Interval:
+        return paired_difference(scores, nobody, seed=seed)
+
+    average = sampled.mean(axis=1)
+    model = greedy if greedy.mean() >= average.mean() else average
+    counts = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < n] + [n]
+    return Quality(
+        mean(demonstrations),
+        mean(greedy),
+        mean(average),
+        tuple((k, mean(best_of(sampled, k))) for k in counts),
+        paired_difference(demonstrations, model, seed=seed),
+        paired_difference(best_of(sampled, n), greedy, seed=seed),
+    )
+
+
+def judge(
+    scaling: Scaling, quality: Quality | None, training_loss: float | None = None, larger: Interval | None = None
+) -> Verdict:
+    """The verdict, by these rules in order.
+
+    1. Twice the demonstrations pay (the interval's low end too is worth half of WORTH): more data.
+    2. It cannot be told whether they pay: inconclusive.
+    3. The demonstrations score above the model: it is shown what it still does not do; a larger model. Without
+       scores, the same where a larger model's held-out loss is lower.
+    4. The model scores as its demonstrators do (or above). Nothing left where greedy answers are right already;
+       preferences where the best of several samples is better than the greedy answer; better data where it is not:
+       ranking finds nothing that is never sampled.
+
+    Args:
+      training_loss: of the largest run at its end, a trained token.
+      larger: held-out loss of the model less that of a larger one trained alike.
+    """
+    now = scaling.losses[-1].value
+    gain, low, high = (100 * x / now for x in (scaling.gain.value, scaling.gain.low, scaling.gain.high))
+    worth = 100 * WORTH
+    evidence = [
+        f"twice the {scaling.sizes[-1]:,} demonstrations would take {gain:.1f} % [{low:.1f}, {high:.1f}] off the "
+        f"held-out loss of {now:.4f}; the floor of the fit is {_show(scaling.floor)}"
+    ]
+    if training_loss is not None:
+        evidence.append(f"the loss on its own demonstrations is {training_loss:.4f} at the end of training")
+    if quality is not None:
+        k, best = quality.best_of[-1]
+        evidence.append(
+            f"scores: demonstrations {_show(quality.demonstrations)}, sampled {_show(quality.sampled)}, greedy "
+            f"{_show(quality.greedy)}, best of {k} {_show(best)}"
+        )
+    if larger is not None:
+        evidence.append(f"a larger model's held-out loss is lower by {_show(larger)}")
+    answer, words = _answer(quality, larger, now, gain >= worth and low >= worth / 2, high < worth)
+    return Verdict(answer, words, tuple(evidence))
+
+
+def _answer(
+    quality: Quality | None, larger: Interval | None, now: float, pays: bool, does_not_pay: bool
+) -> tuple[Answer, str]:
+    if pays:
+        return "more data", "More demonstrations of the same kind still lower the held-out loss."
+    if not does_not_pay:
+        return "inconclusive", (
+            "Whether more demonstrations would help cannot be told from these runs: use more seeds or documents."
+        )
+    larger_pays = larger is not None and larger.value >= WORTH * now and larger.low >= WORTH / 2 * now
+    if quality is None:
+        if larger_pays:
+            return "larger model", "More demonstrations do not help, and a larger model learns them better."
+        return "inconclusive", (
+            "More demonstrations do not help. Whether the demonstrations or the model are the limit cannot be told "
+            "without scores (--check, --scorer) or a larger model (--larger)."
+        )
+    if quality.above_model.low > MARGIN or larger_pays:
+        return "larger model", (
+            "The demonstrations show more than the model does, and more of them do not help: the model is the limit."
+        )
+    if quality.above_model.high > 2 * MARGIN:
+        return "inconclusive", "Too few held-out prompts to tell whether the model does as well as its demonstrators."
+    if quality.greedy.low >= 1 - MARGIN:
+        return "nothing left", "Greedy answers are right wherever this score can tell."
+    if quality.headroom.low > MARGIN:
+        return "preferences", (
+            "The model does as well as its demonstrators, and often samples something better than its greedy answer: "
+            "ranking samples can reach what imitation cannot."
+        )
+    return "better data", (
+        "The model does as well as its demonstrators, and its samples hold nothing much better to rank: only better "
+        "demonstrations would show it more."
+    )
+
+
+def _show(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def check_scores(scores: Sequence[float]) -> None:
+    """Raises ValueError where a score is outside [0, 1]: the rules' margins are on that scale."""
+    bad = next((score for score in scores if not 0 <= score <= 1), None)
+    if bad is not None:
+        raise ValueError(f"a score is {bad}, expected 0 to 1")

@@ -1,0 +1,125 @@
+"""Which checks judge a completion, and what they say of many."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from sft_jax.data.mapping import load_function
+from sft_jax.errors import BadInput, nearest
+from sft_jax.evaluate.answers import exact, is_marked, numeric, references
+from sft_jax.evaluate.bfcl import ACCEPTED
+from sft_jax.evaluate.bootstrap import Interval, mean_interval
+from sft_jax.evaluate.calls import find_calls, tool_calls
+from sft_jax.evaluate.constraints import is_json, json_schema, length, regex
+from sft_jax.evaluate.task import Completion, Task
+
+Check = Callable[..., Mapping[str, float | None]]
+"""(task, completion) -> named scores in [0, 1]; None where the check says nothing of this row."""
+
+CHECKS: dict[str, Check] = {
+    "exact": exact,
+    "numeric": numeric,
+    "tool_calls": tool_calls,
+    "regex": regex,
+    "json": is_json,
+    "json_schema": json_schema,
+    "length": length,
+}
+_WITH_ARGUMENT = {"regex": "pattern", "json_schema": "path"}
+AUTO, NONE = "auto", "none"
+
+Scores = dict[str, float | None]
+
+
+def make_checks(names: Sequence[str], scorer: str = "", tasks: Sequence[Task] = ()) -> list[Check]:
+    """The checks that `names` and `scorer` ask for.
+
+    Args:
+      names: keys of CHECKS, `regex:PATTERN`, `json_schema:FILE`, `auto` (what the tasks' rows call for) or `none`.
+      scorer: a function of the user's, `file.py:name` or `package.module:name`; "" for none.
+
+    Raises:
+      BadInput: an unknown name, or a scorer that cannot be loaded.
+    """
+    checks: list[Check] = []
+    for name in dict.fromkeys(names):
+        kind, _, argument = name.partition(":")
+        if kind == NONE:
+            continue
+        if kind == AUTO:
+            checks += [CHECKS[each] for each in called_for(tasks)]
+        elif kind not in CHECKS or (argument and kind not in _WITH_ARGUMENT):
+            raise BadInput(f"--check: no check {name!r}. {nearest(name, [*CHECKS, AUTO, NONE])}")
+        else:
+            checks.append(partial(CHECKS[kind], **{_WITH_ARGUMENT[kind]: argument}) if argument else CHECKS[kind])
+    if scorer:
+        checks.append(_user_check(scorer))
+    return checks
+
+
+def called_for(tasks: Sequence[Task]) -> list[str]:
+    """What `auto` takes: the checks whose keys or marks stand in the rows."""
+    found = []
+    if any(ACCEPTED in task.row or (task.demonstration or {}).get("tool_calls") for task in tasks) or any(
+        find_calls(task.shown).calls for task in tasks
+    ):
+        found.append("tool_calls")
+    answers = [answer for task in tasks for answer in references(task)]
+    if answers and all(is_marked(answer) for answer in answers):
+        found.append("numeric")
+    by_key = {"regex": ("regex",), "json_schema": ("json_schema",), "length": ("min_words", "max_words")}
+    for check, keys in by_key.items():
+        if any(key in task.row for task in tasks for key in keys):
+            found.append(check)
+    return found
+
+
+def _user_check(scorer: str) -> Check:
+    try:
+        function: Callable[..., Any] = load_function(scorer)
+    except BadInput as error:
+        raise BadInput(str(error).replace("data.function", "--scorer", 1)) from error
+    name = scorer.rpartition(":")[2]
+
+    def check(task: Task, completion: Completion) -> Mapping[str, float | None]:
+        try:
+            found = function(completion.text, dict(task.row))
+        except Exception as error:  # the function is the user's: none of what it raises is a mistake of this program
+            raise BadInput(f"{task.where}: --scorer {scorer} raised {type(error).__name__}: {error}") from error
+        scores = found if isinstance(found, dict) else {name: found}
+        return {str(key): _number(task, scorer, value) for key, value in scores.items()}
+
+    return check
+
+
+def _number(task: Task, scorer: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool | int | float) and math.isfinite(value):
+        return float(value)
+    raise BadInput(
+        f"{task.where}: --scorer {scorer} returned {value!r}, expected a finite number, a bool, None (says nothing of "
+        "this row), or a dict from name to these"
+    )
+
+
+def judge(tasks: Sequence[Task], completions: Sequence[Completion], checks: Sequence[Check]) -> list[Scores]:
+    """For each task and its completion in order: every check's scores, with `stopped` and `tokens`."""
+    rows: list[Scores] = []
+    for task, completion in zip(tasks, completions, strict=True):
+        row: Scores = {}
+        for check in checks:
+            row.update(check(task, completion))
+        rows.append({**row, "stopped": float(completion.stopped), "tokens": float(completion.tokens)})
+    return rows
+
+
+def summarise(rows: Sequence[Scores], seed: int = 0) -> dict[str, Interval]:
+    """The mean of every score over the rows that it says something of, with its interval."""
+    found = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [value for row in rows if (value := row.get(name)) is not None]
+        if values:
+            found[name] = mean_interval(values, seed=seed)
+    return found

@@ -1,0 +1,78 @@
+"""What a model answers to held-out tasks: prompts by its own chat template, completions as text to be judged."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from sft_jax.data.chat import generation_prompt
+from sft_jax.data.prepare import check_ids
+from sft_jax.data.rendering import Policy
+from sft_jax.errors import BadInput
+from sft_jax.evaluate.bfcl import system_prompt
+from sft_jax.evaluate.task import Completion, Task
+from sft_jax.sample.generate import Generator, Sampling
+
+
+def task_tokens(task: Task, tokenizer: Any, date: str = "") -> list[int]:
+    """Token ids of what the model is asked to continue.
+
+    Tools that the chat template has no place for go into the system turn, in words.
+
+    Raises:
+      BadInput: no chat template, or one that fails.
+    """
+    if not task.messages:
+        return tokenizer(task.prompt)["input_ids"]
+    messages, tools, policy = list(task.messages), list(task.tools or ()), Policy(date=date)
+    ids = generation_prompt(task.where, messages, tools or None, tokenizer, policy)
+    if not tools or ids != generation_prompt(task.where, messages, None, tokenizer, policy):
+        return ids
+    given = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+    text = "\n\n".join(part for part in (given, system_prompt(tools)) if part)
+    return generation_prompt(task.where, [{"role": "system", "content": text}, *messages], None, tokenizer, policy)
+
+
+def prompts_of(
+    tasks: Sequence[Task], tokenizer: Any, max_new_tokens: int, vocab: int, positions: int, date: str = ""
+) -> list[list[int]]:
+    """The prompts of all tasks, refused where one leaves no room for `max_new_tokens`.
+
+    Args:
+      vocab, positions: what the model has.
+
+    Raises:
+      BadInput: names the task and the numbers.
+    """
+    prompts = [task_tokens(task, tokenizer, date) for task in tasks]
+    for task, prompt in zip(tasks, prompts, strict=True):
+        check_ids(task.where, prompt, vocab, "the model")
+        if not prompt or len(prompt) + max_new_tokens > positions:
+            raise BadInput(
+                f"{task.where}: a prompt of {len(prompt)} tokens and {max_new_tokens} new ones, expected at least one "
+                f"and together at most the model's {positions} positions. Lower the number of new tokens."
+            )
+    return prompts
+
+
+def complete(
+    generator: Generator,
+    parameters: Mapping[str, jax.Array],
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    n: int = 1,
+) -> list[list[Completion]]:
+    """n completions of every prompt, in order; call it with the layout active."""
+    return [
+        [
+            Completion(
+                tokenizer.decode(one.tokens, skip_special_tokens=True),
+                one.stopped,
+                len(one.tokens),
+                tokenizer.decode(one.tokens, skip_special_tokens=False),
+            )
+            for one in each
+        ]
+        for each in generator(parameters, prompts, sampling, n)
+    ]

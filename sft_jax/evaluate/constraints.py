@@ -1,0 +1,93 @@
+"""Constraints on a completion's form: a pattern, JSON, a JSON schema, a number of words."""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sft_jax.errors import BadInput
+from sft_jax.evaluate.task import Completion, Task
+
+_FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+_MISSING = object()
+
+
+def regex(task: Task, completion: Completion, pattern: str = "") -> Mapping[str, float | None]:
+    """`regex`: the pattern (given, or the row's key `regex`) is found in the text; None where a row has none.
+
+    Raises:
+      BadInput: the pattern cannot be compiled.
+    """
+    wanted = pattern or task.row.get("regex")
+    if wanted is None:
+        return {"regex": None}
+    return {"regex": float(bool(_compiled(task.where, str(wanted)).search(completion.text)))}
+
+
+@lru_cache(maxsize=256)
+def _compiled(where: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern, re.MULTILINE)
+    except re.error as error:
+        raise BadInput(f"{where}: regex {pattern!r} is no pattern: {error}") from error
+
+
+def is_json(task: Task, completion: Completion) -> Mapping[str, float | None]:
+    """`json`: the whole text, or its one fenced block, is JSON."""
+    del task
+    return {"json": float(_parsed(completion.text) is not _MISSING)}
+
+
+def json_schema(task: Task, completion: Completion, path: str = "") -> Mapping[str, float | None]:
+    """`json_schema`: the text is JSON that the schema (of the file, or the row's key `json_schema`) allows.
+
+    Raises:
+      BadInput: no such file, or no valid schema.
+    """
+    import jsonschema
+    from jsonschema.validators import validator_for
+
+    schema: Any = _schema_file(path) if path else task.row.get("json_schema")
+    if schema is None:
+        return {"json_schema": None}
+    validator = validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise BadInput(f"{path or task.where}: json_schema is no schema: {error.message}") from error
+    value = _parsed(completion.text)
+    return {"json_schema": float(value is not _MISSING and validator(schema).is_valid(value))}
+
+
+@lru_cache(maxsize=8)
+def _schema_file(path: str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: no JSON schema: {error}") from error
+
+
+def _parsed(text: str) -> Any:
+    blocks = _FENCED.findall(text)
+    try:
+        return json.loads(blocks[0] if len(blocks) == 1 else text)
+    except ValueError:
+        return _MISSING
+
+
+def length(task: Task, completion: Completion) -> Mapping[str, float | None]:
+    """`length`: between the row's keys `min_words` and `max_words`; None where it has neither.
+
+    Raises:
+      BadInput: a bound that is no number.
+    """
+    bounds = [task.row.get(key) for key in ("min_words", "max_words")]
+    if bounds == [None, None]:
+        return {"length": None}
+    if not all(bound is None or isinstance(bound, int) for bound in bounds):
+        raise BadInput(f"{task.where}: min_words and max_words are {bounds}, expected whole numbers")
+    words = len(completion.text.split())
+    low, high = bounds
+    return {"length": float((low is None or words >= low) and (high is None or words <= high))}

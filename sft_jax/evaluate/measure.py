@@ -1,0 +1,145 @@
+"""One model on one set of held-out rows: likelihood, judged completions, register. Two of them, row by row."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sft_jax.config import Data
+from sft_jax.data.readers import read_records
+from sft_jax.data.rows import Record
+from sft_jax.data.store import Example
+from sft_jax.errors import BadInput
+from sft_jax.evaluate.bfcl import bfcl_task, is_bfcl
+from sft_jax.evaluate.bootstrap import Interval, paired_difference
+from sft_jax.evaluate.checks import Check, Scores, judge, summarise
+from sft_jax.evaluate.complete import complete, prompts_of
+from sft_jax.evaluate.held_out import DocumentLoss, document_losses, summarise_losses
+from sft_jax.evaluate.register import register
+from sft_jax.evaluate.task import Completion, Task, task_of
+from sft_jax.model.architecture import Architecture
+from sft_jax.model.decoder import Compute
+from sft_jax.sample.generate import Generator, Sampling
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Held-out rows as documents with trained tokens, and as tasks; either may be empty."""
+
+    examples: tuple[Example, ...]
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model made of the rows."""
+
+    losses: list[DocumentLoss]
+    completions: list[Completion]
+    scores: list[Scores]
+
+
+def read_tasks(data: Data, files: tuple[str, ...], most: int = 0) -> tuple[Task, ...]:
+    """The rows as tasks, the first `most` of them (0: all); those that ask for nothing (text, tokens) are left out.
+
+    Raises:
+      BadInput: a row in no known form, or a question whose accepted answers are missing.
+    """
+    tasks = []
+    for record in read_records(files):
+        task = _task(record, data)
+        if task is not None:
+            tasks.append(task)
+        if most and len(tasks) == most:
+            break
+    return tuple(tasks)
+
+
+def _task(record: Record, data: Data) -> Task | None:
+    if is_bfcl(record.value):
+        return bfcl_task(record)
+    if data.format == "auto" and ("text" in record.value or {"input_ids", "tokens"} & record.value.keys()):
+        return None
+    return None if data.format in ("text", "tokens") else task_of(record, data)
+
+
+def has_demonstrations(files: tuple[str, ...]) -> bool:
+    """Whether the rows demonstrate answers: prompts alone and the leaderboard's questions do not."""
+    record = next(iter(read_records(files)))
+    value = record.value
+    if is_bfcl(value):
+        return False
+    messages = value.get("messages")
+    if isinstance(messages, list):
+        return any(isinstance(m, dict) and m.get("role") == "assistant" for m in messages)
+    return not (value.keys() >= {"prompt"} and not {"completion", "chosen"} & value.keys())
+
+
+def measure(
+    rows: Rows,
+    architecture: Architecture,
+    compute: Compute,
+    parameters: Mapping[str, jax.Array],
+    tokenizer: Any,
+    generator: Generator,
+    sampling: Sampling,
+    checks: Sequence[Check],
+    date: str,
+    batch_size: int,
+) -> Measured:
+    """Losses of the documents and judged completions of the tasks; call it with the layout active.
+
+    Raises:
+      BadInput: a prompt that leaves no room for a completion, or a row that a check cannot judge.
+    """
+    losses = document_losses(architecture, compute, parameters, rows.examples, batch_size) if rows.examples else []
+    if not rows.tasks:
+        return Measured(losses, [], [])
+    vocab, positions = architecture.vocab, architecture.max_positions
+    prompts = prompts_of(rows.tasks, tokenizer, sampling.max_new_tokens, vocab, positions, date)
+    completions = [one for [one] in complete(generator, parameters, tokenizer, prompts, sampling)]
+    return Measured(losses, completions, judge(rows.tasks, completions, checks))
+
+
+def summary(rows: Rows, found: Measured) -> dict[str, Any]:
+    """`held_out` (loss and its parts), `scores` (name -> Interval), `register` and `register_demonstrated`."""
+    about: dict[str, Any] = {}
+    if found.losses:
+        about["held_out"] = summarise_losses(found.losses)
+    if found.completions:
+        about["scores"] = summarise(found.scores)
+        about["register"] = register([one.text for one in found.completions])
+        shown = [task.shown for task in rows.tasks if task.shown]
+        if shown:
+            about["register_demonstrated"] = register(shown)
+    return about
+
+
+def differences(a: Measured, b: Measured) -> dict[str, Interval]:
+    """Each measure of a less that of b on the same rows, with paired bootstrap intervals; the loss as `loss`."""
+    found = {}
+    if a.losses and b.losses:
+        found["loss"] = paired_difference(
+            [one.nll for one in a.losses],
+            [one.nll for one in b.losses],
+            [one.weight for one in a.losses],
+            [one.weight for one in b.losses],
+        )
+    names = dict.fromkeys(name for row in a.scores for name in row)
+    for name in names:
+        pairs = [
+            (x, y)
+            for one, other in zip(a.scores, b.scores, strict=True)
+            if (x := one.get(name)) is not None and (y := other.get(name)) is not None
+        ]
+        if pairs:
+            found[name] = paired_difference([x for x, _ in pairs], [y for _, y in pairs])
+    return found
+
+
+def check_prompts_exist(rows: Rows, files: Sequence[str]) -> None:
+    """Raises BadInput where there is nothing to measure."""
+    if not rows.examples and not rows.tasks:
+        raise BadInput(f"{', '.join(map(str, map(Path, files)))}: nothing to measure: no demonstration and no prompt")

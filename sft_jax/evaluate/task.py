@@ -1,0 +1,94 @@
+"""What is asked of a model, and what is known of a good answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sft_jax.config import Data
+from sft_jax.data.formats import Completion as Pair
+from sft_jax.data.formats import Conversation, demonstrations, detect_format, record_id
+from sft_jax.data.messages import check_messages, check_tools
+from sft_jax.data.rows import Record
+from sft_jax.errors import BadInput, BadRow
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt, and what its row says of the answer."""
+
+    where: str
+    """demos.jsonl:17."""
+    id: str
+    messages: tuple[dict[str, Any], ...]
+    """Before the assistant's turn; () for raw text."""
+    prompt: str
+    """Raw text; "" for messages."""
+    tools: tuple[dict[str, Any], ...] | None
+    demonstration: dict[str, Any] | None
+    """The demonstrated assistant message; None where nobody shows one."""
+    row: Mapping[str, Any]
+    """The record as it stands in its file."""
+
+    @property
+    def shown(self) -> str:
+        """The demonstrated text; "" where there is none."""
+        content = (self.demonstration or {}).get("content")
+        return content if isinstance(content, str) else ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote."""
+
+    text: str
+    """Without special tokens."""
+    stopped: bool
+    """A stop token ended it, not the limit."""
+    tokens: int
+    raw: str = ""
+    """With special tokens: some families write tool calls with them."""
+
+
+def task_of(record: Record, data: Data) -> Task:
+    """The first trained assistant turn of a record as a task; a record that ends with the user's turn is one too.
+
+    Raises:
+      BadInput: a record that asks for nothing (text, tokens), or in no known form; names file:line.
+    """
+    value = record.value
+    open_ended = _open_ended(record, value)
+    if open_ended is not None:
+        return open_ended
+    made = demonstrations(record, data)
+    if not made or not isinstance(made[0], Conversation | Pair):
+        form = detect_format(record, data.format) if made else "a row that data.function left out"
+        raise BadRow(
+            f"{record.where}: {form} has no prompt that a model could answer. Expected messages, prompt and "
+            "completion, question and answer, or another form with a prompt"
+        )
+    one = made[0]
+    if isinstance(one, Pair):
+        shown = {"role": "assistant", "content": one.completion}
+        return Task(record.where, one.id or record.where, (), one.prompt, None, shown, value)
+    turn = next((i for i, m in enumerate(one.messages) if i >= max(1, one.first) and m["role"] == "assistant"), None)
+    if turn is None:
+        raise BadRow(f"{record.where}: no assistant turn behind a user's, so there is nothing to compare with")
+    tools = tuple(one.tools) if one.tools else None
+    return Task(record.where, one.id or record.where, tuple(one.messages[:turn]), "", tools, one.messages[turn], value)
+
+
+def _open_ended(record: Record, value: Mapping[str, Any]) -> Task | None:
+    """A record of a prompt alone: `messages` that end with the user, or `prompt` without an answer beside it."""
+    where, answers = record.where, ("completion", "chosen")
+    if isinstance(value.get("prompt"), str) and not any(key in value for key in answers):
+        if not value["prompt"]:
+            raise BadInput(f"{where}: the prompt is empty")
+        return Task(where, record_id(record), (), value["prompt"], None, None, value)
+    key = next((key for key in ("messages", "prompt") if isinstance(value.get(key), list)), None)
+    if key is None or (key == "prompt" and any(key in value for key in answers)):
+        return None
+    messages = check_messages(where, value[key], key)
+    if not messages or messages[-1]["role"] == "assistant":
+        return None
+    tools = check_tools(where, value.get("tools"))
+    return Task(where, record_id(record), tuple(messages), "", tuple(tools) if tools else None, None, value)

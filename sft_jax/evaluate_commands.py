@@ -1,0 +1,262 @@
+"""The commands that measure what imitation gave: evaluate, and kl. Heavy imports wait until they are needed."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sft_jax.arguments import check_writable, parse, require
+from sft_jax.config import Data
+from sft_jax.errors import EXIT_DONE, BadInput
+from sft_jax.using import Layout, ModelPath, at_least, load_beside, loaded, write_lines
+
+if TYPE_CHECKING:
+    from sft_jax.evaluate.measure import Measured, Rows
+    from sft_jax.handoff.reference import Policy
+    from sft_jax.model.architecture import Architecture
+    from sft_jax.train.pretrained import Pretrained
+
+
+@dataclass(frozen=True)
+class Evaluate(Layout):
+    """Measure a model on held-out rows: likelihood, answers judged by checks, register; beside another model."""
+
+    model: ModelPath
+    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    data: str = ""
+    """Held-out rows, in any form that training reads; prompts alone and BFCL's question files too."""
+    against: str = ""
+    """Another MODEL, e.g. the one before fine-tuning: measured alike, compared row by row, with the KL between them."""
+    retained: str = ""
+    """Rows of what must not be forgotten: the same measures once more."""
+    check: tuple[str, ...] = ("auto",)
+    """exact, numeric, tool_calls, regex[:PATTERN], json, json_schema[:FILE], length; auto takes what the rows call for,
+    none generates nothing."""
+    scorer: str = ""
+    """A function of yours, file.py:name: (completion, row) -> number, or a dict of numbers."""
+    prompts: int = 0
+    """Answer the first so many rows; 0 answers all."""
+    max_new_tokens: int = 256
+    """Longest answer, in tokens."""
+    train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
+    """Which tokens the likelihood counts."""
+    batch_size: int = 16
+    """Rows at once."""
+    json: bool = False
+    """Print JSON instead of tables."""
+    out: str = ""
+    """JSONL file to write: every row's answers, scores and loss."""
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """sft-jax evaluate MODEL --data F [--against MODEL]"""
+    options = parse(Evaluate, arguments, "sft-jax evaluate")
+    require(options, "data", "sft-jax evaluate")
+    at_least(options, 1, "max_new_tokens", "batch_size")
+    at_least(options, 0, "prompts")
+    check_writable(options.out)
+    from rich.console import Console
+
+    from sft_jax.report.evaluation import print_evaluation
+
+    console = Console(soft_wrap=True, highlight=False)
+    report: dict[str, Any] = {"model": options.model}
+    lines: list[dict[str, Any]] = []
+    with loaded(options.model, options) as (pretrained, architecture, parameters):
+        sets = {"data": options.data, **({"retained": options.retained} if options.retained else {})}
+        rows = {name: _read(options, file, pretrained, architecture) for name, file in sets.items()}
+        found = {name: _measure(options, each, pretrained, architecture, parameters) for name, each in rows.items()}
+        other = None
+        if options.against:
+            report["against"] = options.against
+            other = load_beside(options.against, options)
+        for name, each in rows.items():
+            beside = _measure(options, each, *other) if other else None
+            report[name] = _describe(each, found[name], beside)
+            lines += _lines(name, each, found[name], beside)
+            if other is not None and each.examples:
+                report[name]["kl"] = _divergence(options, each, (architecture, parameters), other)
+        if options.out:
+            write_lines(lines, options.out)
+        if _is_first_process():
+            print(json.dumps(report, ensure_ascii=False)) if options.json else print_evaluation(report, console)
+    return EXIT_DONE
+
+
+def _is_first_process() -> bool:
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _data_of(options: Any, file: str, date: str) -> Data:
+    """Length is the model's limit alone: nothing is cut or left out of a measure."""
+    return Data((file,), train_on=options.train_on, sequence_length=sys.maxsize, template_date=date)
+
+
+def _examples(options: Any, file: str, pretrained: "Pretrained", architecture: "Architecture") -> tuple:
+    """The demonstrations of a file as documents that fit the model."""
+    from sft_jax.data.prepare import check_vocabulary, prepare
+    from sft_jax.sample.score import check_lengths
+
+    examples = prepare(_data_of(options, file, pretrained.template_date), pretrained.tokenizer).examples
+    check_lengths(examples, architecture, options.model)
+    check_vocabulary(examples, architecture.vocab, options.model)
+    return examples
+
+
+def _read(options: Evaluate, file: str, pretrained: "Pretrained", architecture: "Architecture") -> "Rows":
+    from sft_jax.evaluate.measure import Rows, check_prompts_exist, has_demonstrations, read_tasks
+
+    examples = _examples(options, file, pretrained, architecture) if has_demonstrations((file,)) else ()
+    generates = options.check != ("none",) or options.scorer
+    data = _data_of(options, file, pretrained.template_date)
+    rows = Rows(examples, read_tasks(data, (file,), options.prompts) if generates else ())
+    check_prompts_exist(rows, (file,))
+    return rows
+
+
+def _measure(
+    options: Evaluate, rows: "Rows", pretrained: "Pretrained", architecture: "Architecture", parameters: Any
+) -> "Measured":
+    from sft_jax.data.tokenizer import vocabulary_size
+    from sft_jax.evaluate.checks import make_checks
+    from sft_jax.evaluate.measure import measure
+    from sft_jax.model.decoder import Compute
+    from sft_jax.sample.generate import Generator, Sampling
+
+    compute, tokenizer = Compute(dtype=options.dtype), pretrained.tokenizer
+    generator = Generator(architecture, compute, pretrained.stop_ids, vocabulary_size(tokenizer), options.batch_size)
+    return measure(
+        rows,
+        architecture,
+        compute,
+        parameters,
+        tokenizer,
+        generator,
+        Sampling(options.max_new_tokens),
+        make_checks(options.check, options.scorer, rows.tasks),
+        pretrained.template_date,
+        options.batch_size,
+    )
+
+
+def _describe(rows: "Rows", found: "Measured", beside: "Measured | None") -> dict[str, Any]:
+    """Everything as plain JSON; intervals as objects of value, low, high, n."""
+    from sft_jax.evaluate.measure import differences, summary
+
+    about: dict[str, Any] = {"model": summary(rows, found)}
+    if beside is not None:
+        about["against"] = summary(rows, beside)
+        about["difference"] = differences(found, beside)
+    return _plain(about)
+
+
+def _plain(value: Any) -> Any:
+    from sft_jax.evaluate.bootstrap import Interval
+
+    if isinstance(value, Interval):
+        return value._asdict()
+    return {key: _plain(child) for key, child in value.items()} if isinstance(value, dict) else value
+
+
+def _lines(name: str, rows: "Rows", found: "Measured", beside: "Measured | None") -> list[dict[str, Any]]:
+    """One object a task or, where nothing was generated, a document."""
+    both = {"model": found, **({"against": beside} if beside is not None else {})}
+    lines = []
+    for number, task in enumerate(rows.tasks):
+        line: dict[str, Any] = {"set": name, "id": task.id, "where": task.where, "demonstration": task.shown}
+        for who, one in both.items():
+            line[who] = {"text": one.completions[number].text, "scores": one.scores[number]}
+        lines.append(line)
+    for number, example in enumerate(rows.examples):
+        line = {"set": name, "id": example.id, "where": example.where}
+        for who, one in both.items():
+            loss = one.losses[number]
+            line[who] = {"nll": loss.nll, "weight": loss.weight, "turns": loss.turns}
+        lines.append(line)
+    return lines
+
+
+def _divergence(options: Any, rows: "Rows", policy: tuple, other: tuple) -> dict[str, float]:
+    from sft_jax.handoff.reference import Policy
+
+    return _kl(options, rows.examples, Policy(*policy), Policy(*other[1:]))
+
+
+def _kl(options: Any, examples: Sequence[Any], policy: "Policy", reference: "Policy") -> dict[str, float]:
+    from sft_jax.handoff.reference import divergences, mean
+    from sft_jax.model.decoder import Compute
+
+    if policy.architecture.vocab != reference.architecture.vocab:
+        raise BadInput(
+            f"{options.model} has a vocabulary of {policy.architecture.vocab:,} tokens, the other model "
+            f"{reference.architecture.vocab:,}: their probabilities cannot be compared"
+        )
+    return mean(list(divergences(policy, reference, Compute(dtype=options.dtype), examples, options.batch_size)))
+
+
+@dataclass(frozen=True)
+class Kl(Layout):
+    """How far a policy has moved from its reference: KL(MODEL || reference) a token, exact and by the estimators."""
+
+    model: ModelPath
+    """The policy: a Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    reference: str = ""
+    """The frozen reference, e.g. the workdir of the SFT run that the policy started from."""
+    data: str = ""
+    """Rows whose trained tokens are compared; where MODEL itself drew them, k1 and k3 estimate the KL without bias."""
+    train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
+    """Which tokens count."""
+    batch_size: int = 8
+    """Rows at once."""
+    json: bool = False
+    """Print {"kl", "k1", "k2", "k3", "tokens"}."""
+    out: str = ""
+    """JSONL file to write: id, and by token kl, logprobs and reference_logprobs."""
+
+
+def kl(arguments: Sequence[str]) -> int:
+    """sft-jax kl MODEL --reference MODEL --data F"""
+    options = parse(Kl, arguments, "sft-jax kl")
+    for name in ("reference", "data"):
+        require(options, name, "sft-jax kl")
+    at_least(options, 1, "batch_size")
+    check_writable(options.out)
+    with loaded(options.model, options) as (pretrained, architecture, parameters):
+        from sft_jax.handoff.reference import Policy, divergences, mean
+        from sft_jax.model.decoder import Compute
+
+        examples = _examples(options, options.data, pretrained, architecture)
+        other, other_architecture, other_parameters = load_beside(options.reference, options)
+        check_same_tokenizer(options.model, pretrained.tokenizer, options.reference, other.tokenizer)
+        policy, reference = Policy(architecture, parameters), Policy(other_architecture, other_parameters)
+        found = list(divergences(policy, reference, Compute(dtype=options.dtype), examples, options.batch_size))
+        if options.out:
+            names = {"kl": "kl", "log_p": "logprobs", "log_q": "reference_logprobs"}
+            lines = (
+                {"id": example.id, **{name: getattr(one, key).tolist() for key, name in names.items()}}
+                for example, one in zip(examples, found, strict=True)
+            )
+            write_lines(lines, options.out)
+        result = mean(found)
+        if _is_first_process():
+            shown = "  ".join(f"{name} {value:.6g}" for name, value in result.items())
+            print(json.dumps(result) if options.json else f"nats a token: {shown}")
+    return EXIT_DONE
+
+
+def check_same_tokenizer(model: str, tokenizer: Any, other: str, other_tokenizer: Any) -> None:
+    """Refuse two models whose ids mean different text.
+
+    Raises:
+      BadInput: with the first id that differs.
+    """
+    ours, theirs = tokenizer.get_vocab(), other_tokenizer.get_vocab()
+    if ours != theirs:
+        word = next(iter(sorted(dict(ours.items() ^ theirs.items()))))
+        raise BadInput(
+            f"{model} and {other} have different tokenizers: {word!r} is id {ours.get(word)} and {theirs.get(word)}. "
+            "Their probabilities of a token cannot be compared."
+        )

@@ -1,0 +1,165 @@
+"""The frozen reference policy: its log-probabilities, and how far a policy has moved from it, token by token.
+
+KL(policy || reference) at a position is sum over v of p(v) (log p(v) - log q(v)); p is the policy, q the reference. The
+estimators look only at the token that stands there, r = q / p: k1 = -log r, k2 = (log r)^2 / 2, k3 = (r - 1) - log r
+(Schulman 2020, "Approximating KL divergence"). Their mean is (k1, k3) or nearly is (k2) the KL where the policy itself
+drew the tokens; on other text they are only what their formula says.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sft_jax.data.store import Example
+from sft_jax.model.architecture import Architecture
+from sft_jax.model.attention import Places
+from sft_jax.model.decoder import Compute, cap_and_mask, forward, head_kernel
+from sft_jax.parallel.rules import active_parts, shard, whole_batches
+from sft_jax.sample.score import LENGTH_BUCKET
+from sft_jax.train.loss import gather_targets
+
+TARGET_BUCKET = 32
+"""Target positions of a batch are padded to a multiple of this, so that few shapes are compiled."""
+CHUNK = 512
+"""Positions that meet both heads at once, over all rows: no buffer exceeds twice CHUNK x V."""
+
+
+class Policy(NamedTuple):
+    """A decoder with its weights, laid out on the active mesh."""
+
+    architecture: Architecture
+    parameters: Mapping[str, jax.Array]
+
+
+class Divergence(NamedTuple):
+    """At each target of a document, float32 [targets]."""
+
+    kl: np.ndarray
+    """Exact, over the whole vocabulary."""
+    k1: np.ndarray
+    k2: np.ndarray
+    k3: np.ndarray
+    log_p: np.ndarray
+    """Of the target, under the policy."""
+    log_q: np.ndarray
+    """Of the target, under the reference."""
+    weights: np.ndarray
+
+
+def token_divergences(log_p_BMV: jax.Array, log_q_BMV: jax.Array, targets_BM: jax.Array) -> tuple[jax.Array, ...]:
+    """(kl, k1, k2, k3, log p, log q), float32 [B, M] each, from normalised log-probabilities [B, M, V].
+
+    Equal inputs give 0 to the bit. For use inside a step of one's own as well.
+    """
+    kl = (jnp.exp(log_p_BMV) * (log_p_BMV - log_q_BMV)).sum(axis=-1)
+    log_p, log_q = (jnp.take_along_axis(x, targets_BM[..., None], axis=-1)[..., 0] for x in (log_p_BMV, log_q_BMV))
+    log_r = log_q - log_p
+    return kl, -log_r, jnp.square(log_r) / 2, jnp.expm1(log_r) - log_r, log_p, log_q
+
+
+@functools.lru_cache(maxsize=8)
+def _make_hidden(architecture: Architecture, compute: Compute):
+    """The jitted (parameters, tokens [B, T], lengths [B], index [B, M]) -> hidden states [B, M, D] at `index`."""
+
+    def hidden(parameters, tokens, lengths, index):
+        positions = jnp.arange(tokens.shape[1])
+        places = Places(jnp.broadcast_to(positions, tokens.shape), (positions < lengths[:, None]).astype(jnp.int32))
+        states, _ = forward(architecture, compute, parameters, tokens, places)
+        return gather_targets(states, index)
+
+    return jax.jit(hidden)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_log_probabilities(architecture: Architecture):
+    """The jitted (parameters, hidden [B, C, D]) -> log-probabilities float32 [B, C, V].
+
+    Policy and reference go through the same program one after the other: within one program the compiler may round the
+    two differently, and the KL of a model with itself would not be 0.
+    """
+
+    def log_probabilities(parameters, hidden):
+        kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
+        raw = jnp.einsum("BMD,VD->BMV", hidden, kernel, preferred_element_type=jnp.float32)
+        log_p = jax.nn.log_softmax(cap_and_mask(architecture, raw), axis=-1)
+        return shard(log_p, "act_batch", "act_targets", "vocab", name="log_probabilities")
+
+    return jax.jit(log_probabilities)
+
+
+@jax.jit
+def _divergences(log_p, log_q, targets):
+    return tuple(shard(x, None, None) for x in token_divergences(log_p, log_q, targets))  # whole on every process
+
+
+def divergences(
+    policy: Policy, reference: Policy, compute: Compute, examples: Sequence[Example], batch_size: int = 8
+) -> Iterator[Divergence]:
+    """For each example in order, what policy and reference say at its targets (tokens with a weight).
+
+    Call it with the layout active; both lie on its mesh. Only target positions meet the heads, in chunks.
+
+    Raises:
+      ValueError: the two have vocabularies of different sizes.
+    """
+    if policy.architecture.vocab != reference.architecture.vocab:
+        raise ValueError(f"vocabularies of {policy.architecture.vocab} and {reference.architecture.vocab} tokens")
+    batch_size = whole_batches(batch_size)
+    models = [
+        (model.parameters, _make_hidden(model.architecture, compute), _make_log_probabilities(model.architecture))
+        for model in (policy, reference)
+    ]
+    for start in range(0, len(examples), batch_size):
+        batch = [examples[number] for number in range(start, min(start + batch_size, len(examples)))]
+        tokens, lengths, index, targets = _host_batch(batch, batch_size)
+        states = [hidden(parameters, tokens, lengths, index) for parameters, hidden, _ in models]
+        step = -(-max(1, CHUNK // batch_size) // active_parts("act_targets")) * active_parts("act_targets")
+        parts = []
+        for first in range(0, index.shape[1], step):
+            log_p, log_q = (
+                log_probabilities(parameters, state[:, first : first + step])
+                for state, (parameters, _, log_probabilities) in zip(states, models, strict=True)
+            )
+            parts.append(_divergences(log_p, log_q, targets[:, first : first + step]))
+        whole = [np.concatenate([np.asarray(part[k]) for part in parts], axis=1) for k in range(6)]
+        for row, example in enumerate(batch):
+            weights = example.weights[example.weights != 0]
+            kl, k1, k2, k3, log_p, log_q = (column[row, : len(weights)] for column in whole)
+            yield Divergence(kl, k1, k2, k3, log_p, log_q, weights)
+
+
+def _host_batch(batch: Sequence[Example], rows: int) -> tuple[np.ndarray, ...]:
+    """tokens [B, T], lengths [B], target index [B, M] and target tokens [B, M], int32, padded with zeros."""
+    lengths = np.ones(rows, np.int32)
+    lengths[: len(batch)] = [len(example.tokens) for example in batch]
+    width = -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET
+    unit = TARGET_BUCKET * active_parts("act_targets")
+    capacity = max(1, -(-max(example.targets for example in batch) // unit)) * unit
+    tokens = np.zeros((rows, width), np.int32)
+    index, targets = np.zeros((rows, capacity), np.int32), np.zeros((rows, capacity), np.int32)
+    for row, example in enumerate(batch):
+        trained = np.flatnonzero(example.weights)
+        tokens[row, : lengths[row]] = example.tokens
+        index[row, : len(trained)] = trained - 1  # a document's first token never has a weight
+        targets[row, : len(trained)] = example.tokens[trained]
+    return tokens, lengths, index, targets
+
+
+def mean(found: Sequence[Divergence]) -> dict[str, float]:
+    """`kl, k1, k2, k3` as weighted means a target, and `tokens`, the number of targets.
+
+    Raises:
+      ValueError: no target.
+    """
+    weights = np.concatenate([one.weights for one in found]).astype(np.float64)
+    if not weights.sum():
+        raise ValueError("no token has a weight, so the mean divergence is undefined")
+    means = {}
+    for name in ("kl", "k1", "k2", "k3"):
+        values = np.concatenate([getattr(one, name) for one in found]).astype(np.float64)
+        means[name] = float(np.average(values, weights=weights))
+    return {**means, "tokens": int(np.count_nonzero(weights))}
