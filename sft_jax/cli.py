@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
-from sft_jax import commands, data_commands, evaluate_commands, plan_commands
+from sft_jax import ceiling_command, commands, data_commands, evaluate_commands, handoff_commands, plan_commands
 from sft_jax.arguments import resolve_config
 from sft_jax.errors import (
     EXIT_BAD_INPUT,
@@ -35,7 +35,9 @@ sft-jax: supervised fine-tuning in JAX
   sft-jax sample MODEL --prompts F --out F             completions of prompts
   sft-jax score MODEL --data F --out F                 log p of every token of examples
   sft-jax evaluate MODEL --data F [--against MODEL]    behaviour and likelihood on held-out rows, before and after
+  sft-jax ceiling CONFIG                               more data, better data, a larger model, or preferences?
   sft-jax export MODEL --out DIR                       a Hugging Face directory
+  sft-jax reward-init MODEL --out DIR                  a scalar head on it: where a reward model starts
   sft-jax kl MODEL --reference MODEL --data F          how far a policy has moved from its reference
 
 MODEL is a Hugging Face directory, a .gguf file, a run's workdir (newest checkpoint), or hf://org/name.
@@ -60,6 +62,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": commands.export,
     "evaluate": evaluate_commands.evaluate,
     "kl": evaluate_commands.kl,
+    "reward-init": handoff_commands.reward_init,
+    "ceiling": ceiling_command.ceiling,
 }
 
 

@@ -51,8 +51,8 @@ class Model:
 
 # fmt: off
 Format = Literal[
-    "messages", "sharegpt", "tokens", "preference", "prompt_completion", "alpaca", "seed_task", "question_answer",
-    "text",
+    "messages", "sharegpt", "tokens", "preference", "pair", "prompt_completion", "alpaca", "seed_task",
+    "question_answer", "text",
 ]
 # fmt: on
 """The forms of a record; `data/formats.py` says what each holds."""
@@ -150,6 +150,9 @@ class Optimizer:
 class Train:
     """How long, how large, and what is written when."""
 
+    objective: Literal["sft", "reward"] = identity("sft")
+    """sft imitates the trained tokens; reward learns from `chosen` and `rejected` which is better (Bradley-Terry), with
+    a model that sft-jax reward-init wrote."""
     steps: int = identity(0)
     """Optimizer steps; 0 means epochs decides."""
     epochs: int = identity(1)
@@ -162,6 +165,14 @@ class Train:
     """Seed of the row order and of random initialisation."""
     eval_every: int = free(0)
     """Evaluate the held-out loss every so many steps and at the end; 0 turns it off."""
+    eval_samples: int = free(0)
+    """Answer so many held-out prompts (greedily) at every evaluation, judge the answers, and write them down."""
+    eval_new_tokens: int = free(256)
+    """Longest of these answers, in tokens."""
+    eval_checks: tuple[str, ...] = free(("auto",))
+    """How they are judged: the checks of sft-jax evaluate; auto takes what the rows call for."""
+    eval_scorer: str = free("")
+    """A function of yours that judges too, `file.py:name`: (completion, row) -> number, or a dict of numbers."""
     save_every: int = free(100)
     """Checkpoint every so many steps and at the end; 0 keeps only the last step."""
     keep_last: int = free(2)

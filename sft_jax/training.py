@@ -1,8 +1,10 @@
 """A whole run from its config: what `sft-jax train` does, and what other commands do several times."""
 
 import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_jax.using import agree_on_options
 
@@ -12,11 +14,32 @@ if TYPE_CHECKING:
     from sft_jax.config import RunConfig
     from sft_jax.model.architecture import Architecture
     from sft_jax.train.inputs import Inputs
+    from sft_jax.train.metrics import MetricsRow
     from sft_jax.train.step import TrainState
 
+SAMPLES = "samples.jsonl"
+"""In a workdir: the answers to held-out prompts at each evaluation, with their scores."""
 
-def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState, jax.sharding.Mesh]":
+
+class Trained(NamedTuple):
+    """What came of a run, or what it begins with."""
+
+    inputs: "Inputs"
+    architecture: "Architecture"
+    """As laid out."""
+    state: "TrainState"
+    mesh: "jax.sharding.Mesh"
+
+
+Watch = Callable[[Mapping[str, Any], int], "MetricsRow"]
+"""(parameters, step) -> numbers for the evaluation's row of metrics.jsonl; every process calls it."""
+
+
+def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None = None) -> Trained:
     """A whole run from its config: inputs, devices, state, loop, report. Returns what came of it.
+
+    Args:
+      watch: makes what is called at each evaluation besides the held-out loss, from the run as it begins.
 
     Raises:
       BadInput, NonFinite, Preempted: see `main` for the exit status of each.
@@ -72,7 +95,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
             console.print(f"{config.workdir}: already at step {begin} of {config.train.steps}; nothing to do")
             if first_process and not (Path(config.workdir) / REPORT).exists():  # a kill came right before it
                 write_page(Path(config.workdir))
-            return inputs, architecture, assembled.state, mesh
+            return Trained(inputs, architecture, assembled.state, mesh)
         if begin:
             console.print(f"continuing {config.workdir} after step {begin} of {config.train.steps}")
         source = inputs.source
@@ -93,6 +116,8 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
         due = bool(begin and eval_every and begin % eval_every == 0)
         missed = due and first_process and not has_evaluation(config.workdir, begin)
         evaluate_first = bool(multihost_utils.broadcast_one_to_all(np.int32(missed)))
+        begun = Trained(inputs, architecture, assembled.state, mesh)
+        watches = [make(begun) for make in (watch, samples_watch if config.train.eval_samples else None) if make]
         peak = peak_flops(jax.devices()[0].device_kind)
         state = run_loop(
             assembled.state,
@@ -100,7 +125,7 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
             source,
             assembled.shapes,
             assembled.shardings,
-            Callables(assembled.update, assembled.evaluate, report, poll),
+            Callables(assembled.update, _watched(assembled.evaluate, watches), report, poll),
             Schedule(config.train.steps, eval_every, config.train.save_every, evaluate_first),
             assembled.manager,
             inputs.record,
@@ -110,4 +135,61 @@ def run_training(config: "RunConfig") -> "tuple[Inputs, Architecture, TrainState
     if first_process:
         write_page(Path(config.workdir))
         console.print(f"done: {config.workdir} (metrics.jsonl, checkpoints/, report.html)")
-    return inputs, architecture, state, mesh
+    return Trained(inputs, architecture, state, mesh)
+
+
+def _watched(evaluate: Any, watches: Sequence[Watch]) -> Any:
+    """The loop's evaluation, with what each watch adds to its row."""
+    if not watches:
+        return evaluate
+
+    def both(state: "TrainState", step: int, may_give_up: bool) -> "MetricsRow | None":
+        row = evaluate(state, step, may_give_up)
+        if row is not None:
+            for watch in watches:
+                row.update(watch(state.trainable, step))
+        return row
+
+    return both
+
+
+def samples_watch(begun: Trained) -> Watch:
+    """Greedy answers to held-out prompts, judged: their texts into samples.jsonl, their mean scores into the row.
+
+    The answers are made on the training mesh from the parameters as they lie there; the next batch is prepared
+    meanwhile.
+    """
+    import jax
+
+    from sft_jax.data.tokenizer import vocabulary_size
+    from sft_jax.evaluate.checks import judge, make_checks, summarise
+    from sft_jax.evaluate.complete import complete, prompts_of
+    from sft_jax.evaluate.measure import read_tasks
+    from sft_jax.model.decoder import Compute
+    from sft_jax.sample.generate import Generator, Sampling
+    from sft_jax.train.metrics import cut_after
+
+    config, architecture, pretrained = begun.inputs.config, begun.architecture, begun.inputs.pretrained
+    train, tokenizer = config.train, pretrained.tokenizer
+    tasks = read_tasks(config.data, config.data.eval, train.eval_samples)
+    checks = make_checks(train.eval_checks, train.eval_scorer, tasks)
+    vocab, positions, date = architecture.vocab, architecture.max_positions, config.data.template_date
+    prompts = prompts_of(tasks, tokenizer, train.eval_new_tokens, vocab, positions, date)
+    compute, known = Compute(config.model.dtype, attention=config.model.attention), vocabulary_size(tokenizer)
+    generator = Generator(architecture, compute, pretrained.stop_ids, known, batch_size=min(32, len(prompts)))
+    path = Path(config.workdir) / SAMPLES
+    if jax.process_index() == 0:
+        cut_after(path, int(begun.state.step))
+
+    def watch(parameters: Mapping[str, Any], step: int) -> "MetricsRow":
+        sampling = Sampling(train.eval_new_tokens)
+        completions = [one for [one] in complete(generator, parameters, tokenizer, prompts, sampling)]
+        scores = judge(tasks, completions, checks)
+        if jax.process_index() == 0:
+            with path.open("a", encoding="utf-8") as file:
+                for task, one, row in zip(tasks, completions, scores, strict=True):
+                    line = {"step": step, "id": task.id, "text": one.text, "demonstration": task.shown, "scores": row}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        return {f"eval/{name}": mean.value for name, mean in summarise(scores).items()}
+
+    return watch

@@ -13,6 +13,7 @@ _AT_LEAST_ONE = (
     "data.sequence_length",
     "data.streams",
     "train.epochs",
+    "train.eval_new_tokens",
     "train.batch_size",
     "train.accumulation",
     "train.keep_last",
@@ -29,6 +30,7 @@ _NOT_NEGATIVE = (
     "train.steps",
     "train.seed",
     "train.eval_every",
+    "train.eval_samples",
     "train.save_every",
     "train.keep_every",
 )
@@ -63,6 +65,8 @@ def validate(config: RunConfig) -> None:
         problems.append(f"data.template_date is {day!r}, expected a day as YYYY-MM-DD, or nothing for today")
     if config.train.eval_every and not config.data.eval:
         problems.append(f"train.eval_every is {config.train.eval_every} but data.eval is empty: name held-out files")
+    if config.train.eval_samples and not config.train.eval_every:
+        problems.append(f"train.eval_samples is {config.train.eval_samples} but train.eval_every is 0: say how often")
     weights = config.data.weights
     if weights and len(weights) != len(config.data.train):
         problems.append(f"data.weights has {len(weights)} entries, data.train {len(config.data.train)}: one for each")
@@ -75,6 +79,18 @@ def validate(config: RunConfig) -> None:
     if config.data.limit and (config.data.streaming or weights):
         other = "data.streaming" if config.data.streaming else "data.weights"
         problems.append(f"data.limit draws from prepared data of one kind; it does not go with {other}")
+    if config.train.objective == "reward":
+        if config.data.over_length in ("truncate", "split"):
+            problems.append(
+                f'data.over_length is "{config.data.over_length}": a cut answer has lost the token at which its reward '
+                "is read. Take drop or error for train.objective reward"
+            )
+        if config.data.format not in ("auto", "preference", "pair"):
+            problems.append(f"data.format is {config.data.format}, but train.objective reward compares two answers")
+        if config.data.streaming:
+            problems.append("data.streaming: train.objective reward learns from prepared pairs")
+    elif config.data.format == "pair":
+        problems.append('data.format "pair" is for train.objective reward; "preference" imitates the chosen answer')
     if config.data.over_length == "split" and config.data.sequence_length < 2:
         problems.append('data.over_length "split" needs data.sequence_length of at least 2')
     problems += _batch_problems(config) + layout_problems(config.mesh, config.sharding, config.distributed)

@@ -43,6 +43,8 @@ class PreparedRows:
     tokens_per_row: int
     targets_per_row: int
     rows_per_epoch: int
+    pairs: bool = False
+    """Examples are pairs of documents to compare: see `fill_pairs`."""
 
     def batch(self, step: int, row_slice: slice = slice(None)) -> Batch:
         """The rows of one step; `row_slice` selects columns of the [A, B/A] layout, this process's share."""
@@ -50,8 +52,9 @@ class PreparedRows:
         mine = grid[:, row_slice]
         documents = [self.documents_of(int(row)) for row in mine.flat]  # reading and filling by turns is a tenth slower
         batch = empty_batch(mine.shape, self.tokens_per_row, self.targets_per_row)
+        fill = fill_pairs if self.pairs else fill_row
         for cell, of_row in zip(np.ndindex(*mine.shape), documents, strict=True):
-            fill_row(Batch(*(part[cell] for part in batch)), of_row)
+            fill(Batch(*(part[cell] for part in batch)), of_row)
         return batch
 
     def steps_for(self, epochs: int) -> int:
@@ -150,6 +153,27 @@ def fill_row(row: Batch, documents: Sequence[Example]) -> None:
     row.target_weights[: len(trained)] = weights[trained]
 
 
-def batches_of(examples: Sequence[Example], plan: Plan, batch_size: int, accumulation: int = 1) -> Batches:
+def fill_pairs(row: Batch, pairs: Sequence[Example]) -> None:
+    """Write pairs of documents into one row of zeros, given as views [T] and [M].
+
+    Each document of a pair is one of its own. Slots 2k and 2k + 1 are the last tokens of pair k's chosen and rejected
+    document, where the reward is read; their weights are as the example's: the pair's, and with the margin added.
+    """
+    documents = []
+    for pair in pairs:
+        end = int(np.flatnonzero(pair.weights)[0]) + 1
+        for part in (slice(0, end), slice(end, None)):
+            documents.append(pair._replace(tokens=pair.tokens[part], weights=pair.weights[part]))
+    fill_row(row, documents)
+    used = 2 * len(pairs)
+    row.target_index[:used] += 1  # at the token itself, not before it
+    row.target_tokens[:used] = 0
+
+
+def batches_of(
+    examples: Sequence[Example], plan: Plan, batch_size: int, accumulation: int = 1, pairs: bool = False
+) -> Batches:
     """Batches that visit every example once, in the plan's order, padded at the end: for evaluation."""
-    return Batches(examples, plan, 0, batch_size, accumulation, shuffle=False, total_rows=plan.rows)
+    batches = Batches(examples, plan, 0, batch_size, accumulation, shuffle=False, total_rows=plan.rows)
+    batches.pairs = pairs
+    return batches

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sft_jax.data.formats import Completion, Conversation, Demonstration, Text
+from sft_jax.data.formats import Completion, Conversation, Demonstration, Pair, Text
 from sft_jax.data.losses import losses, things_said
 from sft_jax.data.messages import message_weight
 from sft_jax.data.rendering import Policy, Template
@@ -88,6 +88,8 @@ def write(
         return _strings(where, demonstration.prompt, demonstration.completion, tokenizer, train_on, policy)
     if isinstance(demonstration, Text):
         return _strings(where, "", demonstration.text, tokenizer, train_on, policy)
+    if isinstance(demonstration, Pair):
+        return _pair(where, demonstration, tokenizer, policy)
     weights = np.ones_like(demonstration.weights) if train_on == "all" else demonstration.weights
     return Encoded(demonstration.tokens, weights)
 
@@ -102,6 +104,21 @@ def _strings(where: str, prompt: str, completion: str, tokenizer: Any, train_on:
     end = len(prompt) + len(completion)
     stop = [] if policy.end_of_turn else [((end - len(eos), end), 0.0)]
     return Written(prompt + completion, [((start, end), 1.0), *stop], is_chat=False)
+
+
+def _pair(where: str, pair: Pair, tokenizer: Any, policy: Policy) -> Encoded:
+    """Both documents behind one another: `weights` is 0 but at their last tokens, where the reward is read.
+
+    The chosen one's end weighs 1 and the rejected one's 1 + margin; `train/reward_loss.py` reads them so.
+    """
+    chosen, rejected = (encode(where, one, tokenizer, "all", policy) for one in (pair.chosen, pair.rejected))
+    if min(len(chosen.tokens), len(rejected.tokens)) < 2:
+        raise BadRow(f"{where}: an answer of one token, expected at least two with the prompt")
+    if np.array_equal(chosen.tokens, rejected.tokens):
+        raise BadRow(f"{where}: chosen and rejected are the same tokens: nothing tells which is better")
+    weights = np.zeros(len(chosen.tokens) + len(rejected.tokens), np.float32)
+    weights[len(chosen.tokens) - 1], weights[-1] = 1.0, 1.0 + pair.margin
+    return Encoded(np.concatenate([chosen.tokens, rejected.tokens]), weights, chosen.lost + rejected.lost)
 
 
 def tokenise(documents: Sequence[Written | Encoded], tokenizer: Any) -> list[Encoded]:

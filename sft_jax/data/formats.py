@@ -21,6 +21,7 @@ KEYS: dict[Format, tuple[tuple[str, ...], ...]] = {
     "sharegpt": (("conversations", "conversation"),),
     "tokens": (("input_ids", "tokens"), ("labels", "weights", "loss_mask", "assistant_masks")),
     "preference": (("chosen",), ("rejected",)),
+    "pair": (("chosen",), ("rejected",)),
     "prompt_completion": (("prompt",), ("completion",)),
     "alpaca": (("instruction",), ("output", "response")),
     "seed_task": (("instruction",), ("instances",)),
@@ -77,7 +78,19 @@ class Tokens:
     form: Format = "tokens"
 
 
-Demonstration = Conversation | Completion | Text | Tokens
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, of which the first is preferred."""
+
+    chosen: Conversation | Completion | Text
+    rejected: Conversation | Completion | Text
+    margin: float = 0.0
+    """How much better it should score, at least 0."""
+    id: str = ""
+    form: Format = "pair"
+
+
+Demonstration = Conversation | Completion | Text | Tokens | Pair
 
 
 def check_settings(data: Data) -> None:
@@ -167,6 +180,21 @@ def _sharegpt(record: Record) -> list[Demonstration]:
 
 def _prompt_completion(record: Record) -> list[Demonstration]:
     return [_pair(record, "completion", "prompt_completion")]
+
+
+def _pair_of_answers(record: Record) -> list[Demonstration]:
+    """Both answers, each with the prompt: two documents that are compared."""
+    both = []
+    for key in ("chosen", "rejected"):
+        value = {name: child for name, child in record.value.items() if name not in ("chosen", "rejected")}
+        [one] = _preference(Record(record.source, record.line, {**value, "chosen": record.value[key]}))
+        if isinstance(one, Tokens | Pair) or type(one) is not type(both[0] if both else one):
+            raise BadRow(f"{record.where}: chosen and rejected differ in form, expected text or messages of both")
+        both.append(one)
+    margin = record.value.get("margin", 0.0)
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < 1e6:
+        raise BadRow(f"{record.where}: margin is {margin!r}, expected a number of at least 0")
+    return [Pair(both[0], both[1], float(margin), record_id(record))]
 
 
 def _preference(record: Record) -> list[Demonstration]:
@@ -333,6 +361,7 @@ _READERS: dict[Format, Callable[[Record], list[Demonstration]]] = {
     "sharegpt": _sharegpt,
     "tokens": _tokens,
     "preference": _preference,
+    "pair": _pair_of_answers,
     "prompt_completion": _prompt_completion,
     "alpaca": _alpaca,
     "seed_task": _seed_task,

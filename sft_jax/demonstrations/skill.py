@@ -13,9 +13,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from sft_jax.config import RunConfig
 
 DIGITS = 5
 """Digits of a question: 100,000 different ones."""
@@ -55,6 +58,16 @@ class Demonstrator:
             return 1 - (1 - self.skill) ** n
         return 1 - self.slip**n / 2
 
+    def log_probability(self, question: str, answer: str) -> float:
+        """Nats: of this answer to this question."""
+        right = max(map(int, question))
+        if self.errors == "scattered":
+            p = self.skill if int(answer) == right else (1 - self.skill) / 9
+        else:
+            slip = self.slip if int(question[0]) % 2 == 1 else 0.0
+            p = {right: 1 - slip, (right + 1) % 10: slip}.get(int(answer), 0.0)
+        return math.log(p) if p else -math.inf
+
     def answer(self, question: str, random: np.random.Generator) -> str:
         right = max(map(int, question))
         if self.errors == "systematic":
@@ -85,11 +98,31 @@ def rows(demonstrator: Demonstrator, count: int, seed: int) -> list[dict[str, st
     return made
 
 
+def run_config(
+    name: str, demonstrator: Demonstrator, demonstrations: int, steps: int = 300, **decoder: int
+) -> "RunConfig":
+    """A run from scratch on the demonstrator's answers, for `configs/ceiling_*.py`; writes the task it needs.
+
+    Args:
+      decoder: embed, layers, heads, as `write_task` takes them.
+    """
+    from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
+
+    task = write_task(Path("runs/ceiling/tasks") / name, demonstrator, demonstrations, **decoder)
+    return RunConfig(
+        workdir=f"runs/ceiling/{name}",
+        model=Model(path=str(task / MODEL), weights="random"),
+        data=Data(train=(str(task / TRAIN),), eval=(str(task / HELD_OUT),), sequence_length=128),
+        optimizer=Optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=20, b2=0.98),
+        train=Train(steps=steps, batch_size=32, eval_every=30, save_every=0, keep_last=1, tensorboard=False),
+    )
+
+
 def write_task(
     directory: Path,
     demonstrator: Demonstrator,
     demonstrations: int,
-    held_out: int = 1000,
+    held_out: int = 4000,
     embed: int = 64,
     layers: int = 2,
     heads: int = 4,

@@ -55,6 +55,8 @@ class Architecture:
     """Logits become cap * tanh(logit / cap)."""
     period: tuple[LayerKind, ...] = (LayerKind(),)
     """The kinds that repeat; layers = periods * len(period) + remainder."""
+    reward: bool = False
+    """A scalar head, `score`, in the place of the vocabulary's: a reward model."""
     vocab_rows: int = 0
     """Rows of the embedding and head as stored: >= vocab where a layout needs divisibility; 0 means vocab."""
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from sft_jax.errors import BadInput
 from sft_jax.model import attention as attention_lib
 from sft_jax.model.architecture import Architecture, LayerKind
 from sft_jax.model.attention import Places
@@ -184,7 +185,8 @@ class Decoder(nnx.Module):
         self.periods = nnx.List([Layer(rngs, a, kind, compute, (a.periods,)) for kind in a.period])
         self.remainder = nnx.List([Layer(rngs, a, kind, compute, ()) for kind in a.remainder])
         self.final_norm = RMSNorm(a.embed, a.norm_eps, ())
-        self.head = None if a.tied else _normal(rngs, (a.rows, a.embed), ("vocab", "embed"))
+        self.head = None if a.tied or a.reward else _normal(rngs, (a.rows, a.embed), ("vocab", "embed"))
+        self.score = nnx.Param(jnp.zeros((1, a.embed), jnp.float32), axes=(None, "embed")) if a.reward else None
         self.a, self.compute = a, compute
 
     def __call__(self, tokens_BT: jax.Array, places: Places, cache=None, keep_kv: bool = False):
@@ -265,7 +267,13 @@ def forward(a: Architecture, compute: Compute, parameters: Parameters, tokens_BT
 
 
 def head_kernel(a: Architecture, parameters: Parameters) -> jax.Array:
-    """The [V, D] kernel that turns hidden states into logits: the embedding itself when tied."""
+    """The [V, D] kernel that turns hidden states into logits: the embedding itself when tied.
+
+    Raises:
+      BadInput: a reward model, which predicts no token.
+    """
+    if a.reward:
+        raise BadInput("this is a reward model: it has a scalar head and predicts no token. Give a language model.")
     return parameters["embedding" if a.tied else "head"]
 
 

@@ -23,6 +23,7 @@ class Family:
     """One `model_type` of transformers."""
 
     class_name: str
+    """Of the language model; `reward_class` is that of the reward model."""
     defaults: Config
     """What transformers (5.23, `configuration_*.py`) assumes where config.json leaves a key out."""
     qkv_bias: bool | None = None
@@ -30,6 +31,10 @@ class Family:
     qk_norm: bool = False
     windows: bool = False
     """Reads use_sliding_window, sliding_window, max_window_layers and layer_types."""
+
+    @property
+    def reward_class(self) -> str:
+        return self.class_name.replace("ForCausalLM", "ForSequenceClassification")
 
 
 _DEFAULTS = {
@@ -85,7 +90,7 @@ def family_of(config: Config, origin: str) -> str:
     Raises:
       BadInput: another architecture, or none named; lists the supported ones.
     """
-    by_class = {family.class_name: name for name, family in FAMILIES.items()}
+    by_class = {kind: name for name, family in FAMILIES.items() for kind in (family.class_name, family.reward_class)}
     found = config.get("architectures") or []
     found = [found] if isinstance(found, str) else found
     if not found and config.get("model_type") in FAMILIES:
@@ -113,6 +118,9 @@ def architecture_of(config: Config, origin: str) -> Architecture:
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise BadInput(f"{origin}: config.json has {key} {given[key]!r}, expected {expected}")
     _refuse_what_differs(given, origin)
+    reward = is_reward(config)
+    if reward and labels_of(config) != 1:
+        raise BadInput(f"{origin}: a classifier of {labels_of(config)} labels; a reward model has one (num_labels 1)")
     heads, layers = given["num_attention_heads"], given["num_hidden_layers"]
     biased = bool(given["attention_bias"])
     values: Config = {
@@ -131,12 +139,31 @@ def architecture_of(config: Config, origin: str) -> Architecture:
         "output_bias": biased if family.qkv_bias is None else False,
         "mlp_bias": bool(given["mlp_bias"]) and not family.windows,
         "qk_norm": family.qk_norm,
+        "reward": reward,
         "period": shortest_period(_kinds(given, layers, origin) if family.windows else (LayerKind(),) * layers),
     }
     try:
         return Architecture(**values)
     except BadInput as error:
         raise BadInput(f"{origin}: {error}") from error
+
+
+def is_reward(config: Config) -> bool:
+    """Whether a config.json names a model with a scalar head."""
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or [])
+
+
+def labels_of(config: Config) -> int:
+    """How many labels a classifier has; transformers takes two where nothing is said."""
+    labels = config.get("id2label")
+    return len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
+
+
+def as_reward(config: Config, model_type: str) -> Config:
+    """The config.json of the reward model on this decoder, as transformers writes it."""
+    labels: Config = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    kept = {key: value for key, value in config.items() if key != "num_labels"}
+    return {**kept, "architectures": [FAMILIES[model_type].reward_class], "model_type": model_type, **labels}
 
 
 def _refuse_what_differs(given: Config, origin: str) -> None:
@@ -235,6 +262,8 @@ def config_of(a: Architecture, model_type: str) -> Config:
         config["layer_types"] = ["sliding_attention" if kind.window else "full_attention" for kind in kinds]
     else:
         config["mlp_bias"] = a.mlp_bias
+    if a.reward:
+        config = as_reward(config, model_type)
     described = architecture_of(config, f"the {model_type} family")
     lost = [
         f"{name} {value!r}"

@@ -1,6 +1,7 @@
 """What all processes of a run must agree on, and a refusal of one that becomes the refusal of all."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -14,6 +15,9 @@ from sft_jax.errors import BadInput
 
 Result = TypeVar("Result")
 
+_asked: Counter[str] = Counter()
+"""How often this process has asked for each agreement; all ask in the same order."""
+
 
 def agreed(
     what: str,
@@ -25,7 +29,7 @@ def agreed(
     """The result of `work` on this process, once the others have theirs and the fields are the same.
 
     Args:
-      what: names the agreement; each name is used once in the life of the processes.
+      what: names the agreement.
       fields: of the result, to compare; JSON values.
       advice: what to do about a difference.
 
@@ -36,8 +40,11 @@ def agreed(
     if state.client is None:
         return work()
 
+    _asked[what] += 1
+    place = f"sft_jax/{what}/{_asked[what]}"
+
     def tell(value: Mapping[str, Any]) -> None:
-        state.client.key_value_set(f"sft_jax/{what}/{state.process_id}", json.dumps(value))  # type: ignore[union-attr]
+        state.client.key_value_set(f"{place}/{state.process_id}", json.dumps(value))  # type: ignore[union-attr]
 
     try:
         result = work()
@@ -45,7 +52,7 @@ def agreed(
         tell({"refused": str(error)})
         raise
     tell({"fields": dict(fields(result))})
-    answers = [_answer(what, process, timeout_seconds) for process in range(state.num_processes or 1)]
+    answers = [_answer(what, place, process, timeout_seconds) for process in range(state.num_processes or 1)]
     for process, answer in enumerate(answers):
         if "refused" in answer:
             raise BadInput(f"process {process}: {answer['refused']}")
@@ -56,10 +63,10 @@ def agreed(
     return result
 
 
-def _answer(what: str, process: int, timeout_seconds: float) -> dict[str, Any]:
+def _answer(what: str, place: str, process: int, timeout_seconds: float) -> dict[str, Any]:
     client: Any = distributed.global_state.client
     try:
-        return json.loads(client.blocking_key_value_get(f"sft_jax/{what}/{process}", int(timeout_seconds * 1000)))
+        return json.loads(client.blocking_key_value_get(f"{place}/{process}", int(timeout_seconds * 1000)))
     except jax.errors.JaxRuntimeError as error:
         raise BadInput(
             f"process {process} has not told its {what} within {timeout_seconds:g} s: {str(error).splitlines()[0]}. "

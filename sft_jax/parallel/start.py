@@ -24,6 +24,8 @@ def start(config: Distributed) -> None:
     if config.cpu_devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    if jax.distributed.is_initialized():  # by an earlier run of this process
+        return
     if config.auto:
         try:
             jax.distributed.initialize(initialization_timeout=config.timeout_seconds)

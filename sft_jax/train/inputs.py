@@ -79,7 +79,10 @@ def read_demonstrations(
             f"data.sequence_length is {config.data.sequence_length}, but {config.model.path} was made for at most "
             f"{limit} positions. Lower data.sequence_length to {limit} or less."
         )
+    check_objective(config, pretrained)
     data = dataclasses.replace(config.data, template_date=template_date(config, pretrained.tokenizer))
+    if config.train.objective == "reward":
+        data = dataclasses.replace(data, format="pair")
     cache, deadline = Path(config.workdir) / PREPARED, config.distributed.timeout_seconds
 
     def opened(entries: Sequence[str]) -> tuple[Store, ...]:
@@ -91,6 +94,21 @@ def read_demonstrations(
         return tuple(stores)
 
     return Demonstrations(pretrained, data, () if data.streaming else opened(data.train), opened(data.eval))
+
+
+def check_objective(config: RunConfig, pretrained: Pretrained) -> None:
+    """Raises BadInput where the objective needs another head than the model has."""
+    reward = config.train.objective == "reward"
+    if reward and not pretrained.architecture.reward:
+        raise BadInput(
+            f'train.objective is "reward", but {config.model.path} is a language model. Give it a scalar head first: '
+            f"sft-jax reward-init {config.model.path} --out DIR, then --model.path DIR."
+        )
+    if pretrained.architecture.reward and not reward:
+        raise BadInput(
+            f"{config.model.path} is a reward model and predicts no token. Set --train.objective reward, or give the "
+            "language model."
+        )
 
 
 def template_date(config: RunConfig, tokenizer: Any) -> str:
@@ -123,7 +141,8 @@ def read_inputs(config: RunConfig, first_process: bool, progress: Callable[[int]
         length, packing = config.data.sequence_length, config.data.packing
         capacity = choose_target_capacity(held_out.lengths, held_out.targets, length, packing, _multiple(config))
         plan = plan_packing(held_out.lengths, held_out.targets, length, capacity, packing)
-        evaluation = batches_of(held_out, plan, config.train.batch_size, config.train.accumulation)
+        pairs = config.train.objective == "reward"
+        evaluation = batches_of(held_out, plan, config.train.batch_size, config.train.accumulation, pairs)
         notes += [f"held out: {line}" for line in (*describe(counts, dropped), plan.describe())]
     resolved = dataclasses.replace(
         config,
@@ -142,7 +161,8 @@ def _packed(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixtu
     record["plan"] = " ".join(plan.hash for plan in plans)
     check_same_record(config, record)
     rows = source.rows_per_epoch
-    if rows < config.train.batch_size:
+    # Whoever asks for a part of the data knows that it may be small.
+    if rows < config.train.batch_size and not config.data.limit:
         raise BadInput(
             f"{', '.join(config.data.train)}: {sum(map(len, stores)):,} documents fill {rows:,} rows of "
             f"{config.data.sequence_length:,} tokens, fewer than the {config.train.batch_size:,} of train.batch_size: "
@@ -209,11 +229,17 @@ def pack(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixture,
         Batches(group, plan, train.seed + number * 1_000_003, rows, parts, data.shuffle)
         for number, (group, plan) in enumerate(zip(groups, plans, strict=True))
     ]
-    if not data.weights:
+    mixture = None
+    if data.weights:
+        shares = row_shares(sources, data.weights, data.weights_count)
+        mixture = Mixture(sources, shares, rows, parts)
+    for source in (*sources, mixture):
+        if source is not None:
+            source.pairs = train.objective == "reward"
+    if mixture is None:
         return sources[0], plans, [plans[0].describe(rows)]
-    shares = row_shares(sources, data.weights, data.weights_count)
     notes = [f"{entry}: {plan.describe(rows)}" for entry, plan in zip(data.train, plans, strict=True)]
-    return Mixture(sources, shares, rows, parts), plans, notes
+    return mixture, plans, notes
 
 
 def describe_mixture(config: RunConfig, source: Mixture, steps: int) -> list[str]:

@@ -37,6 +37,8 @@ def training_row(
         "accuracy": sums["correct"] / weight if weight else None,
         "entropy": sums["entropy"] / weight if weight else None,
     }
+    if weight and "reward_margin" in sums:
+        mean["reward_margin"] = sums["reward_margin"] / weight
     flops = model_flops(architecture, sums["tokens"], sums["target_tokens"], sums["pairs"])
     return {
         "step": step,
@@ -61,6 +63,7 @@ def evaluation_row(batches: Iterable[Mapping[str, float]], step: int) -> Metrics
             total[name] = total.get(name, 0.0) + value
     weight = total["weight_sum"]
     loss = total["loss_sum"] / weight
+    more = {"eval/reward_margin": total["reward_margin"] / weight} if "reward_margin" in total else {}
     return {
         "step": step,
         "eval/loss": loss,
@@ -68,6 +71,7 @@ def evaluation_row(batches: Iterable[Mapping[str, float]], step: int) -> Metrics
         "eval/accuracy": total["correct"] / weight,
         "eval/entropy": total["entropy"] / weight,
         "eval/target_tokens": int(total["target_tokens"]),
+        **more,
     }
 
 

@@ -32,6 +32,7 @@ from sft_jax.train.inputs import Inputs
 from sft_jax.train.loss import Objective, sft_objective
 from sft_jax.train.metrics import MetricsRow, evaluation_row
 from sft_jax.train.optimizer import make_optimizer, make_schedule
+from sft_jax.train.reward_loss import reward_objective
 from sft_jax.train.step import (
     Parameters,
     TrainState,
@@ -108,10 +109,12 @@ def check_batch(config: RunConfig, shapes: Batch, mesh: AnyMesh) -> None:
 
 
 def make_objective(config: RunConfig, architecture, shapes: Batch, mesh: AnyMesh) -> Objective:
-    """The SFT objective with the head's chunk turned from positions a device into positions a row."""
+    """The config's objective; for SFT with the head's chunk turned from positions a device into positions a row."""
     rows_a_device = shapes.tokens[1] // axis_parts("act_batch", config.sharding, mesh)
     model = config.model
     compute = Compute(model.dtype, model.remat, model.attention, model.scan_layers, model.context_attention)
+    if config.train.objective == "reward":
+        return reward_objective(architecture, compute)
     return sft_objective(architecture, compute, max(1, model.head_chunk // rows_a_device))
 
 

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sft_jax.data.chat import rendered
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.families import FAMILIES, architecture_of, family_of
+from sft_jax.model.families import FAMILIES, architecture_of, as_reward, family_of
 from sft_jax.weights.names import Place, Sizes, places, sizes_of, their_shape, to_theirs
 from sft_jax.weights.safetensors import INDEX, SINGLE
 
@@ -142,7 +142,11 @@ def _configs(
     """config.json and generation_config.json."""
     config = {key: value for key, value in hf_config.items() if key not in ("torch_dtype", "_name_or_path")}
     model_type = family_of(config, "the model's config")
-    config |= {"architectures": [FAMILIES[model_type].class_name], "model_type": model_type, "dtype": dtype}
+    if a.reward:
+        config = as_reward(config, model_type)
+    else:
+        config |= {"architectures": [FAMILIES[model_type].class_name], "model_type": model_type}
+    config["dtype"] = dtype
     config |= {"vocab_size": a.vocab, "tie_word_embeddings": a.tied}
     described, expected = architecture_of(config, "the model's config"), replace(a, vocab_rows=0)
     if described != expected:

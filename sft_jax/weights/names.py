@@ -43,6 +43,7 @@ DECODER = Table(
         Entry("embedding", "model.embed_tokens.weight", "V D", "V D"),
         Entry("final_norm.scale", "model.norm.weight", "D", "D"),
         Entry("head", "lm_head.weight", "V D", "V D"),
+        Entry("score", "score.weight", "1 D", "1 D"),
     ),
     layer=(
         Entry("attention_norm.scale", "input_layernorm.weight", "D", "D"),
@@ -76,7 +77,7 @@ Sizes = Mapping[str, int]
 
 def sizes_of(a: Architecture) -> dict[str, int]:
     """The size behind each letter of the layouts."""
-    return {"V": a.vocab, "D": a.embed, "F": a.mlp, "N": a.heads, "K": a.kv_heads, "H": a.head_dim}
+    return {"1": 1, "V": a.vocab, "D": a.embed, "F": a.mlp, "N": a.heads, "K": a.kv_heads, "H": a.head_dim}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""Bradley-Terry: of two answers to one prompt the preferred one scores higher. An objective over the same step."""
+
+import jax
+import jax.numpy as jnp
+
+from sft_jax.data.batches import Batch
+from sft_jax.model.architecture import Architecture
+from sft_jax.model.attention import Places
+from sft_jax.model.decoder import Compute, Parameters, forward
+from sft_jax.train.loss import Objective, gather_targets
+
+
+def rewards_at(parameters: Parameters, hidden_BMD: jax.Array) -> jax.Array:
+    """float32 rewards [B, M] of hidden states: their product with the scalar head."""
+    score = parameters["score"].astype(hidden_BMD.dtype)
+    wide = jnp.promote_types(hidden_BMD.dtype, jnp.float32)
+    return jnp.einsum("BMD,OD->BMO", hidden_BMD, score, preferred_element_type=wide)[..., 0]
+
+
+def reward_objective(architecture: Architecture, compute: Compute) -> Objective:
+    """-weight * log sigmoid(r_chosen - r_rejected - margin), summed over the pairs of one micro-batch (Bradley & Terry
+    1952; Ouyang et al. 2022, eq. 1; the margin as in Touvron et al. 2023, eq. 2).
+
+    Slots 2k and 2k + 1 of a batch are pair k: `target_index` is where each answer ends, and `target_weights` the pair's
+    weight, and the weight plus the margin (`data/batches.fill_pairs`).
+
+    Returns:
+      An objective as `sft_objective`. metric_sums: `correct` (chosen scores higher), `entropy` (of the modelled
+      preference), `reward_margin` (r_chosen - r_rejected), all weighted; `tokens`, `target_tokens` (two a pair),
+      `pairs` (query-key pairs, for FLOP counts).
+    """
+
+    def objective(trainable, frozen, batch: Batch, rng=None):
+        del rng
+        parameters = {**trainable, **frozen}
+        places = Places(batch.positions, batch.segment_ids)
+        hidden, _ = forward(architecture, compute, parameters, batch.tokens, places)
+        with jax.named_scope("head"):
+            both = rewards_at(parameters, gather_targets(hidden, batch.target_index))
+        both = both.reshape(both.shape[0], -1, 2)
+        weights = batch.target_weights.reshape(both.shape)
+        weight, margin = weights[..., 0], weights[..., 1] - weights[..., 0]
+        difference = both[..., 0] - both[..., 1]
+        above = difference - margin
+        log_p, log_not = jax.nn.log_sigmoid(above), jax.nn.log_sigmoid(-above)
+        entropy = -(jnp.exp(log_p) * log_p + jnp.exp(log_not) * log_not)
+        filled = batch.segment_ids > 0
+        metrics = {
+            "correct": (weight * (difference > 0)).sum(),
+            "entropy": (weight * entropy).sum(),
+            "reward_margin": (weight * difference).sum(),
+            "tokens": filled.sum(dtype=jnp.float32),
+            "target_tokens": (batch.target_weights > 0).sum(dtype=jnp.float32),
+            "pairs": jnp.where(filled, batch.positions + 1, 0).sum(dtype=jnp.float32),
+        }
+        return -(weight * log_p).sum(), weight.sum(), metrics
+
+    return objective
