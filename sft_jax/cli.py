@@ -33,6 +33,7 @@ sft-jax: supervised fine-tuning in JAX
   sft-jax data audit|prepare|dump CONFIG [...]         what is trained and what is not; tokenise once for many runs
   sft-jax plan CONFIG --show sharding|memory           how it lies on a mesh, also on TPUs that are not here
   sft-jax sample MODEL --prompts F --out F             completions of prompts
+  sft-jax select SAMPLES --out F --check numeric       the best completions as new demonstrations, or pairs
   sft-jax score MODEL --data F --out F                 log p of every token of examples
   sft-jax evaluate MODEL --data F [--against MODEL]    behaviour and likelihood on held-out rows, before and after
   sft-jax ceiling CONFIG                               more data, better data, a larger model, or preferences?
@@ -63,6 +64,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate_commands.evaluate,
     "kl": evaluate_commands.kl,
     "reward-init": handoff_commands.reward_init,
+    "select": handoff_commands.select,
     "ceiling": ceiling_command.ceiling,
 }
 

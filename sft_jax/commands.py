@@ -12,22 +12,28 @@ from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
 
 @dataclass(frozen=True)
 class Sample(Layout):
-    """Complete prompts: JSONL records with `messages` (rendered by the chat template) or `prompt` (raw text)."""
+    """Complete prompts, several times each, for people or a model to rank."""
 
     model: ModelPath
     """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
     prompts: str = ""
-    """JSONL file of prompts."""
+    """Rows in any form that training reads; what stands before the first assistant turn is the prompt."""
     out: str = ""
-    """JSONL file to write: the record's line as `id`, and its completions; empty prints to the terminal."""
+    """JSONL file to write: id, messages or prompt, and completions with tokens and log-probabilities; empty prints."""
     n: int = 1
     """Completions a prompt."""
     temperature: float = 0.0
     """0 takes the most probable token."""
     top_p: float = 1.0
     """Draw from the smallest set of tokens whose probability reaches top_p."""
+    top_k: int = 0
+    """Draw from the k most probable tokens; 0 draws from all."""
+    min_p: float = 0.0
+    """Draw from tokens at least min_p times as probable as the most probable one."""
+    stop: tuple[str, ...] = ()
+    """Strings before which a completion ends."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of the draws: a completion depends on it, its prompt's place and its number, not on batches or mesh."""
     max_new_tokens: int = 256
     """Longest completion, in tokens."""
     batch_size: int = 16
@@ -39,35 +45,47 @@ def sample(arguments: Sequence[str]) -> int:
     options = parse(Sample, arguments, "sft-jax sample")
     require(options, "prompts", "sft-jax sample")
     at_least(options, 1, "n", "max_new_tokens", "batch_size")
-    at_least(options, 0, "temperature", "seed")
+    at_least(options, 0, "temperature", "seed", "top_k", "min_p")
     if not 0 < options.top_p <= 1:
         raise BadInput(f"--top-p is {options.top_p}, expected more than 0 and at most 1")
+    if not options.min_p < 1:
+        raise BadInput(f"--min-p is {options.min_p}, expected less than 1")
+    if "" in options.stop:
+        raise BadInput("--stop has an empty string, which would end every completion at once")
     check_writable(options.out)
-    from sft_jax.data.readers import read_records
+    from sft_jax.config import Data
     from sft_jax.data.tokenizer import vocabulary_size
+    from sft_jax.evaluate.complete import prompts_of
+    from sft_jax.evaluate.measure import read_tasks
+    from sft_jax.evaluate.sampled import sampled_row
     from sft_jax.model.decoder import Compute
-    from sft_jax.sample.generate import Generator, Sampling
-    from sft_jax.sample.prompts import check_prompts, prompt_tokens
+    from sft_jax.sample.draw import Sampling
+    from sft_jax.sample.generate import Generator
 
-    records = list(read_records((options.prompts,)))
+    tasks = read_tasks(Data((options.prompts,)), (options.prompts,))
+    if not tasks:
+        raise BadInput(f"{options.prompts}: no row has a prompt to answer: text and tokens have none")
     with loaded(options.model, options) as (pretrained, architecture, parameters):
-        tokenizer = pretrained.tokenizer
-        prompts = [prompt_tokens(record, tokenizer, pretrained.template_date) for record in records]
-        check_prompts(records, prompts, options.max_new_tokens, architecture, options.model)
-        compute, size = Compute(dtype=options.dtype), vocabulary_size(tokenizer)
-        generator = Generator(architecture, compute, pretrained.stop_ids, size, options.batch_size)
-        sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+        tokenizer, date = pretrained.tokenizer, pretrained.template_date
+        vocab, positions = architecture.vocab, architecture.max_positions
+        prompts = prompts_of(tasks, tokenizer, options.max_new_tokens, vocab, positions, date)
+
+        def decode(ids: list[int]) -> str:
+            return tokenizer.decode(ids, skip_special_tokens=True)
+
+        compute, known = Compute(dtype=options.dtype), vocabulary_size(tokenizer)
+        generator = Generator(architecture, compute, pretrained.stop_ids, known, options.batch_size, decode)
+        sampling = Sampling(
+            options.max_new_tokens,
+            options.temperature,
+            options.top_p,
+            options.seed,
+            options.top_k,
+            options.min_p,
+            options.stop,
+        )
         answers = generator(parameters, prompts, sampling, options.n)
-    rows = (
-        {
-            "id": record.value.get("id", record.where),
-            **{key: record.value[key] for key in ("messages", "prompt") if key in record.value},
-            "completions": [
-                {"text": tokenizer.decode(one.tokens, skip_special_tokens=True), "stopped": one.stopped} for one in each
-            ],
-        }
-        for record, each in zip(records, answers, strict=True)
-    )
+    rows = (sampled_row(task, each, decode) for task, each in zip(tasks, answers, strict=True))
     write_lines(rows, options.out)
     return EXIT_DONE
 

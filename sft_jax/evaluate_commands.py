@@ -124,7 +124,8 @@ def _measure(
     from sft_jax.evaluate.checks import make_checks
     from sft_jax.evaluate.measure import measure
     from sft_jax.model.decoder import Compute
-    from sft_jax.sample.generate import Generator, Sampling
+    from sft_jax.sample.draw import Sampling
+    from sft_jax.sample.generate import Generator
 
     compute, tokenizer = Compute(dtype=options.dtype), pretrained.tokenizer
     generator = Generator(architecture, compute, pretrained.stop_ids, vocabulary_size(tokenizer), options.batch_size)

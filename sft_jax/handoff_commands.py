@@ -1,12 +1,12 @@
-"""The commands that make what the RL stage starts from: reward-init. Heavy imports wait until they are needed."""
+"""The commands on the way to the RL stage: reward-init, and select. Heavy imports wait until they are needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from sft_jax.arguments import check_writable, parse, require
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.using import Layout, ModelPath, loaded
+from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,122 @@ def reward_init(arguments: Sequence[str]) -> int:
         print(f"padding is {tokenizer.pad_token} instead of {before}, which ends answers")
     print(options.out)
     return EXIT_DONE
+
+
+@dataclass(frozen=True)
+class Select(Layout):
+    """Sampled completions, scored, become new demonstrations, or pairs for a reward model."""
+
+    samples: ModelPath
+    """What sft-jax sample wrote."""
+    out: str = ""
+    """JSONL file to write."""
+    check: tuple[str, ...] = ()
+    """Score by a check of sft-jax evaluate (auto takes what the rows call for); the first number counts."""
+    scorer: str = ""
+    """Score by a function of yours, file.py:name: (completion, row) -> number."""
+    reward: str = ""
+    """Score by a reward model (a directory or workdir)."""
+    by: str = ""
+    """Score by a number that stands in each completion, such as logprob, or a rank that people gave."""
+    keep: Literal["best", "passing", "all"] = "best"
+    """best: one completion a prompt; passing: every different one that scores at_least; all."""
+    at_least: float = float("-inf")
+    """The lowest score that is kept."""
+    pairs: bool = False
+    """Write the best against the worst of each prompt, as chosen and rejected, instead of demonstrations."""
+    batch_size: int = 8
+    """Documents that a reward model reads at once."""
+
+
+def select(arguments: Sequence[str]) -> int:
+    """sft-jax select SAMPLES --out F --check numeric"""
+    options = parse(Select, arguments, "sft-jax select")
+    require(options, "out", "sft-jax select")
+    at_least(options, 1, "batch_size")
+    check_writable(options.out)
+    given = [name for name in ("check", "scorer", "reward", "by") if getattr(options, name)]
+    if len(given) != 1:
+        raise BadInput(f"sft-jax select scores by one of --check, --scorer, --reward, --by; given: {given or 'none'}")
+    from sft_jax.data.readers import read_records
+    from sft_jax.evaluate import sampled
+
+    records = list(read_records((options.samples,)))
+    for record in records:
+        sampled.check_sampled(record.where, record.value)
+    rows = [record.value for record in records]
+    scores = _scores(options, records)
+    if options.pairs:
+        made, about = sampled.pairs(rows, scores)
+    else:
+        made, about = sampled.select(rows, scores, options.keep, options.at_least)
+    write_lines(made, options.out)
+    print(
+        f"{about.prompts:,} prompts: {about.kept:,} rows written, {about.without:,} prompts gave none; score of the "
+        f"first completion {about.first:.4g}, of all {about.mean:.4g}, of the best {about.best:.4g}"
+    )
+    return EXIT_DONE
+
+
+def _scores(options: Select, records: Sequence[Any]) -> list[list[float]]:
+    """A score for each completion of each row."""
+    if options.by:
+        return [[_own_number(record, options.by, one) for one in record.value["completions"]] for record in records]
+    if options.reward:
+        return _rewards(options, records)
+    from sft_jax.config import Data
+    from sft_jax.evaluate.checks import judge, make_checks
+    from sft_jax.evaluate.task import Completion, sampled_task
+
+    tasks = [sampled_task(record, Data(())) for record in records]
+    checks = make_checks(options.check, options.scorer, tasks)
+    if not checks:
+        raise BadInput("--check auto found nothing in the rows to judge by; name a check, or give --scorer")
+    found = []
+    for task, record in zip(tasks, records, strict=True):
+        answers = record.value["completions"]
+        completions = [Completion(one["text"], bool(one.get("stopped", True)), 0) for one in answers]
+        judged = judge([task] * len(completions), completions, checks)
+        name = next(iter(judged[0]))
+        if any(row[name] is None for row in judged):
+            raise BadInput(f"{record.where}: {name} says nothing of this row; name a check that scores every row")
+        found.append([float(row[name] or 0.0) for row in judged])
+    return found
+
+
+def _own_number(record: Any, name: str, completion: Mapping[str, Any]) -> float:
+    value = completion.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadInput(f"{record.where}: a completion's {name} is {value!r}, expected a number")
+    return float(value)
+
+
+def _rewards(options: Select, records: Sequence[Any]) -> list[list[float]]:
+    from sft_jax.config import Data
+    from sft_jax.data.chat import encode
+    from sft_jax.data.formats import demonstrations
+    from sft_jax.data.rendering import Policy
+    from sft_jax.data.rows import Record
+    from sft_jax.evaluate.sampled import as_demonstration
+    from sft_jax.handoff.reward import reward_documents
+    from sft_jax.model.decoder import Compute
+
+    with loaded(options.reward, options) as (pretrained, architecture, parameters):
+        if not architecture.reward:
+            raise BadInput(
+                f"--reward {options.reward} is a language model; train a reward model from sft-jax reward-init"
+            )
+        policy, documents = Policy(date=pretrained.template_date), []
+        for record in records:
+            for one in record.value["completions"]:
+                row = Record(record.source, record.line, as_demonstration(record.value, one["text"], "x"))
+                [whole] = demonstrations(row, Data(()))
+                documents.append(encode(record.where, whole, pretrained.tokenizer, "all", policy).tokens)
+        longest = max(documents, key=len)
+        if len(longest) > architecture.max_positions:
+            raise BadInput(
+                f"a completion of {len(longest):,} tokens; {options.reward} has {architecture.max_positions:,}"
+            )
+        compute = Compute(dtype=options.dtype)
+        rewards = iter(list(reward_documents(architecture, compute, parameters, documents, options.batch_size)))
+    return [[next(rewards) for _ in record.value["completions"]] for record in records]

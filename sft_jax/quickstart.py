@@ -59,7 +59,8 @@ def answers(config: RunConfig, pretrained, architecture, parameters: Mapping, ro
     from sft_jax.data.tokenizer import vocabulary_size
     from sft_jax.evaluate.behaviour import Completion, prompt_of
     from sft_jax.model.decoder import Compute
-    from sft_jax.sample.generate import Generator, Sampling
+    from sft_jax.sample.draw import Sampling
+    from sft_jax.sample.generate import Generator
 
     tokenizer = pretrained.tokenizer
     prompts = [generation_prompt(row["id"], prompt_of(row)[0], None, tokenizer) for row in rows]

@@ -166,7 +166,8 @@ def samples_watch(begun: Trained) -> Watch:
     from sft_jax.evaluate.complete import complete, prompts_of
     from sft_jax.evaluate.measure import read_tasks
     from sft_jax.model.decoder import Compute
-    from sft_jax.sample.generate import Generator, Sampling
+    from sft_jax.sample.draw import Sampling
+    from sft_jax.sample.generate import Generator
     from sft_jax.train.metrics import cut_after
 
     config, architecture, pretrained = begun.inputs.config, begun.architecture, begun.inputs.pretrained

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -99,7 +100,9 @@ def write_lines(rows: Iterable[dict[str, Any]], path: str) -> None:
         for _ in lines:  # the work behind a row is everybody's
             pass
     elif path:
-        with open(path, "w", encoding="utf-8") as file:
+        partial = f"{path}.partial"  # a name that nobody takes for a finished file
+        with open(partial, "w", encoding="utf-8") as file:
             file.writelines(lines)
+        os.replace(partial, path)
     else:
         sys.stdout.writelines(lines)

@@ -99,7 +99,7 @@ def rows(demonstrator: Demonstrator, count: int, seed: int) -> list[dict[str, st
 
 
 def run_config(
-    name: str, demonstrator: Demonstrator, demonstrations: int, steps: int = 300, **decoder: int
+    name: str, demonstrator: Demonstrator, demonstrations: int, batch_size: int = 32, **decoder: int
 ) -> "RunConfig":
     """A run from scratch on the demonstrator's answers, for `configs/ceiling_*.py`; writes the task it needs.
 
@@ -114,7 +114,7 @@ def run_config(
         model=Model(path=str(task / MODEL), weights="random"),
         data=Data(train=(str(task / TRAIN),), eval=(str(task / HELD_OUT),), sequence_length=128),
         optimizer=Optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=20, b2=0.98),
-        train=Train(steps=steps, batch_size=32, eval_every=30, save_every=0, keep_last=1, tensorboard=False),
+        train=Train(steps=300, batch_size=batch_size, eval_every=30, save_every=0, keep_last=1, tensorboard=False),
     )
 
 

@@ -88,13 +88,13 @@ def judge(
 ) -> Verdict:
     """The verdict, by these rules in order.
 
-    1. Twice the demonstrations pay (the interval's low end too is worth half of WORTH): more data.
-    2. It cannot be told whether they pay: inconclusive.
-    3. The demonstrations score above the model: it is shown what it still does not do; a larger model. Without
+    1. Greedy answers are right already: nothing is left that this score could show.
+    2. Twice the demonstrations pay (the interval's low end too is worth half of WORTH): more data.
+    3. It cannot be told whether they pay: inconclusive.
+    4. The demonstrations score above the model: it is shown what it still does not do; a larger model. Without
        scores, the same where a larger model's held-out loss is lower.
-    4. The model scores as its demonstrators do (or above). Nothing left where greedy answers are right already;
-       preferences where the best of several samples is better than the greedy answer; better data where it is not:
-       ranking finds nothing that is never sampled.
+    5. The model scores as its demonstrators do, or above: preferences where the best of several samples is better than
+       the greedy answer; better data where it is not, for ranking finds nothing that is never sampled.
 
     Args:
       training_loss: of the largest run at its end, a trained token.
@@ -124,6 +124,8 @@ def judge(
 def _answer(
     quality: Quality | None, larger: Interval | None, now: float, pays: bool, does_not_pay: bool
 ) -> tuple[Answer, str]:
+    if quality is not None and quality.greedy.low >= 1 - MARGIN:
+        return "nothing left", "Greedy answers are right as far as this score can tell, whoever demonstrated them."
     if pays:
         return "more data", "More demonstrations of the same kind still lower the held-out loss."
     if not does_not_pay:
@@ -144,8 +146,6 @@ def _answer(
         )
     if quality.above_model.high > 2 * MARGIN:
         return "inconclusive", "Too few held-out prompts to tell whether the model does as well as its demonstrators."
-    if quality.greedy.low >= 1 - MARGIN:
-        return "nothing left", "Greedy answers are right wherever this score can tell."
     if quality.headroom.low > MARGIN:
         return "preferences", (
             "The model does as well as its demonstrators, and often samples something better than its greedy answer: "

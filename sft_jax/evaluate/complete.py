@@ -11,7 +11,8 @@ from sft_jax.data.rendering import Policy
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import system_prompt
 from sft_jax.evaluate.task import Completion, Task
-from sft_jax.sample.generate import Generator, Sampling
+from sft_jax.sample.draw import Sampling
+from sft_jax.sample.generate import Generator
 
 
 def task_tokens(task: Task, tokenizer: Any, date: str = "") -> list[int]:

@@ -21,7 +21,8 @@ from sft_jax.evaluate.register import register
 from sft_jax.evaluate.task import Completion, Task, task_of
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute
-from sft_jax.sample.generate import Generator, Sampling
+from sft_jax.sample.draw import Sampling
+from sft_jax.sample.generate import Generator
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What is asked of a model, and what is known of a good answer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_jax.config import Data
@@ -75,6 +75,13 @@ def task_of(record: Record, data: Data) -> Task:
         raise BadRow(f"{record.where}: no assistant turn behind a user's, so there is nothing to compare with")
     tools = tuple(one.tools) if one.tools else None
     return Task(record.where, one.id or record.where, tuple(one.messages[:turn]), "", tools, one.messages[turn], value)
+
+
+def sampled_task(record: Record, data: Data) -> Task:
+    """A row of `sft-jax sample` as the task that its completions answer, with the demonstration that it carries."""
+    task = task_of(record, data)
+    shown = record.value.get("demonstration")
+    return replace(task, demonstration={"role": "assistant", "content": shown}) if isinstance(shown, str) else task
 
 
 def _open_ended(record: Record, value: Mapping[str, Any]) -> Task | None:

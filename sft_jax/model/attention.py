@@ -126,3 +126,57 @@ def reference(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None
     """Plain attention with the whole score matrix; what the other implementations are tested against."""
     q, k, v = heads_first(q_BTNH, k_BSKH, v_BSKH)
     return heads_last(attend_block(q, k, v, visible(queries, keys, window), softcap))
+
+
+# --- one new token a row over a cache of earlier ones ----------------------------------------------------------------
+
+
+class Cache(NamedTuple):
+    """Keys and values of all L layers, in S slots; laid out as the products with them want it."""
+
+    keys: jax.Array
+    """[L, B, K, H, S]."""
+    values: jax.Array
+    """[L, B, K, S, H]."""
+
+
+class Slot(NamedTuple):
+    """Where one token a row goes, and what it may see."""
+
+    places: Places
+    """[B, S]: of all slots, the new token's among them."""
+    number: jax.Array
+    """int32: its slot."""
+    layer: jax.Array
+    """int32: whose keys and values are meant."""
+
+
+def empty_slots(keys: jax.Array, values: jax.Array, extra: int) -> Cache:
+    """A cache of keys and values [L, B, T, K, H] with `extra` slots behind them."""
+    k, v = keys.transpose(0, 1, 3, 4, 2), values.transpose(0, 1, 3, 2, 4)
+    return Cache(jnp.pad(k, [(0, 0)] * 4 + [(0, extra)]), jnp.pad(v, [(0, 0)] * 3 + [(0, extra), (0, 0)]))
+
+
+def over_cache(
+    cache: Cache, slot: Slot, q_BTNH, k_BTKH, v_BTKH, queries: Places, window=None, softcap=None
+) -> tuple[jax.Array, Cache]:
+    """Attention [B, 1, N, H] of one token a row (T = 1) over its cache, and the cache with that token in it.
+
+    The whole cache is passed through so that a loop over layers writes into it in place.
+    """
+    i, s, zero = slot.layer, slot.number, jnp.int32(0)
+    keys = jax.lax.dynamic_update_slice(cache.keys, k_BTKH.transpose(0, 2, 3, 1)[None], (i, zero, zero, zero, s))
+    values = jax.lax.dynamic_update_slice(cache.values, v_BTKH.transpose(0, 2, 1, 3)[None], (i, zero, zero, s, zero))
+    k_BKHS = jax.lax.dynamic_index_in_dim(keys, i, keepdims=False)
+    v_BKSH = jax.lax.dynamic_index_in_dim(values, i, keepdims=False)
+    batch, _, heads, head_dim = q_BTNH.shape
+    q_BKGH = (q_BTNH * head_dim**-0.5).reshape(batch, k_BKHS.shape[1], -1, head_dim)
+    scores = jnp.einsum("BKGH,BKHS->BKGS", q_BKGH, k_BKHS, preferred_element_type=_accumulator(k_BKHS))
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(visible(queries, slot.places, window)[:, None], scores, MASKED)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    rounded = weights.astype(v_BKSH.dtype)
+    out = jnp.einsum("BKGS,BKSH->BKGH", rounded, v_BKSH, preferred_element_type=_accumulator(v_BKSH))
+    out = out / weights.sum(axis=-1, keepdims=True)
+    return out.reshape(batch, 1, heads, head_dim).astype(v_BKSH.dtype), Cache(keys, values)

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from sft_jax.errors import BadInput
 from sft_jax.model import attention as attention_lib
 from sft_jax.model.architecture import Architecture, LayerKind
-from sft_jax.model.attention import Places
+from sft_jax.model.attention import Places, Slot
 from sft_jax.model.decoder_attention import attend
 from sft_jax.model.embedding import look_up
 from sft_jax.model.remat import POLICIES
@@ -100,7 +100,12 @@ class Projection(nnx.Module):
         self.equation = equation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y: jax.Array = contract(self.equation, x, self.kernel[...].astype(x.dtype))  # type: ignore[assignment]
+        kernel = self.kernel[...].astype(x.dtype)
+        if x.shape[1] == 1 and kernel.ndim == 3 and x.ndim == 4:
+            # One token: with two dimensions to sum over, XLA on CPUs moves the whole kernel before each product.
+            y = jnp.einsum("BTE,ED->BTD", x.reshape(*x.shape[:2], -1), kernel.reshape(-1, kernel.shape[-1]))
+        else:
+            y: jax.Array = contract(self.equation, x, kernel)  # type: ignore[assignment]
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -122,9 +127,9 @@ class Attention(nnx.Module):
         self.attend = functools.partial(attend, compute.attention, compute.context_attention)
 
     def __call__(self, x_BTD, places: Places, angles, cached=None):
-        """Returns the output [B, T, D] and this call's keys and values [B, T, K, H].
+        """Returns the output [B, T, D], and this call's keys and values [B, T, K, H] or the cache with them in it.
 
-        `cached` is (keys, values, places) of S earlier tokens that the queries may also see.
+        `cached` is (Cache, Slot) where the tokens, one a row, also see those in a cache.
         """
         q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         if self.query_norm is not None and self.key_norm is not None:
@@ -134,14 +139,12 @@ class Attention(nnx.Module):
         q = _kept(q, "act_batch", "act_length", "heads", None, name="query")
         k = _kept(k, "act_batch", "act_length", "kv_heads", None, name="key")
         v = _kept(v, "act_batch", "act_length", "kv_heads", None, name="value")
-        keys, values, key_places = k, v, places
-        if cached is not None:
-            past_keys, past_values, past_places = cached
-            keys = jnp.concatenate([past_keys, k], axis=1)
-            values = jnp.concatenate([past_values, v], axis=1)
-            key_places = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(past_places, places, strict=True)))
-        out = self.attend(q, keys, values, places, key_places, self.kind.window, self.softcap)
-        return self.output(shard(out, "act_batch", "act_length", "heads", None, name="attention_out")), (k, v)
+        if cached is None:
+            out, kv = self.attend(q, k, v, places, places, self.kind.window, self.softcap), (k, v)
+        else:
+            cache, slot = cached
+            out, kv = attention_lib.over_cache(cache, slot, q, k, v, places, self.kind.window, self.softcap)
+        return self.output(shard(out, "act_batch", "act_length", "heads", None, name="attention_out")), kv
 
 
 class Mlp(nnx.Module):
@@ -189,41 +192,75 @@ class Decoder(nnx.Module):
         self.score = nnx.Param(jnp.zeros((1, a.embed), jnp.float32), axes=(None, "embed")) if a.reward else None
         self.a, self.compute = a, compute
 
-    def __call__(self, tokens_BT: jax.Array, places: Places, cache=None, keep_kv: bool = False):
-        """Hidden states [B, T, D] in the compute dtype, and the keys and values of each layer if `keep_kv`.
-
-        `cache` is (keys and values as returned with keep_kv, their Places); see `sample/generate.py`.
-        """
-        kv_cache, cached_places = (None, None) if cache is None else cache
+    def __call__(self, tokens_BT: jax.Array, places: Places, keep_kv: bool = False):
+        """Hidden states [B, T, D] in the compute dtype; if `keep_kv`, keys and values [L, B, T, K, H] of all layers."""
         angles = attention_lib.rope_angles(self.a.rope, self.a.head_dim, places.positions)
 
-        def run_period(x, layers, kvs):
+        def run_period(x, layers):
             made = []
-            for layer, kv in zip(layers, kvs, strict=True):
-                x, new = layer(x, places, angles, None if kv is None else (*kv, cached_places))
+            for layer in layers:
+                x, new = layer(x, places, angles)
                 made.append(new)
             return x, made if keep_kv else None
 
         if self.compute.remat != "none":
             run_period = jax.checkpoint(run_period, policy=POLICIES[self.compute.remat], prevent_cse=False)
 
-        with jax.named_scope("embedding"):
-            x = look_up(self.embedding[...], tokens_BT, self.compute.dtype)
-        x = shard(x, "act_batch", "act_length", "act_embed", name="layer_input")
-        scanned, rest = (None, None) if kv_cache is None else kv_cache
+        x = self._embedded(tokens_BT)
         layers = list(self.periods)
-        kvs = [None] * len(layers) if scanned is None else scanned
         if self.compute.scan_layers:
-            x, made = jax.lax.scan(lambda x, stacked: run_period(x, *stacked), x, (layers, kvs))
+            x, made = jax.lax.scan(run_period, x, layers)
         else:
             each = []
             for i in range(self.a.periods):
-                x, new = run_period(x, *jax.tree.map(operator.itemgetter(i), (layers, kvs)))
+                x, new = run_period(x, jax.tree.map(operator.itemgetter(i), layers))
                 each.append(new)
-            made = jax.tree.map(lambda *parts: jnp.stack(parts), *each) if keep_kv and each else None
-        tail = list(self.remainder)
-        x, made_rest = run_period(x, tail, [None] * len(tail) if rest is None else rest)
-        return self.final_norm(x), (made, made_rest)
+            made = jax.tree.map(lambda *parts: jnp.stack(parts), *each) if keep_kv and each else []
+        x, rest = run_period(x, list(self.remainder))
+        return self.final_norm(x), _in_order(made or [], rest or []) if keep_kv else None
+
+    def step(self, tokens_BT: jax.Array, places: Places, cache: Any, slots: Places, number: jax.Array):
+        """One more token a row (T = 1): hidden states [B, 1, D], and the cache with it in it.
+
+        Args:
+          cache: a `Cache`: `attention.empty_slots` of what `__call__` returned with keep_kv, or what this returned.
+          slots: [B, S], the places of all slots, the new tokens' among them.
+          number: their slot.
+        """
+        angles = attention_lib.rope_angles(self.a.rope, self.a.head_dim, places.positions)
+
+        def run(carry, layers_and_first):
+            (x, cache), (layers, first) = carry, layers_and_first
+            for i, layer in enumerate(layers):
+                x, cache = layer(x, places, angles, (cache, Slot(slots, number, first + i)))
+            return (x, cache), None
+
+        # The cache is carried, not scanned over: a loop that returned it layer by layer would copy it whole.
+        carry, layers = (self._embedded(tokens_BT), cache), list(self.periods)
+        firsts = jnp.arange(self.a.periods, dtype=jnp.int32) * len(layers)
+        if self.compute.scan_layers:
+            carry, _ = jax.lax.scan(run, carry, (layers, firsts))
+        else:
+            for i in range(self.a.periods):
+                carry, _ = run(carry, (jax.tree.map(operator.itemgetter(i), layers), firsts[i]))
+        (x, cache), _ = run(carry, (list(self.remainder), jnp.int32(self.a.periods * len(layers))))
+        return self.final_norm(x), cache
+
+    def _embedded(self, tokens_BT: jax.Array) -> jax.Array:
+        with jax.named_scope("embedding"):
+            x = look_up(self.embedding[...], tokens_BT, self.compute.dtype)
+        return shard(x, "act_batch", "act_length", "act_embed", name="layer_input")
+
+
+def _in_order(of_periods: list, of_remainder: list):
+    """Keys and values [L, B, T, K, H] in the order of layers, from [P, B, T, K, H] for each place in the period and
+    [B, T, K, H] for each layer of the remainder."""
+    parts = []
+    if of_periods:
+        stacked = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *of_periods)
+        parts.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked))
+    parts += [jax.tree.map(lambda x: x[None], each) for each in of_remainder]
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
 def _nested(flat: Mapping[str, Any]) -> dict:
@@ -260,10 +297,18 @@ def initialise(a: Architecture, seed: int) -> dict[str, jax.Array]:
     return {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
 
 
-def forward(a: Architecture, compute: Compute, parameters: Parameters, tokens_BT, places: Places, **cache):
+def forward(a: Architecture, compute: Compute, parameters: Parameters, tokens_BT, places: Places, keep_kv=False):
     """Run the decoder on a flat parameter dict; returns what `Decoder.__call__` returns."""
-    decoder = nnx.merge(_structure(a, compute)[0], _nested(parameters))
-    return decoder(tokens_BT, places, **cache)
+    return _decoder(a, compute, parameters)(tokens_BT, places, keep_kv)
+
+
+def forward_step(a: Architecture, compute: Compute, parameters: Parameters, *arguments):
+    """`Decoder.step` on a flat parameter dict."""
+    return _decoder(a, compute, parameters).step(*arguments)
+
+
+def _decoder(a: Architecture, compute: Compute, parameters: Parameters) -> Decoder:
+    return nnx.merge(_structure(a, compute)[0], _nested(parameters))
 
 
 def head_kernel(a: Architecture, parameters: Parameters) -> jax.Array:

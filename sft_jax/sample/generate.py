@@ -1,4 +1,4 @@
-"""Batched generation: one jitted prefill and one jitted decode loop over a KV cache, which stops at end of turn.
+"""Batched generation over a KV cache: one jitted prefill, then a jitted decode loop that stops at end of turn.
 
 Prompts are padded on the right and the cache's slots carry their own positions and segment, so rows of different
 lengths write each new token into the same slot: one update in place for the whole batch.
@@ -7,31 +7,24 @@ lengths write each new token into the same slot: one update in place for the who
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention import MASKED, Places
-from sft_jax.model.decoder import Compute, forward, logits
+from sft_jax.model.attention import Cache, Places, empty_slots
+from sft_jax.model.decoder import Compute, forward, forward_step, logits
 from sft_jax.parallel.rules import rows_whole, shard, whole_batches
+from sft_jax.sample.draw import Sampling, draw
 
 PROMPT_BUCKET = 64
 """Prompts of a batch are padded to a multiple of this, so that few shapes are compiled."""
+PIECE = 16
+"""Tokens between two looks for stop strings, which only the host can read."""
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    """0 takes the most probable token."""
-    top_p: float = 1.0
-    """Draw from the smallest set of tokens whose probability reaches top_p (Holtzman et al. 2020)."""
-    seed: int = 0
+Finish = Literal["stop", "stop_string", "length"]
 
 
 @dataclass(frozen=True)
@@ -41,96 +34,127 @@ class Generated:
     tokens: list[int]
     """Without the stop token."""
     stopped: bool
-    """Ended with a stop token rather than by max_new_tokens."""
+    """Ended with a stop token or a stop string rather than by max_new_tokens."""
+    logprobs: list[float]
+    """log p of each token under the model itself (temperature 1, its whole vocabulary), then of the stop token if one
+    ended it."""
+    finish: Finish
+    ids: list[int]
+    """With the stop token: as many as `logprobs`."""
+    text: str | None = None
+    """What stands before the stop string that was found; None where none was: decode `tokens`."""
 
 
-def draw(raw_BV: jax.Array, keys_B: jax.Array, temperature: float, top_p: float) -> jax.Array:
-    """Next tokens int32 [B] from float32 logits [B, V]."""
-    if temperature == 0:
-        return jnp.argmax(raw_BV, axis=-1).astype(jnp.int32)
-    scaled = raw_BV / temperature
-    if top_p < 1:
-        ordered = jnp.sort(scaled, axis=-1, descending=True)
-        reached = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-        # The token that crosses top_p still belongs to the set.
-        last = jnp.sum(reached < top_p, axis=-1, keepdims=True)
-        scaled = jnp.where(scaled < jnp.take_along_axis(ordered, last, axis=-1), MASKED, scaled)
-    return jax.vmap(jax.random.categorical)(keys_B, scaled).astype(jnp.int32)
+class State(NamedTuple):
+    """A batch between two pieces of its decode loop."""
+
+    count: jax.Array
+    """int32: tokens made so far, the same for every row."""
+    finished: jax.Array
+    """bool [B]."""
+    token: jax.Array
+    """int32 [B]: the last one made."""
+    out: jax.Array
+    """int32 [B, max_new_tokens]."""
+    log_p: jax.Array
+    """float32 [B, max_new_tokens]: of the tokens in `out`."""
+    made: jax.Array
+    """int32 [B]: tokens of each row, the stop token included."""
+    cache: Cache
+    places: Places
+    """[B, S]: of the cache's slots."""
 
 
-def _pad_cache(kv: Any, extra: int) -> Any:
-    """Append `extra` empty slots to keys and values [..., B, S, K, H]."""
-    return jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, extra), (0, 0), (0, 0)]), kv)
+class Programs(NamedTuple):
+    """The two jitted halves of generation."""
+
+    begin: Callable[..., State]
+    """(parameters, prompts int32 [U, P], their lengths int32 [U], and of each row: number of its prompt int32 [B], its
+    length int32 [B], key [B]) -> state with the first token. Each prompt is read once, however many rows continue it.
+    Rows of length 0 fill the batch up; nothing waits for them."""
+    go_on: Callable[..., State]
+    """(parameters, state, lengths, keys, until) -> state at `until` tokens, or where all rows have finished; donates
+    the state."""
 
 
-def _write(kv: Any, new: Any, slot: jax.Array) -> Any:
-    """Put one token's keys and values [..., B, 1, K, H] into `slot`."""
-    return jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, slot, old.ndim - 3), kv, new)
-
-
-def make_generate(
+def make_programs(
     architecture: Architecture, compute: Compute, sampling: Sampling, stop_ids: Sequence[int], sampled_vocab: int
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """The jitted (parameters, prompts [B, P], lengths [B], keys [B]) -> (tokens [B, max_new_tokens], counts [B]).
-
-    counts: tokens generated, the stop token included. Rows of length 0 fill the batch up; nothing waits for them.
+) -> Programs:
+    """The programs of one way to sample.
 
     Args:
       sampled_vocab: ids from here on are never sampled (rows of the head that no token of the tokenizer has).
     """
     stops = jnp.array(stop_ids, jnp.int32)
+    limit = sampling.max_new_tokens
 
     def next_token(parameters, hidden_BD, keys, count):
         raw = logits(architecture, parameters, hidden_BD)
-        raw = jnp.where(jnp.arange(raw.shape[-1]) < sampled_vocab, raw, MASKED)
-        return draw(raw, jax.vmap(jax.random.fold_in, (0, None))(keys, count), sampling.temperature, sampling.top_p)
+        allowed = jnp.where(jnp.arange(raw.shape[-1]) < sampled_vocab, raw, -jnp.inf)
+        token = draw(allowed, jax.vmap(jax.random.fold_in, (0, None))(keys, count), sampling)
+        log_p = jnp.take_along_axis(raw, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(raw, axis=-1)
+        return token, log_p
 
     @rows_whole()
-    def generate(parameters: Mapping[str, jax.Array], prompts: jax.Array, lengths: jax.Array, keys: jax.Array):
-        rows, width = prompts.shape
-        slots = width + sampling.max_new_tokens
+    def begin(parameters: Mapping[str, jax.Array], prompts, prompt_lengths, prompt_of, lengths, keys) -> State:
+        (rows,), width = prompt_of.shape, prompts.shape[1]
         index = jnp.arange(width)
-        filled = (index < lengths[:, None]).astype(jnp.int32)
+        filled = (index < prompt_lengths[:, None]).astype(jnp.int32)
         places = Places(jnp.broadcast_to(index, prompts.shape), filled)
         hidden, kv = forward(architecture, compute, parameters, prompts, places, keep_kv=True)
-        last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-        first = next_token(parameters, last, keys, 0)
-
-        def unfinished(carry):
-            count, finished, *_ = carry
-            return (count < sampling.max_new_tokens) & ~finished.all()
-
-        def step(carry):
-            count, finished, token, out, made, kv, cached = carry
-            mine = Places(jnp.maximum(lengths + count - 1, 0)[:, None], jnp.ones((rows, 1), jnp.int32))
-            hidden, new = forward(
-                architecture, compute, parameters, token[:, None], mine, cache=(kv, cached), keep_kv=True
-            )
-            slot = width + count - 1
-            kv = _write(kv, new, slot)
-            cached = Places(
-                *(jax.lax.dynamic_update_slice(old, x, (0, slot)) for old, x in zip(cached, mine, strict=True))
-            )
-            token = next_token(parameters, hidden[:, 0], keys, count)
-            out = jax.lax.dynamic_update_slice(out, token[:, None], (0, count))
-            made = made + ~finished
-            return count + 1, finished | jnp.isin(token, stops), token, out, made, kv, cached
-
-        out = jnp.zeros((rows, sampling.max_new_tokens), jnp.int32).at[:, 0].set(first)
-        cached = Places(*(jnp.pad(x, ((0, 0), (0, slots - width))) for x in places))
-        start = (
-            1,
+        last = jnp.take_along_axis(hidden, jnp.maximum(prompt_lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+        # Several completions of a prompt begin with the same keys, values and last hidden state.
+        first, log_p = next_token(parameters, last[prompt_of], keys, 0)
+        of_rows = jax.tree.map(lambda x: jnp.take(x, prompt_of, axis=1), kv)
+        return State(
+            jnp.int32(1),
             jnp.isin(first, stops) | (lengths == 0),
             first,
-            out,
+            jnp.zeros((rows, limit), jnp.int32).at[:, 0].set(first),
+            jnp.zeros((rows, limit), jnp.float32).at[:, 0].set(log_p),
             jnp.ones(rows, jnp.int32),
-            _pad_cache(kv, slots - width),
-            cached,
+            empty_slots(of_rows[0], of_rows[1], limit),
+            Places(*(jnp.pad(x[prompt_of], ((0, 0), (0, limit))) for x in places)),
         )
-        _, _, _, out, made, _, _ = jax.lax.while_loop(unfinished, step, start)
-        return shard(out, None, None), shard(made, None)  # whole on every process
 
-    return jax.jit(generate)
+    @rows_whole()
+    def go_on(parameters: Mapping[str, jax.Array], state: State, lengths, keys, until) -> State:
+        rows = lengths.shape[0]
+        width = state.places.positions.shape[1] - limit
+
+        def unfinished(state: State):
+            return (state.count < until) & ~state.finished.all()
+
+        def step(state: State) -> State:
+            count = state.count
+            mine = Places(jnp.maximum(lengths + count - 1, 0)[:, None], jnp.ones((rows, 1), jnp.int32))
+            slot = width + count - 1
+            places = Places(
+                *(jax.lax.dynamic_update_slice(old, x, (0, slot)) for old, x in zip(state.places, mine, strict=True))
+            )
+            hidden, cache = forward_step(
+                architecture, compute, parameters, state.token[:, None], mine, state.cache, places, slot
+            )
+            token, log_p = next_token(parameters, hidden[:, 0], keys, count)
+            return State(
+                count + 1,
+                state.finished | jnp.isin(token, stops),
+                token,
+                jax.lax.dynamic_update_slice(state.out, token[:, None], (0, count)),
+                jax.lax.dynamic_update_slice(state.log_p, log_p[:, None], (0, count)),
+                state.made + ~state.finished,
+                cache,
+                places,
+            )
+
+        state = jax.lax.while_loop(unfinished, step, state)
+        whole = {name: shard(getattr(state, name), *axes) for name, axes in _WHOLE.items()}  # on every process
+        return state._replace(**whole)
+
+    return Programs(jax.jit(begin), jax.jit(go_on, donate_argnums=1))
+
+
+_WHOLE = {"out": (None, None), "log_p": (None, None), "made": (None,), "finished": (None,)}
 
 
 class Generator:
@@ -143,13 +167,19 @@ class Generator:
         stop_ids: Sequence[int],
         sampled_vocab: int,
         batch_size: int = 32,
+        decode: Callable[[list[int]], str] | None = None,
     ):
+        """
+        Args:
+          decode: token ids to text; needed for stop strings alone.
+        """
         self._make = functools.cache(
-            lambda sampling: make_generate(architecture, compute, sampling, stop_ids, sampled_vocab)
+            lambda sampling: make_programs(architecture, compute, sampling, stop_ids, sampled_vocab)
         )
         self._limit = architecture.max_positions
         self._stop_ids = set(stop_ids)
         self._batch_size = whole_batches(batch_size)
+        self._decode = decode
 
     def __call__(
         self, parameters: Mapping[str, jax.Array], prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1
@@ -161,33 +191,68 @@ class Generator:
         Raises:
           ValueError: an empty prompt, or one that leaves no position for a new token.
         """
-        jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
-        jobs.sort(key=lambda job: len(prompts[job[0]]))  # rows of one batch have like lengths
+        for index, prompt in enumerate(prompts):
+            if not 1 <= len(prompt) <= self._limit - 1:
+                raise ValueError(f"prompt {index} has {len(prompt)} tokens, expected 1..{self._limit - 1}")
+        # Rows of one batch have like lengths, and the completions of one prompt stand together.
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        jobs = [(index, number) for index in order for number in range(n)]
+        distinct = whole_batches(min(self._batch_size, -(-(self._batch_size - 1) // n) + 1))
         results: dict[tuple[int, int], Generated] = {}
         for start in range(0, len(jobs), self._batch_size):
             batch = jobs[start : start + self._batch_size]
-            for job, generated in zip(batch, self._run(parameters, prompts, batch, sampling), strict=True):
+            for job, generated in zip(batch, self._run(parameters, prompts, batch, sampling, distinct), strict=True):
                 results[job] = generated
         return [[results[index, number] for number in range(n)] for index in range(len(prompts))]
 
-    def _run(self, parameters, prompts, batch, sampling: Sampling) -> list[Generated]:
-        lengths = np.zeros(self._batch_size, np.int32)  # rows of length 0 fill the last batch up
-        lengths[: len(batch)] = [len(prompts[index]) for index, _ in batch]
-        width = -(-int(lengths.max()) // PROMPT_BUCKET) * PROMPT_BUCKET
-        for index, _ in batch:
-            if not 1 <= len(prompts[index]) <= self._limit - 1:
-                raise ValueError(f"prompt {index} has {len(prompts[index])} tokens, expected 1..{self._limit - 1}")
-        tokens = np.zeros((self._batch_size, width), np.int32)
-        for row, (index, _) in enumerate(batch):
-            tokens[row, : lengths[row]] = prompts[index]
+    def _run(self, parameters, prompts, batch, sampling: Sampling, distinct: int) -> list[Generated]:
+        """The completions of one batch, of at most `distinct` prompts."""
+        used = list(dict.fromkeys(index for index, _ in batch))
+        prompt_lengths = np.zeros(distinct, np.int32)
+        prompt_lengths[: len(used)] = [len(prompts[index]) for index in used]
+        width = -(-int(prompt_lengths.max()) // PROMPT_BUCKET) * PROMPT_BUCKET
+        tokens = np.zeros((distinct, width), np.int32)
+        for row, index in enumerate(used):
+            tokens[row, : prompt_lengths[row]] = prompts[index]
+        prompt_of, lengths = np.zeros(self._batch_size, np.int32), np.zeros(self._batch_size, np.int32)
+        prompt_of[: len(batch)] = [used.index(index) for index, _ in batch]
+        lengths[: len(batch)] = prompt_lengths[prompt_of[: len(batch)]]  # the others fill the batch up
         root = jax.random.key(sampling.seed)
         numbers = [*batch, *[(0, 0)] * (self._batch_size - len(batch))]
         keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(root, index), number) for index, number in numbers])
-        out, made = self._make(sampling)(parameters, tokens, lengths, keys)
-        out, made = np.asarray(out), np.asarray(made)
-        generated = []
-        for row in range(len(batch)):
-            ids = out[row, : made[row]].tolist()
-            stopped = ids[-1] in self._stop_ids
-            generated.append(Generated(ids[:-1] if stopped else ids, stopped))
-        return generated
+        programs = self._make(sampling)
+        state = programs.begin(parameters, tokens, prompt_lengths, prompt_of, lengths, keys)
+        until = 1
+        while True:
+            until = min(sampling.max_new_tokens, until + PIECE if sampling.stop else sampling.max_new_tokens)
+            state = programs.go_on(parameters, state, lengths, keys, np.int32(until))
+            out, log_p, made, finished = (np.asarray(x) for x in (state.out, state.log_p, state.made, state.finished))
+            found = [self._generated(out[row], log_p[row], int(made[row]), sampling) for row in range(len(batch))]
+            ended = np.array([one.finish == "stop_string" for one in found] + [False] * (len(finished) - len(found)))
+            if until >= sampling.max_new_tokens or (finished | ended).all():
+                return found
+            if ended.any():  # nothing waits for them
+                state = state._replace(finished=jnp.asarray(finished | ended))
+
+    def _generated(self, out: np.ndarray, log_p: np.ndarray, made: int, sampling: Sampling) -> Generated:
+        ids, logprobs = out[:made].tolist(), log_p[:made].tolist()
+        stopped = ids[-1] in self._stop_ids
+        tokens = ids[:-1] if stopped else ids
+        if sampling.stop and (cut := self._first_stop(tokens, sampling.stop)):
+            count, text = cut
+            return Generated(ids[:count], True, logprobs[:count], "stop_string", ids[:count], text)
+        return Generated(tokens, stopped, logprobs, "stop" if stopped else "length", ids)
+
+    def _first_stop(self, tokens: list[int], stop: Sequence[str]) -> tuple[int, str] | None:
+        """(tokens up to and with the one that completes a stop string, text before it); None where none occurs."""
+        assert self._decode is not None, "stop strings need `decode`"
+        text = self._decode(tokens)
+        places = [place for place in (text.find(one) for one in stop) if place >= 0]
+        if not places:
+            return None
+        low, high = 1, len(tokens)
+        while low < high:  # the first token with which some stop string is whole
+            middle = (low + high) // 2
+            part = self._decode(tokens[:middle])
+            low, high = (low, middle) if any(one in part for one in stop) else (middle + 1, high)
+        return low, text[: min(places)]

@@ -7,8 +7,16 @@ import pytest
 
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture, LayerKind, shortest_period
-from sft_jax.model.attention import Places
-from sft_jax.model.decoder import Compute, abstract_parameters, forward, head_kernel, initialise, logits
+from sft_jax.model.attention import Places, empty_slots
+from sft_jax.model.decoder import (
+    Compute,
+    abstract_parameters,
+    forward,
+    forward_step,
+    head_kernel,
+    initialise,
+    logits,
+)
 
 FULL, WINDOW = LayerKind(), LayerKind(window=4)
 
@@ -70,13 +78,15 @@ def test_generation_with_a_cache_equals_the_whole_forward(mixed, float64):
     first = Places(places.positions[:, :7], places.segments[:, :7])
     hidden, kv = forward(mixed, float64, parameters, tokens[:, :7], first, keep_kv=True)
     np.testing.assert_allclose(hidden, whole[:, :7], atol=1e-10)
-    cached = first
+    cache = empty_slots(*kv, 5)
+    cached = Places(*(jnp.pad(x, ((0, 0), (0, 5))) for x in first))
     for t in range(7, 12):
         mine = Places(places.positions[:, t : t + 1], places.segments[:, t : t + 1])
-        hidden, new = forward(mixed, float64, parameters, tokens[:, t : t + 1], mine, cache=(kv, cached), keep_kv=True)
+        cached = Places(*(old.at[:, t].set(x[:, 0]) for old, x in zip(cached, mine, strict=True)))
+        hidden, cache = forward_step(
+            mixed, float64, parameters, tokens[:, t : t + 1], mine, cache, cached, jnp.int32(t)
+        )
         np.testing.assert_allclose(hidden[:, 0], whole[:, t], atol=1e-10)
-        kv = jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=old.ndim - 3), kv, new)
-        cached = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(cached, mine, strict=True)))
 
 
 def test_bfloat16_compute_stays_near_float32_and_keeps_float32_logits(mixed):

@@ -10,7 +10,8 @@ from sft_jax.data.chat import generation_prompt
 from sft_jax.data.prepare import prepare
 from sft_jax.model.decoder import Compute
 from sft_jax.parallel.rules import layout
-from sft_jax.sample.generate import PROMPT_BUCKET, Generator, Sampling
+from sft_jax.sample.draw import Sampling
+from sft_jax.sample.generate import PROMPT_BUCKET, Generator
 from sft_jax.sample.score import score_examples
 from sft_jax.train.pretrained import open_pretrained, place
 

@@ -5,7 +5,8 @@ import pytest
 
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, forward, logits
-from sft_jax.sample.generate import Generator, Sampling, draw, make_generate
+from sft_jax.sample.draw import Sampling, draw
+from sft_jax.sample.generate import Generator, make_programs
 
 STOP = 257
 
@@ -79,10 +80,10 @@ def test_top_p_draws_from_the_smallest_set_that_reaches_p():
     probabilities = jnp.asarray([0.5, 0.3, 0.15, 0.05])
     raw = jnp.tile(jnp.log(probabilities), (4000, 1))
     keys = jax.random.split(jax.random.key(0), 4000)
-    assert set(np.unique(draw(raw, keys, 1.0, 0.6))) == {0, 1}
-    assert set(np.unique(draw(raw, keys, 1.0, 1.0))) == {0, 1, 2, 3}
-    assert set(np.unique(draw(raw, keys, 0.0, 1.0))) == {0}
-    shares = np.bincount(draw(raw, keys, 1.0, 1.0), minlength=4) / 4000
+    assert set(np.unique(draw(raw, keys, Sampling(temperature=1.0, top_p=0.6)))) == {0, 1}
+    assert set(np.unique(draw(raw, keys, Sampling(temperature=1.0)))) == {0, 1, 2, 3}
+    assert set(np.unique(draw(raw, keys, Sampling(temperature=0.0)))) == {0}
+    shares = np.bincount(draw(raw, keys, Sampling(temperature=1.0)), minlength=4) / 4000
     np.testing.assert_allclose(shares, probabilities, atol=0.03)
 
 
@@ -95,12 +96,13 @@ def test_nothing_waits_for_the_rows_that_fill_a_batch_up(tiny, tiny_parameters, 
     """The loop ends when the real rows have stopped: an empty row has made no token by then."""
     [[one]] = Generator(tiny, Compute(), [STOP], 258)(tiny_parameters, prompts[:1], Sampling(max_new_tokens=20))
     stop = one.tokens[2]
-    generate = make_generate(tiny, Compute(), Sampling(max_new_tokens=20), [stop], 258)
+    programs = make_programs(tiny, Compute(), Sampling(max_new_tokens=20), [stop], 258)
     tokens = np.zeros((2, 64), np.int32)
     tokens[0, : len(prompts[0])] = prompts[0]
-    out, made = generate(
-        tiny_parameters, tokens, np.array([len(prompts[0]), 0], np.int32), jax.random.split(jax.random.key(0), 2)
-    )
+    lengths, keys = np.array([len(prompts[0]), 0], np.int32), jax.random.split(jax.random.key(0), 2)
+    state = programs.begin(tiny_parameters, tokens, lengths, np.arange(2, dtype=np.int32), lengths, keys)
+    state = programs.go_on(tiny_parameters, state, lengths, keys, 20)
+    out, made = state.out, state.made
     count = one.tokens.index(stop) + 1
     assert made.tolist() == [count, 1]
     assert not np.asarray(out)[:, count:].any()

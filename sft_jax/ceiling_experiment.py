@@ -1,0 +1,133 @@
+"""`make ceiling`: the ceiling of imitation on demonstrators whose skill and entropy are known (docs/ceiling.md).
+
+Runs the five configs/ceiling_*.py, sets what was measured beside what must come out, and draws it.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_jax.arguments import parse
+from sft_jax.ceiling_command import LOSSES, Ceiling, measure_ceiling, score_run
+from sft_jax.cli import exit_status
+from sft_jax.config import RunConfig, load_config
+from sft_jax.demonstrations.skill import HELD_OUT, Demonstrator
+from sft_jax.errors import EXIT_DONE
+
+DEMONSTRATORS = {
+    "scattered": Demonstrator("scattered", 0.6),
+    "better": Demonstrator("scattered", 0.9),
+    "systematic": Demonstrator("systematic", 0.6),
+    "few": Demonstrator("scattered", 1.0),
+    "small": Demonstrator("scattered", 1.0),
+}
+"""The demonstrator of each config."""
+TOKENS = 2
+"""Trained tokens of a demonstration: the answer, and the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Run the ceiling experiment."""
+
+    only: tuple[str, ...] = tuple(DEMONSTRATORS)
+    """Configs to run."""
+    pictures: str = "runs/ceiling"
+    """Directory for the plots."""
+
+
+def experiment(arguments: Sequence[str]) -> int:
+    """Run it; leaves runs/ceiling/experiment.json and the pictures."""
+    options = parse(Experiment, arguments, "ceiling_experiment")
+    found = {}
+    for name in options.only:
+        config = load_config(f"configs/ceiling_{name}.py")
+        ceiling = Ceiling(
+            **{field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)},
+            check=("exact",),
+            prompts=1000,
+            max_new_tokens=4,
+        )
+        result = measure_ceiling(config, ceiling)
+        assert result is not None
+        found[name] = {**result, "known": known(DEMONSTRATORS[name]), **checks(config, ceiling, result, name)}
+        draw(found[name], Path(options.pictures), name)
+        print_row(name, found[name])
+    from sft_jax.data.store import write_json
+
+    write_json(Path("runs/ceiling/experiment.json"), found)
+    return EXIT_DONE
+
+
+def known(demonstrator: Demonstrator) -> dict[str, Any]:
+    """What must come out of perfect imitation."""
+    return {
+        "loss": demonstrator.entropy / TOKENS,
+        "sampled": demonstrator.skill,
+        "greedy": demonstrator.greedy,
+        "best_of": [[k, demonstrator.best_of(k)] for k in (1, 2, 4, 8, 16)],
+    }
+
+
+def checks(config: RunConfig, options: Ceiling, result: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The loss above the demonstrator's own on the same rows, and the scores at a quarter of the demonstrations."""
+    from sft_jax.evaluate.bootstrap import paired_difference
+
+    sizes = result["scaling"]["sizes"]
+    path = Path(config.data.eval[0])
+    assert path.name == HELD_OUT
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    demonstrator = DEMONSTRATORS[name]
+    own = [-demonstrator.log_probability(row["prompt"][:-1], row["completion"]) / TOKENS for row in rows]
+    runs = [
+        [json.loads(line) for line in (_run(config, sizes[-1], seed) / LOSSES).read_text("utf-8").splitlines()]
+        for seed in range(options.seeds)
+    ]
+    best = [min(run, key=lambda row: sum(row["nll"]))["nll"] for run in runs]
+    mean = [sum(values) / len(values) / TOKENS for values in zip(*best, strict=True)]
+    above = paired_difference(mean, own)
+    quarter = score_run(dataclasses.replace(config, workdir=str(_run(config, sizes[-3], 0))), options)
+    return {"above_entropy": above._asdict(), "quarter": {"size": sizes[-3], **quarter}}
+
+
+def _run(config: RunConfig, size: int, seed: int) -> Path:
+    return Path(config.workdir) / f"n{size}-seed{seed}"
+
+
+def draw(result: Mapping[str, Any], directory: Path, name: str) -> None:
+    """The curve with the entropy, and best of n with what it must be."""
+    from sft_jax.report.ceiling_page import loss_plot, score_plot
+
+    directory.mkdir(parents=True, exist_ok=True)
+    levels = [("demonstrator's entropy", result["known"]["loss"])]
+    (directory / f"{name}_loss.svg").write_text(loss_plot(result, levels) + "\n", encoding="utf-8")
+    (directory / f"{name}_scores.svg").write_text(score_plot(result) + "\n", encoding="utf-8")
+
+
+def print_row(name: str, result: Mapping[str, Any]) -> None:
+    """One line of the table in docs/ceiling.md."""
+    exact, quality, scaling = result["known"], result["quality"], result["scaling"]
+    best = {k: score for k, score in quality["best_of"]}
+    cells = [
+        f"{scaling['losses'][-1]['value']:.4f} ({exact['loss']:.4f})",
+        _interval(result["above_entropy"], 4),
+        f"{_interval(quality['sampled'])} ({exact['sampled']:.2f})",
+        f"{_interval(quality['greedy'])} ({exact['greedy']:.2f})",
+        f"{_interval(best[4])} ({exact['best_of'][2][1]:.3f})",
+        f"{result['quarter']['sampled']['value']:.3f}",
+        result["verdict"]["answer"],
+    ]
+    assert all(math.isfinite(loss["value"]) for loss in scaling["losses"])
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _interval(interval: Mapping[str, float], digits: int = 3) -> str:
+    return f"{interval['value']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(experiment, sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""Sampled completions as rows: what people and models rank, and what becomes demonstrations or preferences of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sft_jax.errors import BadInput
+from sft_jax.evaluate.task import Task
+from sft_jax.sample.generate import Generated
+
+KEPT_KEYS = ("tools", "answer", "ground_truth", "reference", "regex", "json_schema", "min_words", "max_words")
+"""Keys of a prompt's row that say how its answers are judged; they go with its completions."""
+
+Keep = Literal["best", "passing", "all"]
+
+
+def sampled_row(task: Task, completions: Sequence[Generated], decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    """One prompt with its completions, as JSON: valid input for collecting preferences, and for `select`.
+
+    `tokens` and `logprobs` (log p under the model itself, temperature 1) line up and hold the stop token where there is
+    one; `logprob` is their sum.
+    """
+    asked: dict[str, Any] = {"messages": list(task.messages)} if task.messages else {"prompt": task.prompt}
+    kept = {key: task.row[key] for key in KEPT_KEYS if key in task.row}
+    answered = {"demonstration": task.shown} if task.shown else {}
+    return {
+        "id": task.id,
+        **asked,
+        **kept,
+        **answered,
+        "completions": [
+            {
+                "text": decode(one.tokens) if one.text is None else one.text,
+                "stopped": one.stopped,
+                "finish": one.finish,
+                "logprob": sum(one.logprobs),
+                "tokens": one.ids,
+                "logprobs": one.logprobs,
+            }
+            for one in completions
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of the prompts."""
+
+    prompts: int
+    kept: int
+    """Rows written."""
+    without: int
+    """Prompts of which nothing was written: no completion passes, or all score the same (pairs)."""
+    first: float
+    """Mean score of each prompt's first completion."""
+    mean: float
+    """Mean score of all completions."""
+    best: float
+    """Mean of each prompt's best score."""
+
+
+def account(scores: Sequence[Sequence[float]], rows: int, used: int) -> Account:
+    """The numbers behind a selection; `used` prompts gave the `rows`."""
+    count = len(scores)
+    return Account(
+        count,
+        rows,
+        count - used,
+        sum(each[0] for each in scores) / count,
+        sum(sum(each) / len(each) for each in scores) / count,
+        sum(max(each) for each in scores) / count,
+    )
+
+
+def select(
+    rows: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]], keep: Keep, at_least: float
+) -> tuple[list[dict[str, Any]], Account]:
+    """Completions as new demonstrations, which training reads as any others.
+
+    best: the first of the best completions of each prompt, if its score is at least `at_least`. passing: every
+    completion that scores so, each text once (rejection sampling; Touvron et al. 2023, section 3.2.3). all: every one.
+    """
+    made, used = [], 0
+    for row, each in zip(rows, scores, strict=True):
+        texts = [one["text"] for one in row["completions"]]
+        order = range(len(texts))
+        if keep == "best":
+            order = [max(order, key=lambda k: (each[k], -k))]
+        chosen = [k for k in order if keep == "all" or each[k] >= at_least]
+        first_of = {texts[k]: k for k in reversed(chosen)}
+        kept = [k for k in chosen if keep == "all" or first_of[texts[k]] == k]
+        made += [{**as_demonstration(row, texts[k], f"{row['id']}#{k}"), "score": each[k]} for k in kept]
+        used += bool(kept)
+    return made, account(scores, len(made), used)
+
+
+def pairs(rows: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]]) -> tuple[list[dict[str, Any]], Account]:
+    """The best against the worst completion of each prompt where their scores differ: what a reward model learns."""
+    made = []
+    for row, each in zip(rows, scores, strict=True):
+        order = range(len(each))
+        best, worst = max(order, key=lambda k: (each[k], -k)), min(order, key=lambda k: (each[k], k))
+        if each[best] > each[worst]:
+            chosen, rejected = (row["completions"][k]["text"] for k in (best, worst))
+            made.append({"id": row["id"], **_pair(row, chosen, rejected), "scores": [each[best], each[worst]]})
+    return made, account(scores, len(made), len(made))
+
+
+def as_demonstration(row: Mapping[str, Any], text: str, name: str) -> dict[str, Any]:
+    extra = {key: row[key] for key in KEPT_KEYS if key in row}
+    if "messages" in row:
+        return {"id": name, "messages": [*row["messages"], {"role": "assistant", "content": text}], **extra}
+    return {"id": name, "prompt": row["prompt"], "completion": text, **extra}
+
+
+def _pair(row: Mapping[str, Any], chosen: str, rejected: str) -> dict[str, Any]:
+    if "messages" not in row:
+        return {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+    answers = {"chosen": chosen, "rejected": rejected}
+    turns = {key: [{"role": "assistant", "content": text}] for key, text in answers.items()}
+    tools = {"tools": row["tools"]} if "tools" in row else {}
+    return {"prompt": row["messages"], **turns, **tools}
+
+
+def check_sampled(where: str, row: Mapping[str, Any]) -> None:
+    """Raises BadInput where a row is not one of `sft-jax sample`."""
+    completions = row.get("completions")
+    asked = "messages" in row or "prompt" in row
+    fine = isinstance(completions, list) and completions and asked and "id" in row
+    if not fine or not all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in completions or []):
+        raise BadInput(
+            f"{where}: expected id, messages or prompt, and completions with text, as sft-jax sample writes them; "
+            f"found {', '.join(map(str, row)) or 'nothing'}"
+        )
