@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODEL := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TOKENIZERS := $(patsubst %,.cache/tokenizers/%/package/package.json,llama2 llama3 qwen3 gemma3 deepseek_v3 gptoss)
 
-.PHONY: install quickstart ceiling test slow check parity bench bench-data bench-generation clean
+.PHONY: install quickstart ceiling solutions test slow check parity bench bench-data bench-generation clean
 
 install: $(VENV)/.installed
 quickstart: install $(MODEL)
@@ -14,6 +14,9 @@ quickstart: install $(MODEL)
 # the ceiling of imitation on demonstrators whose skill is known (docs/ceiling.md)
 ceiling: install
 	$(BIN)/python -m sft_jax.ceiling_experiment $(ARGS)
+# real demonstrators of different skill; ARGS="--solutions F" names GSM8K's example_model_solutions.jsonl
+solutions: install $(MODEL)
+	$(BIN)/python -m sft_jax.solutions_experiment $(ARGS)
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 slow: $(VENV)/.dev $(MODEL)

@@ -111,7 +111,7 @@ def draw(result: Mapping[str, Any], directory: Path, name: str) -> None:
 def print_row(name: str, result: Mapping[str, Any]) -> None:
     """One line of the table in docs/ceiling.md."""
     exact, quality, scaling = result["known"], result["quality"], result["scaling"]
-    best = {k: score for k, score in quality["best_of"]}
+    best = dict(quality["best_of"])
     cells = [
         f"{scaling['losses'][-1]['value']:.4f} ({exact['loss']:.4f})",
         _interval(result["above_entropy"], 4),
