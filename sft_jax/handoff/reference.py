@@ -155,7 +155,7 @@ def mean(found: Sequence[Divergence]) -> dict[str, float]:
     Raises:
       ValueError: no target.
     """
-    weights = np.concatenate([one.weights for one in found]).astype(np.float64)
+    weights = np.concatenate([np.zeros(0), *(one.weights for one in found)])
     if not weights.sum():
         raise ValueError("no token has a weight, so the mean divergence is undefined")
     means = {}

@@ -3,10 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sft_jax.data.store import Example
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, forward, logits
-from sft_jax.sample.draw import Sampling, draw
+from sft_jax.sample.draw import Sampling, draw, filtered
 from sft_jax.sample.generate import Generator, make_programs
+from sft_jax.sample.score import score_examples
 
 STOP = 257
 
@@ -106,3 +108,62 @@ def test_nothing_waits_for_the_rows_that_fill_a_batch_up(tiny, tiny_parameters, 
     count = one.tokens.index(stop) + 1
     assert made.tolist() == [count, 1]
     assert not np.asarray(out)[:, count:].any()
+
+
+def _kept(**options) -> set[int]:
+    raw = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]]))
+    return set(np.flatnonzero(np.isfinite(filtered(raw, Sampling(temperature=1.0, **options)))[0]).tolist())
+
+
+def test_top_k_top_p_and_min_p_each_keep_their_set():
+    assert _kept() == {0, 1, 2, 3}
+    assert _kept(top_k=2) == {0, 1} and _kept(top_k=9) == {0, 1, 2, 3}
+    assert _kept(min_p=0.29) == {0, 1, 2} and _kept(min_p=0.61) == {0}
+    assert _kept(top_k=3, top_p=0.83) == {0, 1}  # of the three, renormalised: 0.53, 0.32, 0.16
+    assert _kept(top_p=0.83) == {0, 1, 2}
+
+
+def test_log_probabilities_are_those_of_scoring_the_whole_text(tiny, tiny_parameters, prompts):
+    """Also where the draw is filtered and hot: they are the model's own."""
+    sampling = Sampling(max_new_tokens=12, temperature=1.5, top_k=40, seed=3)
+    stop = Generator(tiny, Compute(), [STOP], 258)(tiny_parameters, prompts[:1], sampling)[0][0].tokens[4]
+    generated = Generator(tiny, Compute(), [stop], 258, batch_size=4)(tiny_parameters, prompts, sampling, n=2)
+    flat = [(prompt, one) for prompt, each in zip(prompts, generated, strict=True) for one in each]
+    assert {one.finish for _, one in flat} == {"stop", "length"}
+    documents = []
+    for prompt, one in flat:
+        assert len(one.ids) == len(one.logprobs) == len(one.tokens) + one.stopped
+        ids = np.array([*prompt, *one.ids], np.int32)
+        documents.append(Example("x", "f", 1, ids, np.zeros(len(ids), np.float32)))
+    scores = score_examples(tiny, Compute(), tiny_parameters, documents, 4)
+    for (prompt, one), log_p in zip(flat, scores, strict=True):
+        np.testing.assert_allclose(one.logprobs, log_p[len(prompt) - 1 :], atol=1e-4)
+
+
+def test_completions_of_one_prompt_share_its_reading_and_change_nothing(tiny, tiny_parameters, prompts):
+    sampling = Sampling(max_new_tokens=6, temperature=1.0, seed=7)
+    together = Generator(tiny, Compute(), [STOP], 258, batch_size=5)(tiny_parameters, prompts, sampling, n=3)
+    for number in range(3):
+        alone = Generator(tiny, Compute(), [STOP], 258, batch_size=2)(tiny_parameters, prompts, sampling, n=number + 1)
+        assert [each[number].tokens for each in alone] == [each[number].tokens for each in together]
+
+
+def test_a_completion_ends_before_a_stop_string_also_across_tokens_and_pieces(tiny, tiny_parameters, prompts):
+    def decode(ids: list[int]) -> str:
+        return "".join(chr(0x100 + token) for token in ids)
+
+    def generator(stops=()):
+        return Generator(tiny, Compute(), list(stops), 258, batch_size=4, decode=decode)
+
+    free = generator()(tiny_parameters, prompts, Sampling(max_new_tokens=40))
+    texts = [decode(one.tokens) for [one] in free]
+    stop = texts[0][18:20]  # two tokens, in the second piece
+    cut = generator()(tiny_parameters, prompts, Sampling(max_new_tokens=40, stop=(stop, "never")))
+    for text, [before], [one] in zip(texts, free, cut, strict=True):
+        if (place := text.find(stop)) < 0:
+            assert one.finish == "length" and one.tokens == before.tokens and one.text is None
+            continue
+        assert one.text == text[:place] and one.stopped and one.finish == "stop_string"
+        assert one.ids == before.ids[: place + 2]
+        assert one.logprobs == pytest.approx(before.logprobs[: place + 2], abs=1e-5)
+    assert cut[0][0].finish == "stop_string"

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from sft_jax.evaluate.bootstrap import Interval
+from sft_jax.evaluate.ceiling import best_of, check_scores, judge, measure_quality
+from sft_jax.evaluate.scaling import Scaling
+
+
+def _scaling(gain: tuple[float, float, float], loss: float = 1.0) -> Scaling:
+    loss_now = Interval(loss, loss, loss, 100)
+    interval = Interval(*gain, 100)
+    return Scaling((50, 100), (loss_now, loss_now), loss_now, 1.0, interval, interval, interval, ())
+
+
+def _quality(demonstrations: float, greedy: float, sampled: float, prompts: int = 1000, samples: int = 16):
+    """Each prompt's greedy answer is right with one probability, its samples with another."""
+    random = np.random.default_rng(0)
+    return measure_quality(
+        (random.random(prompts) < demonstrations).astype(float),
+        (random.random(prompts) < greedy).astype(float),
+        (random.random((prompts, samples)) < sampled).astype(float),
+    )
+
+
+HALF = np.repeat([1.0, 0.0], 250)
+"""Prompts that are always answered right, and prompts that never are."""
+FLAT, STEEP, UNCLEAR = _scaling((0.0, 0.0, 0.005)), _scaling((0.1, 0.05, 0.2)), _scaling((0.03, 0.0, 0.1))
+
+
+def test_the_expected_best_of_k_is_pass_at_k_for_right_and_wrong():
+    scores = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]], float)
+    assert best_of(scores, 1) == pytest.approx([0.25, 0.5, 0])
+    assert best_of(scores, 2) == pytest.approx([1 - 3 / 6, 1 - 1 / 6, 0])  # 1 - C(wrong, k) / C(n, k)
+    assert best_of(scores, 4) == pytest.approx([1, 1, 0])
+    assert best_of(np.array([[0.2, 0.6, 1.0]]), 2) == pytest.approx([(0.6 + 1.0 + 1.0) / 3])
+
+
+@pytest.mark.parametrize(
+    ("scaling", "quality", "answer"),
+    [
+        (STEEP, _quality(1.0, 0.5, 0.5), "more data"),
+        (STEEP, None, "more data"),
+        (UNCLEAR, _quality(0.9, 0.5, 0.5), "inconclusive"),
+        (FLAT, _quality(1.0, 0.5, 0.4), "larger model"),
+        (FLAT, _quality(0.6, 0.5, 0.6), "preferences"),
+        (FLAT, measure_quality(HALF, HALF, np.repeat(HALF[:, None], 4, 1)), "better data"),
+        (FLAT, _quality(0.6, 1.0, 0.6), "nothing left"),
+        (STEEP, _quality(0.6, 1.0, 0.6), "nothing left"),
+        (FLAT, _quality(0.9, 0.7, 0.7, prompts=8), "inconclusive"),
+        (FLAT, None, "inconclusive"),
+    ],
+)  # fmt: skip
+def test_the_verdict_follows_from_the_evidence(scaling, quality, answer):
+    verdict = judge(scaling, quality)
+    assert verdict.answer == answer and verdict.words
+    assert "twice the 100 demonstrations" in verdict.evidence[0]
+
+
+def test_without_scores_a_larger_model_that_learns_better_decides():
+    assert judge(FLAT, None, larger=Interval(0.1, 0.08, 0.12, 100)).answer == "larger model"
+    assert judge(FLAT, None, larger=Interval(0.001, 0.0, 0.002, 100)).answer == "inconclusive"
+
+
+def test_scores_beyond_one_are_refused():
+    with pytest.raises(ValueError, match="a score is 3"):
+        check_scores([0.5, 3.0])

@@ -1,0 +1,76 @@
+import pytest
+
+from sft_jax.config import Data
+from sft_jax.data.rows import Record
+from sft_jax.errors import BadInput, BadRow
+from sft_jax.evaluate.complete import prompts_of, task_tokens
+from sft_jax.evaluate.measure import has_demonstrations, read_tasks
+from sft_jax.evaluate.task import task_of
+
+USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+
+
+@pytest.mark.parametrize(
+    ("row", "messages", "prompt", "shown"),
+    [
+        ({"messages": [USER, ASSISTANT]}, [USER], "", "A"),
+        ({"messages": [USER, ASSISTANT, USER]}, [USER, ASSISTANT, USER], "", ""),
+        ({"messages": [USER]}, [USER], "", ""),
+        ({"prompt": "P"}, [], "P", ""),
+        ({"prompt": "P", "completion": "C"}, [], "P", "C"),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, [USER], "", "A"),
+        ({"prompt": [USER]}, [USER], "", ""),
+        ({"question": "Q", "answer": "#### 1"}, [USER], "", "#### 1"),
+        ({"prompt": "Q", "chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, [USER], "", "A"),
+    ],
+)
+def test_what_stands_before_the_first_answer_is_the_task(row, messages, prompt, shown):
+    task = task_of(Record("f", 1, row), Data(()))
+    assert (list(task.messages), task.prompt, task.shown) == (messages, prompt, shown)
+    assert task.row == row and task.where == "f:1"
+
+
+def test_rows_that_ask_nothing_are_refused_or_left_out(tmp_path):
+    with pytest.raises(BadRow, match="text has no prompt"):
+        task_of(Record("f", 1, {"text": "Once"}), Data(()))
+    with pytest.raises(BadInput, match="the prompt is empty"):
+        task_of(Record("f", 1, {"prompt": ""}), Data(()))
+    file = tmp_path / "mixed.jsonl"
+    file.write_text('{"text": "Once"}\n{"question": "Q", "answer": "A"}\n{"prompt": "P"}\n')
+    data = Data((str(file),))
+    assert [task.where[-2:] for task in read_tasks(data, data.train)] == [":2", ":3"]
+    assert len(read_tasks(data, data.train, most=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "demonstrates"),
+    [
+        ('{"prompt": "P"}', False),
+        ('{"messages": [{"role": "user", "content": "Q"}]}', False),
+        ('{"question": [[]], "function": [], "id": "x"}', False),
+        ('{"prompt": "P", "completion": "C"}', True),
+        ('{"text": "T"}', True),
+        ('{"question": "Q", "answer": "A"}', True),
+    ],
+)
+def test_files_of_prompts_alone_have_no_likelihood(tmp_path, line, demonstrates):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(line + "\n")
+    assert has_demonstrations((str(file),)) == demonstrates
+
+
+def test_tools_that_the_template_drops_stand_in_the_system_turn(tokenizer):
+    tools = [{"type": "function", "function": {"name": "find_it", "parameters": {"type": "object", "properties": {}}}}]
+    messages = [{"role": "system", "content": "Be brief."}, USER]
+    task = task_of(Record("f", 1, {"messages": messages, "tools": tools}), Data(()))
+    text = tokenizer.decode(task_tokens(task, tokenizer))
+    assert text.startswith("<|im_start|>system\nBe brief.\n\nYou can call these functions")
+    assert '"name": "find_it"' in text and text.endswith("<|im_start|>assistant\n")
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(tokenizer):
+    task = task_of(Record("f", 1, {"messages": [USER]}), Data(()))
+    length = len(task_tokens(task, tokenizer))
+    assert len(prompts_of([task], tokenizer, 10, 300, length + 10)[0]) == length
+    with pytest.raises(BadInput, match=f"f:1: a prompt of {length} tokens and 11 new ones"):
+        prompts_of([task], tokenizer, 11, 300, length + 10)

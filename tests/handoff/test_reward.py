@@ -1,0 +1,102 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from sft_jax.data.chat import encode
+from sft_jax.data.formats import Completion, Pair
+from sft_jax.data.store import Example
+from sft_jax.errors import BadInput, BadRow
+from sft_jax.handoff.reward import choose_pad, ends_of, reward_documents, with_reward_head
+from sft_jax.model.decoder import Compute, head_kernel
+from sft_jax.model.families import architecture_of, as_reward, config_of
+from sft_jax.train.pretrained import open_pretrained, place
+from sft_jax.weights.export import export
+
+
+@pytest.fixture(scope="module")
+def reward(tiny, tiny_parameters):
+    """(architecture, parameters) with a scalar head that is not zero."""
+    return with_reward_head(tiny, tiny_parameters, "normal", 0)
+
+
+def test_the_scalar_head_takes_the_place_of_the_vocabularys(tiny, tiny_parameters):
+    untied = dataclasses.replace(tiny, tied=False)
+    parameters = {**tiny_parameters, "head": tiny_parameters["embedding"]}
+    architecture, made = with_reward_head(untied, parameters, "zeros", 0)
+    assert architecture.reward and "head" not in made and made["score"].shape == (1, tiny.embed)
+    assert not np.asarray(made["score"]).any()
+    _, drawn = with_reward_head(tiny, tiny_parameters, "normal", 1)
+    assert np.asarray(drawn["score"]).std() == pytest.approx((tiny.embed + 1) ** -0.5, rel=0.4)
+    with pytest.raises(BadInput, match="this is a reward model"):
+        head_kernel(architecture, made)
+
+
+def test_a_reward_is_read_at_the_last_token_whatever_pads_the_batch(reward):
+    architecture, parameters = reward
+    random = np.random.default_rng(0)
+    documents = [random.integers(0, 250, n).astype(np.int32) for n in (3, 40, 7)]
+    together = list(reward_documents(architecture, Compute(), parameters, documents, batch_size=4))
+
+    def one(document):
+        return next(iter(reward_documents(architecture, Compute(), parameters, [document], batch_size=1)))
+
+    alone = [one(document) for document in documents]
+    assert together == pytest.approx(alone, rel=1e-5) and len(set(together)) == 3
+    assert one(np.append(documents[0], 5).astype(np.int32)) != pytest.approx(alone[0], rel=1e-3)
+
+
+def test_an_exported_reward_model_comes_back_the_same(reward, tokenizer, tmp_path, mesh_of):
+    architecture, parameters = reward
+    config = config_of(architecture, "llama")
+    assert config["architectures"] == ["LlamaForSequenceClassification"] and config["id2label"] == {"0": "LABEL_0"}
+    export(parameters, architecture, config, tokenizer, tmp_path / "reward")
+    pretrained = open_pretrained(str(tmp_path / "reward"))
+    assert pretrained.architecture == architecture
+    from sft_jax.config import RunConfig
+
+    _, again = place(pretrained, RunConfig(), mesh_of())
+    assert again.keys() == parameters.keys()
+    assert all(np.array_equal(again[name], parameters[name]) for name in again)
+
+
+def test_classifiers_of_several_labels_are_refused(tiny):
+    config = as_reward(config_of(tiny, "llama"), "llama")
+    config["id2label"] = {"0": "bad", "1": "good"}
+    with pytest.raises(BadInput, match="2 labels; a reward model has one"):
+        architecture_of(config, "m")
+
+
+def test_padding_ends_no_answer(tokenizer):
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
+    with pytest.raises(BadInput, match="no special token that is free"):  # <|im_start|> stands in the template
+        choose_pad(tokenizer, [257])
+    assert choose_pad(tokenizer, [257], "<|im_start|>") == "<|im_start|>"
+    with pytest.raises(BadInput, match="ends answers"):
+        choose_pad(tokenizer, [257], "<|im_end|>")
+    with pytest.raises(BadInput, match="no such token"):
+        choose_pad(tokenizer, [257], "<pad>")
+
+
+def test_a_pair_is_two_documents_whose_last_tokens_count(tokenizer):
+    from sft_jax.data.rendering import Policy
+
+    pair = Pair(Completion("Q", " yes"), Completion("Q", " no"), margin=0.5)
+    encoded = encode("f:1", pair, tokenizer, "assistant", Policy())
+    chosen, rejected = ends_of(Example("x", "f", 1, encoded.tokens, encoded.weights))
+    assert tokenizer.decode(chosen) == "Q yes<|im_end|>" and tokenizer.decode(rejected) == "Q no<|im_end|>"
+    assert encoded.weights[np.flatnonzero(encoded.weights)].tolist() == [1.0, 1.5]
+    with pytest.raises(BadRow, match="are the same tokens"):
+        encode("f:1", Pair(Completion("Q", "a"), Completion("Q", "a")), tokenizer, "assistant", Policy())
+
+
+def test_the_head_follows_the_layout(reward, mesh_of):
+    from sft_jax.config import Sharding
+    from sft_jax.parallel.rules import layout
+
+    architecture, parameters = reward
+    with layout(mesh_of(fsdp=4), Sharding()):
+        _, made = with_reward_head(architecture, parameters, "zeros", 0)
+    assert {shard.data.shape for shard in made["score"].addressable_shards} == {(1, architecture.embed // 4)}
+    assert jax.tree.all(jax.tree.map(lambda x: x.dtype == np.float32, made))
