@@ -3,11 +3,14 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sft_jax.arguments import check_writable, parse, require
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
+
+if TYPE_CHECKING:
+    from sft_jax.train.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -176,5 +179,18 @@ def export(arguments: Sequence[str]) -> int:
             max_shard_bytes=options.max_shard_bytes,
             generation_config=pretrained.generation_config,
         )
+        _describe_export(options, pretrained, parameters)
     print(options.out)
     return EXIT_DONE
+
+
+def _describe_export(options: Export, pretrained: "Pretrained", parameters: dict) -> None:
+    """handoff.json beside the exported weights, with the fingerprint of those they were written from."""
+    import jax
+
+    from sft_jax.handoff.artefact import describe_handoff, weights_fingerprint, write_handoff
+
+    fingerprint = weights_fingerprint(parameters)
+    if jax.process_index() == 0:
+        stops, date = pretrained.stop_ids, pretrained.template_date
+        write_handoff(options.out, describe_handoff(pretrained.tokenizer, stops, fingerprint, ".", ".", date))

@@ -132,10 +132,27 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
             architecture,
             peak * jax.device_count() if peak else None,
         )
+    trained = Trained(inputs, architecture, state, mesh)
+    hand_over(trained)
     if first_process:
         write_page(Path(config.workdir))
-        console.print(f"done: {config.workdir} (metrics.jsonl, checkpoints/, report.html)")
-    return Trained(inputs, architecture, state, mesh)
+        console.print(f"done: {config.workdir} (metrics.jsonl, checkpoints/, report.html, handoff.json)")
+    return trained
+
+
+def hand_over(trained: Trained) -> None:
+    """Write what the RL stage starts from into the workdir; every process takes part."""
+    import jax
+
+    from sft_jax.handoff.artefact import describe_handoff, weights_fingerprint, write_handoff
+    from sft_jax.train.pretrained import MODEL_FILES
+
+    fingerprint = weights_fingerprint(trained.state.trainable)
+    if jax.process_index() == 0:
+        config, pretrained = trained.inputs.config, trained.inputs.pretrained
+        policy, date = f"checkpoints/{int(trained.state.step)}", config.data.template_date
+        about = describe_handoff(pretrained.tokenizer, pretrained.stop_ids, fingerprint, policy, MODEL_FILES, date)
+        write_handoff(config.workdir, about)
 
 
 def _watched(evaluate: Any, watches: Sequence[Watch]) -> Any:

@@ -22,13 +22,8 @@ def file(tmp_path):
 
 @pytest.fixture
 def answers(file) -> str:
-    rows = [
-        {
-            "messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"#### {n}"}],
-            "regex": ".",
-        }
-        for n in range(5)
-    ]
+    turns = [({"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"#### {n}"}) for n in range(5)]
+    rows = [{"messages": list(both), "regex": "."} for both in turns]
     return file("answers.jsonl", rows)
 
 
@@ -50,9 +45,8 @@ def test_evaluate_measures_a_model_beside_another_on_held_out_and_retained_rows(
     assert status == 0
     report = json.loads(text)
     model = report["data"]["model"]
-    assert (
-        model["held_out"]["loss"]["n"] == 5 and model["held_out"]["loss"]["low"] <= model["held_out"]["loss"]["value"]
-    )
+    loss = model["held_out"]["loss"]
+    assert loss["n"] == 5 and loss["low"] <= loss["value"] <= loss["high"]
     assert {"numeric", "regex", "stopped", "tokens"} <= model["scores"].keys()
     assert model["register"]["words"] >= 0 and model["register_demonstrated"]["words"] == 1
     assert report["data"]["difference"]["loss"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 5}
@@ -64,7 +58,7 @@ def test_evaluate_measures_a_model_beside_another_on_held_out_and_retained_rows(
     status, text, _ = _run(
         capsys, "evaluate", tiny_model, "--data", answers, "--check", "none", "--against", tiny_model
     )
-    assert status == 0 and "loss a trained token" in text and "numeric" not in text
+    assert status == 0 and "perplexity" in text and "numeric" not in text
 
 
 def test_kl_prints_its_numbers_and_refuses_another_vocabulary(tiny_model, answers, tmp_path, capsys):
@@ -117,21 +111,21 @@ def test_samples_are_selected_into_demonstrations_and_pairs(tiny_model, answers,
 
 
 def test_a_reward_model_is_initialised_trained_exported_and_ranks(tiny_model, tmp_path, file, capsys):
-    pairs = [
-        {"prompt": f"Say {n}.", "chosen": f"good {n}", "rejected": f"a bad answer {n}", "margin": n % 2}
-        for n in range(24)
-    ]
+    pairs = [{"prompt": f"Say {n}.", "chosen": f"good {n}", "rejected": f"a bad answer {n}"} for n in range(24)]
+    pairs = [{**pair, "margin": n % 2} for n, pair in enumerate(pairs)]
     start, run, out = (tmp_path / name for name in ("start", "run", "out"))
     status, _, error = _run(capsys, "reward-init", tiny_model, "--out", start)
     assert status == 2 and "no special token that is free" in error
     status, text, _ = _run(capsys, "reward-init", tiny_model, "--out", start, "--pad-token", "<|im_start|>")
     assert status == 0 and "padding is <|im_start|> instead of <|im_end|>" in text
     config = tmp_path / "config.py"
+    files = file("pairs.jsonl", pairs), file("more.jsonl", pairs[:8])
     config.write_text(
-        "from sft_jax.config import *\n\ndef get_config():\n"
-        f"    return RunConfig({str(run)!r}, Model({str(start)!r}), Data(({file('pairs.jsonl', pairs)!r},), sequence_length=64,\n"
-        f"        eval=({file('more.jsonl', pairs[:8])!r},)), Optimizer(learning_rate=3e-3),\n"
-        "        Train(objective='reward', steps=6, batch_size=8, eval_every=3, tensorboard=False))\n"
+        "from sft_jax.config import *\n\n"
+        "def get_config():\n"
+        f"    data = Data(({files[0]!r},), eval=({files[1]!r},), sequence_length=64)\n"
+        "    train = Train(objective='reward', steps=6, batch_size=8, eval_every=3, tensorboard=False)\n"
+        f"    return RunConfig({str(run)!r}, Model({str(start)!r}), data, Optimizer(learning_rate=3e-3), train)\n"
     )
     status, _, error = _run(capsys, "train", config)
     assert status == 0, error
@@ -142,17 +136,12 @@ def test_a_reward_model_is_initialised_trained_exported_and_ranks(tiny_model, tm
     status, _, _ = _run(capsys, "export", run, "--out", out)
     assert status == 0
     assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]
-    samples = file(
-        "samples.jsonl",
-        [{"id": "1", "prompt": "Say 5.", "completions": [{"text": "a bad answer 5"}, {"text": "good 5"}]}],
-    )
+    answers = [{"text": "a bad answer 5"}, {"text": "good 5"}]
+    samples = file("samples.jsonl", [{"id": "1", "prompt": "Say 5.", "completions": answers}])
     status, _, error = _run(capsys, "select", samples, "--out", tmp_path / "best.jsonl", "--reward", run)
     assert status == 0, error
     assert json.loads((tmp_path / "best.jsonl").read_text())["completion"] == "good 5"
-    for command in (
-        ("sample", run, "--prompts", samples),
-        ("score", run, "--data", samples.replace("samples", "pairs")),
-    ):
+    for command in (("sample", run, "--prompts", samples), ("score", run, "--data", files[0])):
         status, _, error = _run(capsys, *command)
         assert status == 2 and "this is a reward model" in error
 

@@ -8,7 +8,6 @@ import pytest
 
 from sft_jax.config import Data, Model, RunConfig, Sharding, Train
 from sft_jax.errors import BadInput
-from sft_jax.parallel.rules import axis_parts
 from sft_jax.train.inputs import read_inputs
 from sft_jax.train.pretrained import open_base, place
 from sft_jax.validation import validate
@@ -30,8 +29,9 @@ def test_random_weights_need_no_weights_and_are_the_same_on_every_mesh(config, t
     base = open_base(config)
     architecture, alone = place(base, config, mesh_of())
     assert alone["embedding"].std() == pytest.approx(0.02, rel=0.05)
-    padded, divided = place(base, config, mesh_of(fsdp=2, tensor=3))
-    assert padded.rows == 261 and axis_parts("vocab", Sharding(), mesh_of(tensor=3)) == 3
+    vocabulary_alone = Sharding(heads="none", kv_heads="none", mlp="none")
+    padded, divided = place(base, dataclasses.replace(config, sharding=vocabulary_alone), mesh_of(fsdp=2, tensor=3))
+    assert padded.rows == 261
     for name, value in alone.items():
         rows = len(value) if name == "embedding" else None
         np.testing.assert_array_equal(np.asarray(divided[name])[:rows], value)
@@ -58,15 +58,12 @@ def test_a_limit_draws_nested_parts_by_the_seed(config):
 
 
 def test_a_part_may_fill_fewer_rows_than_a_batch_and_the_log_says_how_many_train(config):
-    few = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, limit=2), train=Train(batch_size=8, steps=3)
-    )
+    train, data = Train(batch_size=8, steps=3), dataclasses.replace(config.data, limit=2)
+    few = dataclasses.replace(config, data=data, train=train)
     inputs = read_inputs(few, True)
     assert inputs.source.rows_per_epoch < 8
     assert "data.limit: 2 of 48 demonstrations train" in inputs.notes
-    whole = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, packing="best_fit"), train=Train(batch_size=999)
-    )
+    whole = dataclasses.replace(config, train=Train(batch_size=999))
     with pytest.raises(BadInput, match="fewer than the 999"):
         read_inputs(whole, True)
 
