@@ -1,4 +1,4 @@
-"""A perfect demonstrator and 64 demonstrations: limited by data.
+"""A perfect demonstrator and 16 demonstrations: limited by data.
 
 Command:   sft-jax ceiling configs/ceiling_few.py --check exact --max-new-tokens 4
            (make ceiling runs all five; docs/ceiling.md has what came of it)
@@ -10,4 +10,4 @@ from sft_jax.demonstrations.skill import Demonstrator, run_config
 
 
 def get_config() -> RunConfig:
-    return run_config("few", Demonstrator("scattered", 1.0), demonstrations=64, batch_size=4)
+    return run_config("few", Demonstrator("scattered", 1.0), demonstrations=16, batch_size=1)

@@ -42,8 +42,11 @@ class Experiment:
 
 def experiment(arguments: Sequence[str]) -> int:
     """Run it; leaves runs/ceiling/experiment.json and the pictures."""
+    from sft_jax.data.store import write_json
+
     options = parse(Experiment, arguments, "ceiling_experiment")
-    found = {}
+    path = Path("runs/ceiling/experiment.json")
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name in options.only:
         config = load_config(f"configs/ceiling_{name}.py")
         ceiling = Ceiling(
@@ -57,9 +60,7 @@ def experiment(arguments: Sequence[str]) -> int:
         found[name] = {**result, "known": known(DEMONSTRATORS[name]), **checks(config, ceiling, result, name)}
         draw(found[name], Path(options.pictures), name)
         print_row(name, found[name])
-    from sft_jax.data.store import write_json
-
-    write_json(Path("runs/ceiling/experiment.json"), found)
+        write_json(path, found)
     return EXIT_DONE
 
 

@@ -89,12 +89,13 @@ def judge(
     """The verdict, by these rules in order.
 
     1. Greedy answers are right already: nothing is left that this score could show.
-    2. Twice the demonstrations pay (the interval's low end too is worth half of WORTH): more data.
-    3. It cannot be told whether they pay: inconclusive.
-    4. The demonstrations score above the model: it is shown what it still does not do; a larger model. Without
-       scores, the same where a larger model's held-out loss is lower.
-    5. The model scores as its demonstrators do, or above: preferences where the best of several samples is better than
-       the greedy answer; better data where it is not, for ranking finds nothing that is never sampled.
+    2. The model scores as its demonstrators do, or above; more of the same cannot show it more. Preferences where the
+       best of several samples is better than the greedy answer; better data where it is not, for ranking finds nothing
+       that is never sampled.
+    3. It scores below them (or there are no scores). More data where twice the demonstrations pay: the interval's low
+       end too is worth half of WORTH. A larger model where they do not pay and the demonstrations score above the
+       model, or where a larger model's held-out loss is lower.
+    4. Anything else is inconclusive, and the words say what is missing.
 
     Args:
       training_loss: of the largest run at its end, a trained token.
@@ -126,6 +127,16 @@ def _answer(
 ) -> tuple[Answer, str]:
     if quality is not None and quality.greedy.low >= 1 - MARGIN:
         return "nothing left", "Greedy answers are right as far as this score can tell, whoever demonstrated them."
+    if quality is not None and quality.above_model.high <= MARGIN:
+        if quality.headroom.low > MARGIN:
+            return "preferences", (
+                "The model does as well as its demonstrators, and often samples something better than its greedy "
+                "answer: ranking samples can reach what imitation cannot."
+            )
+        return "better data", (
+            "The model does as well as its demonstrators, and its samples hold nothing much better to rank: only "
+            "better demonstrations would show it more."
+        )
     if pays:
         return "more data", "More demonstrations of the same kind still lower the held-out loss."
     if not does_not_pay:
@@ -133,28 +144,16 @@ def _answer(
             "Whether more demonstrations would help cannot be told from these runs: use more seeds or documents."
         )
     larger_pays = larger is not None and larger.value >= WORTH * now and larger.low >= WORTH / 2 * now
+    if larger_pays or (quality is not None and quality.above_model.low > MARGIN):
+        return "larger model", (
+            "More demonstrations do not help, and the model does less than they show: the model is the limit."
+        )
     if quality is None:
-        if larger_pays:
-            return "larger model", "More demonstrations do not help, and a larger model learns them better."
         return "inconclusive", (
             "More demonstrations do not help. Whether the demonstrations or the model are the limit cannot be told "
             "without scores (--check, --scorer) or a larger model (--larger)."
         )
-    if quality.above_model.low > MARGIN or larger_pays:
-        return "larger model", (
-            "The demonstrations show more than the model does, and more of them do not help: the model is the limit."
-        )
-    if quality.above_model.high > 2 * MARGIN:
-        return "inconclusive", "Too few held-out prompts to tell whether the model does as well as its demonstrators."
-    if quality.headroom.low > MARGIN:
-        return "preferences", (
-            "The model does as well as its demonstrators, and often samples something better than its greedy answer: "
-            "ranking samples can reach what imitation cannot."
-        )
-    return "better data", (
-        "The model does as well as its demonstrators, and its samples hold nothing much better to rank: only better "
-        "demonstrations would show it more."
-    )
+    return "inconclusive", "Too few held-out prompts to tell whether the model does as well as its demonstrators."
 
 
 def _show(interval: Interval) -> str:

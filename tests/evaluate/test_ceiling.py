@@ -41,6 +41,8 @@ def test_the_expected_best_of_k_is_pass_at_k_for_right_and_wrong():
         (STEEP, _quality(1.0, 0.5, 0.5), "more data"),
         (STEEP, None, "more data"),
         (UNCLEAR, _quality(0.9, 0.5, 0.5), "inconclusive"),
+        (UNCLEAR, _quality(0.6, 0.5, 0.6), "preferences"),
+        (STEEP, _quality(0.6, 0.5, 0.6), "preferences"),
         (FLAT, _quality(1.0, 0.5, 0.4), "larger model"),
         (FLAT, _quality(0.6, 0.5, 0.6), "preferences"),
         (FLAT, measure_quality(HALF, HALF, np.repeat(HALF[:, None], 4, 1)), "better data"),
