@@ -12,7 +12,7 @@ install: $(VENV)/.installed
 quickstart: install $(MODEL)
 	$(BIN)/python -m sft_jax.quickstart $(ARGS)
 # the ceiling of imitation on demonstrators whose skill is known (docs/ceiling.md)
-ceiling: install
+ceiling: install $(MODEL)
 	$(BIN)/python -m sft_jax.ceiling_experiment $(ARGS)
 # real demonstrators of different skill; ARGS="--solutions F" names GSM8K's example_model_solutions.jsonl
 solutions: install $(MODEL)

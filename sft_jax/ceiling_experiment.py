@@ -26,6 +26,8 @@ DEMONSTRATORS = {
     "small": Demonstrator("scattered", 1.0),
 }
 """The demonstrator of each config."""
+TOKENIZER = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+"""For the picture of what each objective trains."""
 TOKENS = 2
 """Trained tokens of a demonstration: the answer, and the end."""
 
@@ -45,6 +47,13 @@ def experiment(arguments: Sequence[str]) -> int:
     from sft_jax.data.store import write_json
 
     options = parse(Experiment, arguments, "ceiling_experiment")
+    from sft_jax.data.tokenizer import load_tokenizer
+    from sft_jax.report import objectives
+
+    pictures = Path(options.pictures)
+    pictures.mkdir(parents=True, exist_ok=True)
+    tokens = objectives.draw(objectives.objectives(load_tokenizer(TOKENIZER)))
+    (pictures / "objectives.svg").write_text(tokens + "\n", encoding="utf-8")
     path = Path("runs/ceiling/experiment.json")
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name in options.only:
@@ -58,7 +67,7 @@ def experiment(arguments: Sequence[str]) -> int:
         result = measure_ceiling(config, ceiling)
         assert result is not None
         found[name] = {**result, "known": known(DEMONSTRATORS[name]), **checks(config, ceiling, result, name)}
-        draw(found[name], Path(options.pictures), name)
+        draw(found[name], pictures, name)
         print_row(name, found[name])
         write_json(path, found)
     return EXIT_DONE
@@ -103,7 +112,6 @@ def draw(result: Mapping[str, Any], directory: Path, name: str) -> None:
     """The curve with the entropy, and best of n with what it must be."""
     from sft_jax.report.ceiling_page import loss_plot, score_plot
 
-    directory.mkdir(parents=True, exist_ok=True)
     levels = [("demonstrator's entropy", result["known"]["loss"])]
     (directory / f"{name}_loss.svg").write_text(loss_plot(result, levels) + "\n", encoding="utf-8")
     (directory / f"{name}_scores.svg").write_text(score_plot(result) + "\n", encoding="utf-8")

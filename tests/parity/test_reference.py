@@ -61,6 +61,7 @@ def test_kl_is_that_of_transformers_over_the_trained_tokens(exported, tmp_path, 
     np.testing.assert_allclose(found, theirs, rtol=2e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # TRL's own
 def test_trl_takes_the_policy_and_its_reference_from_an_export(tiny_model, tmp_path):
     """DPO's first loss is ln 2 where policy and reference are the same weights."""
     out = tmp_path / "policy"
