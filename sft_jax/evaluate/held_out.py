@@ -12,7 +12,7 @@ from sft_jax.data.store import Example
 from sft_jax.evaluate.bootstrap import Interval, mean_interval
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute
-from sft_jax.sample.score import score_examples
+from sft_jax.sample.score import score_targets
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,27 @@ def document_losses(
     order = sorted(range(len(examples)), key=lambda number: len(examples[number].tokens))
     chosen = [examples[number] for number in order]
     found: dict[int, DocumentLoss] = {}
-    scores = score_examples(architecture, compute, parameters, chosen, batch_size)
+    scores = score_targets(architecture, compute, parameters, chosen, batch_size)
     for number, example, log_p in zip(order, chosen, scores, strict=True):
         found[number] = DocumentLoss(example.id, example.source, _turns(example.weights, log_p))
     return [found[number] for number in range(len(examples))]
 
 
 def _turns(weights: np.ndarray, log_p: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """Sums over each run of trained tokens; `log_p[t]` is of token t + 1."""
-    nll = -np.append(0.0, log_p.astype(np.float64)) * weights
-    trained = weights != 0
-    starts = np.flatnonzero(trained & ~np.append(False, trained[:-1]))
-    ends = np.flatnonzero(trained & ~np.append(trained[1:], False)) + 1
-    return tuple(
-        (float(nll[a:b].sum()), float(weights[a:b].astype(np.float64).sum())) for a, b in zip(starts, ends, strict=True)
-    )
+    """Sums over each run of trained tokens.
+
+    Args:
+      weights: of all tokens.
+      log_p: of those that have a weight.
+    """
+    trained = np.flatnonzero(weights)
+    if not len(trained):
+        return ()
+    each = weights[trained].astype(np.float64)
+    nll = -log_p.astype(np.float64) * each
+    ends = [*(np.flatnonzero(np.diff(trained) > 1) + 1).tolist(), len(trained)]
+    starts = [0, *ends[:-1]]
+    return tuple((float(nll[a:b].sum()), float(each[a:b].sum())) for a, b in zip(starts, ends, strict=True))
 
 
 def loss_interval(losses: Sequence[DocumentLoss], seed: int = 0) -> Interval:

@@ -16,14 +16,10 @@ import numpy as np
 
 from sft_jax.data.store import Example
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention import Places
-from sft_jax.model.decoder import Compute, cap_and_mask, forward, head_kernel
+from sft_jax.model.decoder import Compute, cap_and_mask, head_kernel
 from sft_jax.parallel.rules import active_parts, shard, whole_batches
-from sft_jax.sample.score import LENGTH_BUCKET
-from sft_jax.train.loss import gather_targets
+from sft_jax.sample.score import target_batch, target_states
 
-TARGET_BUCKET = 32
-"""Target positions of a batch are padded to a multiple of this, so that few shapes are compiled."""
 CHUNK = 512
 """Positions that meet both heads at once, over all rows: no buffer exceeds twice CHUNK x V."""
 
@@ -65,13 +61,7 @@ def token_divergences(log_p_BMV: jax.Array, log_q_BMV: jax.Array, targets_BM: ja
 def _make_hidden(architecture: Architecture, compute: Compute):
     """The jitted (parameters, tokens [B, T], lengths [B], index [B, M]) -> hidden states [B, M, D] at `index`."""
 
-    def hidden(parameters, tokens, lengths, index):
-        positions = jnp.arange(tokens.shape[1])
-        places = Places(jnp.broadcast_to(positions, tokens.shape), (positions < lengths[:, None]).astype(jnp.int32))
-        states, _ = forward(architecture, compute, parameters, tokens, places)
-        return gather_targets(states, index)
-
-    return jax.jit(hidden)
+    return jax.jit(functools.partial(target_states, architecture, compute))
 
 
 @functools.lru_cache(maxsize=8)
@@ -115,7 +105,7 @@ def divergences(
     ]
     for start in range(0, len(examples), batch_size):
         batch = [examples[number] for number in range(start, min(start + batch_size, len(examples)))]
-        tokens, lengths, index, targets = _host_batch(batch, batch_size)
+        tokens, lengths, index, targets = target_batch(batch, batch_size)
         states = [hidden(parameters, tokens, lengths, index) for parameters, hidden, _ in models]
         step = -(-max(1, CHUNK // batch_size) // active_parts("act_targets")) * active_parts("act_targets")
         parts = []
@@ -130,23 +120,6 @@ def divergences(
             weights = example.weights[example.weights != 0]
             kl, k1, k2, k3, log_p, log_q = (column[row, : len(weights)] for column in whole)
             yield Divergence(kl, k1, k2, k3, log_p, log_q, weights)
-
-
-def _host_batch(batch: Sequence[Example], rows: int) -> tuple[np.ndarray, ...]:
-    """tokens [B, T], lengths [B], target index [B, M] and target tokens [B, M], int32, padded with zeros."""
-    lengths = np.ones(rows, np.int32)
-    lengths[: len(batch)] = [len(example.tokens) for example in batch]
-    width = -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET
-    unit = TARGET_BUCKET * active_parts("act_targets")
-    capacity = max(1, -(-max(example.targets for example in batch) // unit)) * unit
-    tokens = np.zeros((rows, width), np.int32)
-    index, targets = np.zeros((rows, capacity), np.int32), np.zeros((rows, capacity), np.int32)
-    for row, example in enumerate(batch):
-        trained = np.flatnonzero(example.weights)
-        tokens[row, : lengths[row]] = example.tokens
-        index[row, : len(trained)] = trained - 1  # a document's first token never has a weight
-        targets[row, : len(trained)] = example.tokens[trained]
-    return tokens, lengths, index, targets
 
 
 def mean(found: Sequence[Divergence]) -> dict[str, float]:

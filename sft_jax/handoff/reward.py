@@ -16,11 +16,9 @@ import numpy as np
 from sft_jax.data.store import Example
 from sft_jax.errors import BadInput, nearest
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention import Places
-from sft_jax.model.decoder import Compute, forward
-from sft_jax.parallel.rules import shard, whole_batches
-from sft_jax.sample.score import LENGTH_BUCKET
-from sft_jax.train.loss import gather_targets
+from sft_jax.model.decoder import Compute
+from sft_jax.parallel.rules import active_parts, shard, whole_batches
+from sft_jax.sample.score import TARGET_BUCKET, padded_length, target_states
 from sft_jax.train.reward_loss import rewards_at
 
 Init = Literal["zeros", "normal"]
@@ -83,12 +81,10 @@ def make_rewards(architecture: Architecture, compute: Compute):
     """The jitted (parameters, tokens int32 [B, T], lengths int32 [B]) -> rewards float32 [B] at the last tokens."""
 
     def rewards(parameters: Mapping[str, jax.Array], tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        index = jnp.arange(tokens.shape[1])
-        places = Places(jnp.broadcast_to(index, tokens.shape), (index < lengths[:, None]).astype(jnp.int32))
-        hidden, _ = forward(architecture, compute, parameters, tokens, places)
         # As many columns as the layout divides targets into; the first is the one wanted.
-        last = jnp.broadcast_to(lengths[:, None] - 1, (tokens.shape[0], LENGTH_BUCKET))
-        return shard(rewards_at(parameters, gather_targets(hidden, last))[:, 0], None)  # whole on every process
+        last = jnp.broadcast_to(lengths[:, None] - 1, (tokens.shape[0], TARGET_BUCKET * active_parts("act_targets")))
+        states = target_states(architecture, compute, parameters, tokens, lengths, last)
+        return shard(rewards_at(parameters, states)[:, 0], None)  # whole on every process
 
     return jax.jit(rewards)
 
@@ -107,8 +103,7 @@ def reward_documents(
         batch = documents[start : start + batch_size]
         lengths = np.ones(batch_size, np.int32)
         lengths[: len(batch)] = [len(tokens) for tokens in batch]
-        width = -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET
-        tokens = np.zeros((batch_size, width), np.int32)
+        tokens = np.zeros((batch_size, padded_length(int(lengths.max()))), np.int32)
         for row, document in enumerate(batch):
             tokens[row, : len(document)] = document
         yield from np.asarray(rewards(parameters, tokens, lengths))[: len(batch)].tolist()

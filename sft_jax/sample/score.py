@@ -1,6 +1,8 @@
 """log p of every token of given examples, under a model."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,19 @@ from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, forward, head_kernel
-from sft_jax.parallel.rules import shard, whole_batches
-from sft_jax.train.loss import Head, token_log_probabilities
+from sft_jax.parallel.rules import active_parts, shard, whole_batches
+from sft_jax.train.loss import Head, gather_targets, token_log_probabilities
 
 LENGTH_BUCKET = 128
+TARGET_BUCKET = 32
+"""Lengths, and target positions, of a batch are padded to a multiple of these, so that few shapes are compiled."""
+
+
+def padded_length(length: int) -> int:
+    """A multiple of LENGTH_BUCKET; for short documents, where that would be mostly padding, a power of two from 16."""
+    if length > LENGTH_BUCKET // 2:
+        return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
+    return max(16, 1 << (length - 1).bit_length())
 
 
 def make_score(architecture: Architecture, compute: Compute, chunk: int):
@@ -59,10 +70,75 @@ def score_examples(
         batch = examples[start : start + batch_size]
         lengths = np.ones(batch_size, np.int32)
         lengths[: len(batch)] = [len(example.tokens) for example in batch]
-        width = max(2, -(-int(lengths.max()) // LENGTH_BUCKET) * LENGTH_BUCKET)
-        tokens = np.zeros((batch_size, width), np.int32)
+        tokens = np.zeros((batch_size, padded_length(int(lengths.max()))), np.int32)
         for row, example in enumerate(batch):
             tokens[row, : lengths[row]] = example.tokens
         log_p = np.asarray(score(parameters, tokens, lengths))
         for row in range(len(batch)):
             yield log_p[row, : lengths[row] - 1]
+
+
+class TargetBatch(NamedTuple):
+    """Documents with their targets (tokens that have a weight), padded with zeros; int32."""
+
+    tokens: np.ndarray
+    """[B, T]."""
+    lengths: np.ndarray
+    """[B]; 1 for rows that fill the batch up."""
+    index: np.ndarray
+    """[B, M]: where the hidden state is read that predicts the target."""
+    targets: np.ndarray
+    """[B, M]."""
+
+
+def target_batch(batch: Sequence[Example], rows: int) -> TargetBatch:
+    """One batch of at most `rows` documents; call it with the layout active."""
+    lengths = np.ones(rows, np.int32)
+    lengths[: len(batch)] = [len(example.tokens) for example in batch]
+    unit = TARGET_BUCKET * active_parts("act_targets")
+    capacity = max(1, -(-max(example.targets for example in batch) // unit)) * unit
+    tokens = np.zeros((rows, padded_length(int(lengths.max()))), np.int32)
+    index, targets = np.zeros((rows, capacity), np.int32), np.zeros((rows, capacity), np.int32)
+    for row, example in enumerate(batch):
+        trained = np.flatnonzero(example.weights)
+        tokens[row, : lengths[row]] = example.tokens
+        index[row, : len(trained)] = trained - 1  # a document's first token never has a weight
+        targets[row, : len(trained)] = example.tokens[trained]
+    return TargetBatch(tokens, lengths, index, targets)
+
+
+def target_states(architecture: Architecture, compute: Compute, parameters, tokens, lengths, index) -> jax.Array:
+    """Hidden states [B, M, D] at `index`."""
+    positions = jnp.arange(tokens.shape[1])
+    places = Places(jnp.broadcast_to(positions, tokens.shape), (positions < lengths[:, None]).astype(jnp.int32))
+    states, _ = forward(architecture, compute, parameters, tokens, places)
+    return gather_targets(states, index)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_target_scores(architecture: Architecture, compute: Compute, chunk: int):
+    def scores(parameters, batch: TargetBatch) -> jax.Array:
+        tokens, lengths, index, targets = batch
+        states = target_states(architecture, compute, parameters, tokens, lengths, index)
+        kernel = head_kernel(architecture, parameters).astype(states.dtype)
+        log_p = token_log_probabilities(Head(architecture, chunk), kernel, states, targets)
+        return shard(log_p, None, None, name="log_probabilities")  # whole on every process
+
+    return jax.jit(scores)
+
+
+def score_targets(
+    architecture: Architecture,
+    compute: Compute,
+    parameters: Mapping[str, jax.Array],
+    examples: Sequence[Example],
+    batch_size: int = 8,
+) -> Iterator[np.ndarray]:
+    """For each example in order: float32 [targets], log p of each token with a weight; no other meets the head."""
+    batch_size = whole_batches(batch_size)
+    score = _make_target_scores(architecture, compute, max(1, 512 // batch_size))
+    for start in range(0, len(examples), batch_size):
+        batch = [examples[number] for number in range(start, min(start + batch_size, len(examples)))]
+        log_p = np.asarray(score(parameters, target_batch(batch, batch_size)))
+        for row, example in enumerate(batch):
+            yield log_p[row, : example.targets]
