@@ -62,6 +62,7 @@ $(VENV)/.dev: $(VENV)/.installed
 $(VENV)/.parity: $(VENV)/.dev
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[parity]'
+	$(BIN)/pip install --quiet --no-deps bfcl-eval  # only its data are read
 	touch $@
 
 clean:
