@@ -43,7 +43,8 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, log_x: bool = Fal
     def up(y: float) -> float:
         return HEIGHT - BOTTOM - (y - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_axes(low_y, high_y, up, sorted(set(xs)), along, x_label, y_label)]
+    measured = [p.x for s in series if s.kind == "points" for p in s.points]
+    parts = [_axes(low_y, high_y, up, sorted({*(measured or xs), high_x}), along, x_label, y_label)]
     for number, one in enumerate(series):
         parts.append(_series(one, COLOURS[number % len(COLOURS)], along, up))
     parts.append(_legend(series))
