@@ -116,11 +116,11 @@ def prepare(arguments: Sequence[str]) -> int:
         )
     from sft_jax.data.dataset import prepare_split, provenance
     from sft_jax.data.store import METADATA, Store, finish, is_store
-    from sft_jax.train.inputs import template_date
+    from sft_jax.train.inputs import read_as, template_date
     from sft_jax.train.pretrained import open_pretrained
 
     tokenizer = open_pretrained(config.model.path, config.data.tokenizer, config.data.chat_template).tokenizer
-    chosen = dataclasses.replace(config.data, template_date=template_date(config, tokenizer))
+    chosen = dataclasses.replace(read_as(config).data, template_date=template_date(config, tokenizer))
     directory = Path(options.out)
     wanted = {"train": chosen.train, **({"eval": chosen.eval} if chosen.eval else {})}
     if is_store(directory):

@@ -41,7 +41,7 @@ def reward_init(arguments: Sequence[str]) -> int:
             raise BadInput(f"{options.model} is a reward model already")
         tokenizer = pretrained.tokenizer
         before = tokenizer.pad_token
-        tokenizer.pad_token = choose_pad(tokenizer, pretrained.stop_ids, options.pad_token)
+        tokenizer.pad_token = choose_pad(tokenizer, pretrained.stop_ids, architecture.vocab, options.pad_token)
         kind = family_of(pretrained.hf_config, options.model)
         config = {**pretrained.hf_config, "model_type": kind, "pad_token_id": tokenizer.pad_token_id}
         generation = {**pretrained.generation_config, "pad_token_id": tokenizer.pad_token_id}

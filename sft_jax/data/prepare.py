@@ -208,9 +208,12 @@ class _Fitter:
         if len(example.tokens) <= limit:
             kept = [example]
         elif policy == "error":
+            shorter = (
+                "drop" if self.data.format == "pair" else "truncate"
+            )  # a cut pair has lost where its reward is read
             raise BadInput(
                 f"row {example.line} of {example.source}: {len(example.tokens):,} tokens, limit {limit:,}. "
-                'Set data.over_length="truncate" or raise data.sequence_length.'
+                f'Set data.over_length="{shorter}" or raise data.sequence_length.'
             )
         elif policy == "drop" or (policy == "split" and not is_text):
             self.tally["dropped_over_length"] += 1

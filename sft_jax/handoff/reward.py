@@ -42,36 +42,42 @@ def with_reward_head(
     return dataclasses.replace(architecture, reward=True), {**kept, "score": sharded}
 
 
-def choose_pad(tokenizer: Any, stops: Sequence[int], named: str = "") -> str:
+def choose_pad(tokenizer: Any, stops: Sequence[int], vocab: int, named: str = "") -> str:
     """A padding token that ends no answer: transformers reads the reward at the last token that is not padding.
 
     Where padding is the stop token too (SmolLM2), the reward would be read one token early.
 
     Args:
+      vocab: ids below this have an embedding; transformers builds none for padding beyond.
       named: the user's choice; "" takes the tokenizer's own, or else its first special token that is free.
 
     Raises:
-      BadInput: the named token does not exist or ends answers, or none is free.
+      BadInput: the named token does not exist, has no embedding or ends answers, or none is free.
     """
     ends = {*stops, tokenizer.eos_token_id}
     special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     if named:
         if named not in tokenizer.get_vocab():
             raise BadInput(f"--pad-token {named!r}: no such token. {nearest(named, list(special) or ['none'])}")
+        if tokenizer.convert_tokens_to_ids(named) >= vocab:
+            raise BadInput(
+                f"--pad-token {named!r} has id {tokenizer.convert_tokens_to_ids(named)}, but the model has {vocab:,} "
+                "embeddings. Name another"
+            )
         if tokenizer.convert_tokens_to_ids(named) in ends:
             raise BadInput(f"--pad-token {named!r} ends answers: the reward would be read before it. Name another")
         return named
     own = tokenizer.pad_token
-    if own is not None and tokenizer.pad_token_id not in ends:
+    if own is not None and tokenizer.pad_token_id not in ends and tokenizer.pad_token_id < vocab:
         return own
     template = str(tokenizer.chat_template or "")
     taken = {tokenizer.bos_token, tokenizer.eos_token}
-    free = [word for word, number in special.items() if number not in ends and word not in taken]
+    free = [word for word, number in special.items() if number < vocab and number not in ends and word not in taken]
     free = [word for word in free if word not in template]
     if not free:
         raise BadInput(
             f"the tokenizer has no special token that is free for padding (of {', '.join(special) or 'none'}): all end "
-            "answers, or stand in the chat template. Name an unused token with --pad-token"
+            "answers, stand in the chat template or have no embedding. Name an unused token with --pad-token"
         )
     return free[0]
 

@@ -105,4 +105,5 @@ def model_flops(a: Architecture, tokens: float, target_tokens: float, pairs: flo
     attention = a.embed * a.head_dim * (2 * a.heads + 2 * a.kv_heads)
     layer = attention + 3 * a.embed * a.mlp
     scores = 2 * a.heads * a.head_dim
-    return 6.0 * (a.layers * (layer * tokens + scores * pairs) + a.vocab * a.embed * target_tokens)
+    head = (1 if a.reward else a.vocab) * a.embed
+    return 6.0 * (a.layers * (layer * tokens + scores * pairs) + head * target_tokens)

@@ -150,7 +150,9 @@ def architecture_of(config: Config, origin: str) -> Architecture:
 
 def is_reward(config: Config) -> bool:
     """Whether a config.json names a model with a scalar head."""
-    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or [])
+    found = config.get("architectures") or []
+    found = [found] if isinstance(found, str) else found
+    return any(str(name).endswith("ForSequenceClassification") for name in found)
 
 
 def labels_of(config: Config) -> int:
@@ -162,7 +164,8 @@ def labels_of(config: Config) -> int:
 def as_reward(config: Config, model_type: str) -> Config:
     """The config.json of the reward model on this decoder, as transformers writes it."""
     labels: Config = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    kept = {key: value for key, value in config.items() if key != "num_labels"}
+    # A problem_type of single_label_classification is one that transformers refuses with one label.
+    kept = {key: value for key, value in config.items() if key not in ("num_labels", "problem_type")}
     return {**kept, "architectures": [FAMILIES[model_type].reward_class], "model_type": model_type, **labels}
 
 

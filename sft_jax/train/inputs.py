@@ -80,9 +80,8 @@ def read_demonstrations(
             f"{limit} positions. Lower data.sequence_length to {limit} or less."
         )
     check_objective(config, pretrained)
-    data = dataclasses.replace(config.data, template_date=template_date(config, pretrained.tokenizer))
-    if config.train.objective == "reward":
-        data = dataclasses.replace(data, format="pair")
+    date = template_date(config, pretrained.tokenizer)
+    data = dataclasses.replace(read_as(config).data, template_date=date)
     cache, deadline = Path(config.workdir) / PREPARED, config.distributed.timeout_seconds
 
     def opened(entries: Sequence[str]) -> tuple[Store, ...]:
@@ -94,6 +93,16 @@ def read_demonstrations(
         return tuple(stores)
 
     return Demonstrations(pretrained, data, () if data.streaming else opened(data.train), opened(data.eval))
+
+
+def read_as(config: RunConfig) -> RunConfig:
+    """The config with the form that its records are read in: a reward run reads pairs, whatever it was told to detect.
+
+    A resolved config says so; a config that is compared with one, or with prepared data, must say so too.
+    """
+    if config.train.objective != "reward":
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, format="pair"))
 
 
 def check_objective(config: RunConfig, pretrained: Pretrained) -> None:
@@ -126,6 +135,7 @@ def read_inputs(config: RunConfig, first_process: bool, progress: Callable[[int]
     Raises:
       BadInput: as `read_demonstrations`, or a workdir that holds another run.
     """
+    config = read_as(config)
     check_same_run(config)
     found = read_demonstrations(config, first_process, progress)
     config = dataclasses.replace(config, data=found.data)

@@ -37,8 +37,9 @@ def reward_objective(architecture: Architecture, compute: Compute) -> Objective:
         hidden, _ = forward(architecture, compute, parameters, batch.tokens, places)
         with jax.named_scope("head"):
             both = rewards_at(parameters, gather_targets(hidden, batch.target_index))
-        both = both.reshape(both.shape[0], -1, 2)
-        weights = batch.target_weights.reshape(both.shape)
+        rows, slots = both.shape
+        # M is odd where it is the length of short rows: no pair has the last slot.
+        both, weights = (x[:, : slots // 2 * 2].reshape(rows, -1, 2) for x in (both, batch.target_weights))
         weight, margin = weights[..., 0], weights[..., 1] - weights[..., 0]
         difference = both[..., 0] - both[..., 1]
         above = difference - margin

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import jax
@@ -9,6 +10,7 @@ from sft_jax.data.formats import Completion, Pair
 from sft_jax.data.store import Example
 from sft_jax.errors import BadInput, BadRow
 from sft_jax.handoff.reward import choose_pad, ends_of, reward_documents, with_reward_head
+from sft_jax.model.architecture import model_flops
 from sft_jax.model.decoder import Compute, head_kernel
 from sft_jax.model.families import architecture_of, as_reward, config_of
 from sft_jax.train.pretrained import open_pretrained, place
@@ -68,15 +70,36 @@ def test_classifiers_of_several_labels_are_refused(tiny):
         architecture_of(config, "m")
 
 
+def test_a_reward_model_is_one_however_its_class_is_spelled(tiny):
+    config = as_reward({**config_of(tiny, "llama"), "problem_type": "single_label_classification"}, "llama")
+    assert "problem_type" not in config
+    assert architecture_of({**config, "architectures": config["architectures"][0]}, "m").reward
+
+
+def test_a_scalar_head_costs_no_vocabulary(tiny):
+    small, large = (dataclasses.replace(tiny, reward=True, vocab=vocab) for vocab in (260, 50_000))
+    assert model_flops(small, 10, 2, 30) == model_flops(large, 10, 2, 30) < model_flops(tiny, 10, 2, 30)
+
+
 def test_padding_ends_no_answer(tokenizer):
     assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
     with pytest.raises(BadInput, match="no special token that is free"):  # <|im_start|> stands in the template
-        choose_pad(tokenizer, [257])
-    assert choose_pad(tokenizer, [257], "<|im_start|>") == "<|im_start|>"
+        choose_pad(tokenizer, [257], 260)
+    assert choose_pad(tokenizer, [257], 260, "<|im_start|>") == "<|im_start|>"
     with pytest.raises(BadInput, match="ends answers"):
-        choose_pad(tokenizer, [257], "<|im_end|>")
+        choose_pad(tokenizer, [257], 260, "<|im_end|>")
     with pytest.raises(BadInput, match="no such token"):
-        choose_pad(tokenizer, [257], "<pad>")
+        choose_pad(tokenizer, [257], 260, "<pad>")
+
+
+def test_padding_has_an_embedding(tokenizer):
+    more = copy.deepcopy(tokenizer)
+    more.add_special_tokens({"additional_special_tokens": ["<|x|>", "<|y|>"]})  # 258 and 259
+    assert choose_pad(more, [257], 260) == "<|x|>"
+    with pytest.raises(BadInput, match="no special token that is free"):
+        choose_pad(more, [257], 258)
+    with pytest.raises(BadInput, match="has id 259, but the model has 259 embeddings"):
+        choose_pad(more, [257], 259, "<|y|>")
 
 
 def test_a_pair_is_two_documents_whose_last_tokens_count(tokenizer):

@@ -133,6 +133,8 @@ def test_a_reward_model_is_initialised_trained_exported_and_ranks(tiny_model, tm
     trained = [row for row in rows if "loss" in row]
     assert trained[0]["reward_margin"] == 0 and trained[-1]["loss"] < trained[0]["loss"]
     assert [row["eval/reward_margin"] for row in rows if "eval/loss" in row][-1] > 0
+    status, _, error = _run(capsys, "train", config)
+    assert status == 0 and "already at step 6" in error, error  # the same command goes on with the same run
     status, _, _ = _run(capsys, "export", run, "--out", out)
     assert status == 0
     assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]
@@ -144,6 +146,26 @@ def test_a_reward_model_is_initialised_trained_exported_and_ranks(tiny_model, tm
     for command in (("sample", run, "--prompts", samples), ("score", run, "--data", files[0])):
         status, _, error = _run(capsys, *command)
         assert status == 2 and "this is a reward model" in error
+
+
+def test_pairs_are_prepared_for_the_run_that_will_read_them(tiny_model, tmp_path, file, capsys):
+    start, prepared, config = tmp_path / "start", tmp_path / "prepared", tmp_path / "config.py"
+    pairs = file("pairs.jsonl", [{"prompt": f"{n}.", "chosen": f"yes {n}", "rejected": "no"} for n in range(24)])
+    assert _run(capsys, "reward-init", tiny_model, "--out", start, "--pad-token", "<|im_start|>")[0] == 0
+    config.write_text(
+        "from sft_jax.config import *\n\n"
+        "def get_config():\n"
+        f"    data = Data(({pairs!r},), sequence_length=31, packing='none')\n"
+        "    train = Train(objective='reward', steps=2, batch_size=8, tensorboard=False)\n"
+        f"    return RunConfig({str(tmp_path / 'run')!r}, Model({str(start)!r}), data, train=train)\n"
+    )
+    status, text, error = _run(capsys, "data", "prepare", config, "--out", prepared)
+    assert status == 0 and "48 trained" in text, error  # both ends of each pair
+    status, _, error = _run(capsys, "train", config, "--data.train", prepared)
+    assert status == 0, error
+    short = ("--data.over-length", "error", "--data.sequence-length", 12, "--workdir", tmp_path / "other")
+    status, _, error = _run(capsys, "train", config, *short)
+    assert status == 2 and 'data.over_length="drop"' in error
 
 
 def test_held_out_prompts_are_answered_and_judged_while_training_goes_on(config_file, tmp_path, capsys):

@@ -37,9 +37,9 @@ def pairs() -> list[Example]:
     return made
 
 
-def _batches(pairs, packing="best_fit", batch_size=8, accumulation=1):
+def _batches(pairs, packing="best_fit", batch_size=8, accumulation=1, slots=32):
     lengths, targets = sizes(pairs)
-    plan = plan_packing(lengths, targets, 64, 32, packing)
+    plan = plan_packing(lengths, targets, 64, slots, packing)
     return batches_of(pairs, plan, batch_size, accumulation, pairs=True)
 
 
@@ -97,6 +97,11 @@ def test_packed_pairs_are_the_pairs_alone_and_every_layout_says_the_same(reward,
     expected = _sums(reward, alone, mesh_of())
     for sizes_of_mesh in ({}, {"fsdp": 4}, {"fsdp": 2, "context": 2}, {"data": 2, "tensor": 2}):
         assert_same(_sums(reward, packed, mesh_of(**sizes_of_mesh)), expected)
+
+
+def test_a_slot_too_few_for_a_pair_stays_empty(reward, pairs, mesh_of, assert_same):
+    odd, even = (_batches(pairs, "none", slots=slots) for slots in (3, 32))
+    assert_same(_sums(reward, odd, mesh_of()), _sums(reward, even, mesh_of()))
 
 
 def test_a_pairs_documents_never_see_each_other(reward, pairs, mesh_of):
