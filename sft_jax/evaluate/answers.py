@@ -12,7 +12,8 @@ REFERENCE_KEYS = ("answer", "ground_truth", "reference")
 
 _MARKED = re.compile(r"####\s*(\S+)|^\s*A:\s*(\S+)", re.MULTILINE)
 """GSM8K ends a solution with `#### 18` (Cobbe et al. 2021), and the solutions published beside it with `A: 18`."""
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+_NUMBER = re.compile(r"(?:(?<![\w)])[-\u2212])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+"""With its sign, which is none behind a number or a bracket: the last number of `16-3` is 3."""
 
 
 def references(task: Task) -> list[str]:
@@ -66,7 +67,7 @@ def final_number(text: str) -> Decimal | None:
 
 def _number(text: str) -> Decimal | None:
     found = _NUMBER.search(text)
-    return Decimal(re.sub(r"[$,]", "", found[0])) if found else None
+    return Decimal(re.sub(r"[$,]", "", found[0]).replace("\u2212", "-")) if found else None
 
 
 def _needed(task: Task, check: str) -> list[str]:

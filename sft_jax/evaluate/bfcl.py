@@ -1,9 +1,9 @@
 """The Berkeley Function Calling Leaderboard's files as they are shipped (PyPI: bfcl-eval), and its rules.
 
 Questions are JSON lines of `id`, `question` (turns of messages) and `function` (schemas with Python's types); the
-accepted answers lie in `possible_answer/` beside them, under the same file name. All single-turn categories run. In
-those of Java and JavaScript a call counts where each value is an accepted one as it stands or as text: the leaderboard
-converts from the language's own literals first. The rules are those of its `ast_checker`.
+accepted answers lie in `possible_answer/` beside them, under the same file name. All single-turn categories run. The
+rules are those of its `ast_checker`. In the categories of Java and JavaScript the leaderboard reads the language's own
+literals; here a value counts where it is an accepted one as it stands or as text (`true`, `5L`), and no type is asked.
 """
 
 import json
@@ -31,10 +31,23 @@ _TYPES: dict[str, type] = {
     "tuple": list,
     "dict": dict,
     "any": str,
+    "object": dict,
+    "number": float,
 }
-_JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": ""}
+"""Types whose values are compared by type; the last two stand in people's own schemas."""
+_JSON_TYPES = {
+    **dict.fromkeys(("dict", "HashMap", "Hashtable"), "object"),
+    **dict.fromkeys(("float", "double"), "number"),
+    **dict.fromkeys(("byte", "short", "long", "Bigint"), "integer"),
+    **dict.fromkeys(("tuple", "Array", "ArrayList", "Queue", "Set", "Stack"), "array"),
+    **dict.fromkeys(("String", "char"), "string"),
+    "Boolean": "boolean",
+    **dict.fromkeys(("any", "Any", ""), ""),
+}
 _NEED_ENVIRONMENT = ("multi_turn", "memory", "web_search", "format_sensitivity")
 _PUNCTUATION = re.compile(r"[ ,./\-_*^]")
+_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)[lLfFdDn]?")
+"""A number in Java or JavaScript, with the letter that says its type."""
 
 
 def is_bfcl(row: Mapping[str, Any]) -> bool:
@@ -49,14 +62,15 @@ def bfcl_task(record: Record) -> Task:
       BadInput: a category whose answers must be executed, more than one turn, or no accepted answers beside the file.
     """
     row = record.value
-    category = Path(record.source).stem
+    name = str(row["id"])
+    # The id says it too, so that a part of a file under another name is judged alike.
+    category = f"{Path(record.source).stem} ({re.sub(r'_[0-9].*', '', name)})"
     turns = row["question"]
     if "function" not in row or len(turns) != 1 or any(word in category for word in _NEED_ENVIRONMENT):
         raise BadInput(
             f"{record.where}: {category} needs an environment in which calls are executed over several turns. "
             "Single-turn categories run: simple, multiple, parallel, parallel_multiple, irrelevance, live_*."
         )
-    name = str(row["id"])
     if "irrelevance" in category:
         accepted: Any = []
     elif "relevance" in category:
@@ -83,7 +97,7 @@ def _answers(source: str) -> dict[str, Any]:
 
 
 def _json_schema(value: Any) -> Any:
-    """Python's type names as JSON schema's; a parameter of any type loses its type."""
+    """Python's, Java's and JavaScript's type names as JSON schema's; a parameter of any type loses its type."""
     if isinstance(value, list):
         return [_json_schema(child) for child in value]
     if not isinstance(value, dict):
@@ -112,10 +126,13 @@ def system_prompt(tools: list[dict[str, Any]]) -> str:
 
 
 def properties_of(row: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], list[str]]:
-    """Schemas of a function's parameters, as shipped, and the names of those required."""
+    """Schemas of a function's parameters, as shipped, and the names of those required; no types of other languages."""
     function = next((f for f in row["function"] if f["name"] == name), row["function"][0])
-    parameters = function["parameters"]
-    return parameters.get("properties", {}), parameters.get("required", [])
+    parameters = function.get("parameters") or {}
+    properties = parameters.get("properties", {})
+    if re.match("(simple_)?java", str(row.get("id"))):
+        properties = {key: {} for key in properties}
+    return properties, parameters.get("required", [])
 
 
 def accepts(
@@ -136,10 +153,11 @@ def accepts(
 
 
 def _value_accepted(value: Any, accepted: list[Any], schema: Mapping[str, Any]) -> bool:
-    kind = _TYPES.get(schema["type"])
-    if kind is None:  # Java's and JavaScript's types
-        return value in accepted or _plain(str(value)) in [_plain(str(one)) for one in accepted]
-    if schema["type"] == "tuple" and isinstance(value, tuple):
+    named = schema.get("type")
+    kind = _TYPES.get(named) if isinstance(named, str) else None
+    if kind is None:
+        return any(_loosely_accepted(value, one) for one in accepted)
+    if named == "tuple" and isinstance(value, tuple):
         value = list(value)
     if kind is float and type(value) is int:
         value = float(value)
@@ -185,6 +203,26 @@ def _dict_accepted(value: Any, accepted: Mapping[str, list[Any]]) -> bool:
     if any(key not in value and "" not in values for key, values in choices.items()):
         return False
     return all(_plain(one) in [_plain(each) for each in choices[key]] for key, one in value.items())
+
+
+def _loosely_accepted(value: Any, one: Any) -> bool:
+    """Equal as it stands or as text; parts of an object or a list each by themselves."""
+    if isinstance(one, dict):
+        if not isinstance(value, dict) or any(key not in one for key in value):
+            return False
+        choices = {key: values if isinstance(values, list) else [values] for key, values in one.items()}
+        return all(
+            any(_loosely_accepted(value[key], each) for each in each_of) if key in value else "" in each_of
+            for key, each_of in choices.items()
+        )
+    if isinstance(one, list):
+        same_length = isinstance(value, list | tuple) and len(value) == len(one)
+        return same_length and all(map(_loosely_accepted, value, one))
+    texts = [str(each).lower() if isinstance(each, bool) else str(each) for each in (value, one)]
+    numbers = [_NUMBER.fullmatch(text) for text in texts]
+    if numbers[0] and numbers[1]:  # not as text: without its punctuation 4.5 would be 45
+        return float(numbers[0][1]) == float(numbers[1][1])
+    return _plain(texts[0]) == _plain(texts[1])
 
 
 def _plain(value: Any) -> Any:

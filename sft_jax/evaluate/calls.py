@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,14 @@ _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 _MISTRAL = re.compile(r"\[TOOL_CALLS\]\s*(.*)", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|python|tool_code)?\s*\n(.*?)```", re.DOTALL)
 _PYTHON_CALL = re.compile(r"\[?\s*[A-Za-z_][\w.]*\s*\(.*\)\s*\]?\s*", re.DOTALL)
+_PYTHON_TRACE = re.compile(r"\[?\s*[A-Za-z_][\w.]*\(\s*(?:\)|[A-Za-z_]\w*\s*=)")
+"""What prose in the shape of a call (`Yes (I think so)`) has not: no space before the bracket, and a named argument."""
+_THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+"""Reasoning before the answer: the calls in it are not made."""
 _HOUSE_LINE = re.compile(r"^/\w+ \w+:", re.MULTILINE)
+
+CALL_SCORES = ("tool_call", "tool_name", "tool_call_read", "no_call")
+"""What `tool_calls` tells."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,10 @@ def find_calls(text: str) -> Calls:
     Read are: Hermes and Qwen (`<tool_call>{json}</tool_call>`), Mistral (`[TOOL_CALLS][…]`), Llama 3
     (`{"name": …, "parameters": …}`, several behind one another with `;` or line ends, also behind `<|python_tag|>`),
     a JSON list of such objects, Python calls (`[f(a=1), g(b="x")]`, literals alone), each also as the one fenced
-    block, and this project's own lines (`/timer minutes: 5`).
+    block, and this project's own lines (`/timer minutes: 5`). An object outside of any tag is a call where it has a
+    name and arguments. What stands in `<think>…</think>` before the answer is passed over.
     """
+    text = _THOUGHT.sub("", text, count=1) if _THOUGHT.match(text) else text
     text = text.replace("<|python_tag|>", "").strip()
     try:
         return Calls(tuple(_read(text)))
@@ -58,6 +68,8 @@ def find_calls(text: str) -> Calls:
 
 def _read(text: str) -> list[Call]:
     if tagged := _TAGGED.findall(text):
+        if "" in tagged:
+            raise _Malformed("nothing between the tags of a tool call")
         return [call for body in tagged for call in _from_json(body)]
     if mistral := _MISTRAL.search(text):
         return _from_json(mistral[1])
@@ -65,7 +77,7 @@ def _read(text: str) -> list[Call]:
     if len(fenced) == 1:
         text = fenced[0].strip()
     if text[:1] in ("{", "[") and '"name"' in text:
-        return _from_json(text)
+        return _from_json(text, tagged=False)
     if _PYTHON_CALL.fullmatch(text):
         return _from_python(text)
     if _HOUSE_LINE.search(text):
@@ -73,7 +85,8 @@ def _read(text: str) -> list[Call]:
     return []
 
 
-def _from_json(text: str) -> list[Call]:
+def _from_json(text: str, tagged: bool = True) -> list[Call]:
+    """The calls of objects and lists of objects behind one another; untagged data that have a name make no call."""
     decoder, found, place = json.JSONDecoder(), [], 0
     while place < len(text):
         if text[place] in " \t\r\n;,":
@@ -81,10 +94,15 @@ def _from_json(text: str) -> list[Call]:
             continue
         try:
             value, place = decoder.raw_decode(text, place)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # a model that loops writes brackets without end
             raise _Malformed(f"not JSON at character {place}: {error}") from error
         found += value if isinstance(value, list) else [value]
+    if not tagged and not any(isinstance(value, dict) and _ARGUMENTS & value.keys() for value in found):
+        return []
     return [_call_of(value) for value in found]
+
+
+_ARGUMENTS = {"arguments", "parameters", "function"}
 
 
 def _call_of(value: Any) -> Call:
@@ -97,7 +115,7 @@ def _call_of(value: Any) -> Call:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _Malformed(f"the arguments of {value['name']} are a string that is no JSON") from error
     if not isinstance(arguments, dict):
         raise _Malformed(f"the arguments of {value['name']} are no object")
@@ -105,11 +123,22 @@ def _call_of(value: Any) -> Call:
 
 
 def _from_python(text: str) -> list[Call]:
+    """The calls of a list, of a tuple, or of one expression a line or between `;`; [] where it is prose."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "\\d" in a string is the model's affair
+            lines = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if not _PYTHON_TRACE.match(text):
+            return []
         raise _Malformed(f"no Python calls: {error}") from error
-    nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
+    nodes: list[ast.expr] = []
+    for line in lines:
+        if not isinstance(line, ast.Expr):
+            raise _Malformed("expected calls alone")
+        nodes += line.value.elts if isinstance(line.value, ast.List | ast.Tuple) else [line.value]
+    if not text.startswith("[") and not _PYTHON_TRACE.match(text) and " (" in text:
+        return []  # `Hello (there)` is a call to Python
     return [_call_node(node) for node in nodes]
 
 
@@ -119,6 +148,8 @@ def _call_node(node: ast.expr) -> Call:
     name = ast.unparse(node.func)
     if not re.fullmatch(r"[\w.]+", name):
         raise _Malformed(f"{name!r} is no name of a function")
+    if len({keyword.arg for keyword in node.keywords}) < len(node.keywords):
+        raise _Malformed(f"{name} is given an argument twice")
     return Call(name, {keyword.arg or "": _literal(keyword.value) for keyword in node.keywords})
 
 
@@ -163,8 +194,14 @@ def wanted_calls(task: Task) -> list[tuple[str, Any]]:
 
     From the leaderboard's accepted answers, from the demonstration's `tool_calls`, or from the calls in its text.
     """
-    if ACCEPTED in task.row:
-        return [(name, arguments) for one in task.row[ACCEPTED] for name, arguments in one.items()]
+    accepted = task.row.get(ACCEPTED)
+    if accepted is not None:
+        if not isinstance(accepted, list) or not all(_is_accepted_call(one) for one in accepted):
+            raise BadInput(
+                f"{task.where}: {ACCEPTED} is {str(accepted)[:80]!r}, expected a list of "
+                '{"name": {"argument": [accepted values]}}, empty where no call fits'
+            )
+        return [(name, arguments) for one in accepted for name, arguments in one.items()]
     if task.demonstration is None:
         raise BadInput(f"{task.where}: the check tool_calls needs a demonstrated answer or accepted ones")
     given = task.demonstration.get("tool_calls")
@@ -177,6 +214,13 @@ def wanted_calls(task: Task) -> list[tuple[str, Any]]:
     if shown.malformed:
         raise BadInput(f"{task.where}: the demonstrated tool calls cannot be read: {shown.malformed}")
     return [(call.name, call.arguments) for call in shown.calls]
+
+
+def _is_accepted_call(one: Any) -> bool:
+    """Whether it is {name: {argument: [values]}}."""
+    if not isinstance(one, dict) or not all(isinstance(arguments, dict) for arguments in one.values()):
+        return False
+    return all(isinstance(values, list) for arguments in one.values() for values in arguments.values())
 
 
 def _all_match(calls: Sequence[Call], wanted: Sequence[tuple[str, Any]], task: Task) -> bool:
@@ -195,18 +239,26 @@ def _all_match(calls: Sequence[Call], wanted: Sequence[tuple[str, Any]], task: T
 def _fits(call: Call, name: str, arguments: Any, task: Task) -> bool:
     if _plain_name(call.name) != _plain_name(name):
         return False
-    if ACCEPTED in task.row:
-        return accepts(call.arguments, arguments, *properties_of(task.row, name))
+    if task.row.get(ACCEPTED) is not None:
+        return accepts(call.arguments, arguments, *_parameters(task, name, arguments))
     return _same(call.arguments, arguments)
 
 
+def _parameters(task: Task, name: str, accepted: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """Schemas and required names; in rows that are not the leaderboard's, of any type where no tool says which."""
+    functions = task.row.get("function") or [tool.get("function", tool) for tool in task.tools or ()]
+    if any(function.get("name") == name for function in functions):
+        return properties_of({**task.row, "function": functions}, name)
+    return {key: {} for key in accepted}, []
+
+
 def _same(a: Any, b: Any) -> bool:
-    """Equal as JSON: 5 is 5.0, but true is not 1."""
+    """Equal as JSON: 5 is 5.0, but true is not 1; a tuple is a list."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     return a == b
 

@@ -1,16 +1,18 @@
 """Which checks judge a completion, and what they say of many."""
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from sft_jax.data.mapping import load_function
 from sft_jax.errors import BadInput, nearest
 from sft_jax.evaluate.answers import exact, is_marked, numeric, references
 from sft_jax.evaluate.bfcl import ACCEPTED
 from sft_jax.evaluate.bootstrap import Interval, mean_interval
-from sft_jax.evaluate.calls import find_calls, tool_calls
+from sft_jax.evaluate.calls import CALL_SCORES, find_calls, tool_calls
 from sft_jax.evaluate.constraints import is_json, json_schema, length, regex
 from sft_jax.evaluate.task import Completion, Task
 
@@ -48,7 +50,7 @@ def make_checks(names: Sequence[str], scorer: str = "", tasks: Sequence[Task] = 
         if kind == NONE:
             continue
         if kind == AUTO:
-            checks += [CHECKS[each] for each in called_for(tasks)]
+            checks += [_calls_where_known if each == "tool_calls" else CHECKS[each] for each in called_for(tasks)]
         elif kind not in CHECKS or (argument and kind not in _WITH_ARGUMENT):
             raise BadInput(f"--check: no check {name!r}. {nearest(name, [*CHECKS, AUTO, NONE])}")
         else:
@@ -59,11 +61,12 @@ def make_checks(names: Sequence[str], scorer: str = "", tasks: Sequence[Task] = 
 
 
 def called_for(tasks: Sequence[Task]) -> list[str]:
-    """What `auto` takes: the checks whose keys or marks stand in the rows."""
+    """What `auto` takes: the checks whose keys or marks stand in the rows.
+
+    `numeric` where every right answer has its mark: one row of many that ends with `A: 5` is a chat about something.
+    """
     found = []
-    if any(ACCEPTED in task.row or (task.demonstration or {}).get("tool_calls") for task in tasks) or any(
-        find_calls(task.shown).calls for task in tasks
-    ):
+    if any(_shows_calls(task) for task in tasks):
         found.append("tool_calls")
     answers = [answer for task in tasks for answer in references(task)]
     if answers and all(is_marked(answer) for answer in answers):
@@ -73,6 +76,20 @@ def called_for(tasks: Sequence[Task]) -> list[str]:
         if any(key in task.row for task in tasks for key in keys):
             found.append(check)
     return found
+
+
+def _shows_calls(task: Task) -> bool:
+    """Whether calls are wanted, or tools are given and the demonstrator needs none of them."""
+    if task.row.get(ACCEPTED) is not None:
+        return True
+    shown = task.demonstration or {}
+    return bool(shown.get("tool_calls") or (shown and task.tools) or find_calls(task.shown).calls)
+
+
+def _calls_where_known(task: Task, completion: Completion) -> Mapping[str, float | None]:
+    """`tool_calls`, of the rows among many that say which calls are wanted; none of the others is refused."""
+    known = task.demonstration is not None or task.row.get(ACCEPTED) is not None
+    return tool_calls(task, completion) if known else dict.fromkeys(CALL_SCORES)
 
 
 def _user_check(scorer: str) -> Check:
@@ -96,7 +113,8 @@ def _user_check(scorer: str) -> Check:
 def _number(task: Task, scorer: str, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool | int | float) and math.isfinite(value):
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, bool | int | float) and abs(value) <= sys.float_info.max:  # False for NaN
         return float(value)
     raise BadInput(
         f"{task.where}: --scorer {scorer} returned {value!r}, expected a finite number, a bool, None (says nothing of "

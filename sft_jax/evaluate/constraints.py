@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from sft_jax.data import strict_json
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.task import Completion, Task
 
@@ -35,7 +36,7 @@ def _compiled(where: str, pattern: str) -> re.Pattern[str]:
 
 
 def is_json(task: Task, completion: Completion) -> Mapping[str, float | None]:
-    """`json`: the whole text, or its one fenced block, is JSON."""
+    """`json`: the whole text, or its one fenced block, is JSON: no NaN, and 100 levels at most."""
     del task
     return {"json": float(_parsed(completion.text) is not _MISSING)}
 
@@ -44,9 +45,10 @@ def json_schema(task: Task, completion: Completion, path: str = "") -> Mapping[s
     """`json_schema`: the text is JSON that the schema (of the file, or the row's key `json_schema`) allows.
 
     Raises:
-      BadInput: no such file, or no valid schema.
+      BadInput: no such file, no valid schema, or one that refers to what is not in it, or to itself without end.
     """
     import jsonschema
+    import referencing.exceptions
     from jsonschema.validators import validator_for
 
     schema: Any = _schema_file(path) if path else task.row.get("json_schema")
@@ -58,7 +60,13 @@ def json_schema(task: Task, completion: Completion, path: str = "") -> Mapping[s
     except jsonschema.SchemaError as error:
         raise BadInput(f"{path or task.where}: json_schema is no schema: {error.message}") from error
     value = _parsed(completion.text)
-    return {"json_schema": float(value is not _MISSING and validator(schema).is_valid(value))}
+    try:
+        return {"json_schema": float(value is not _MISSING and validator(schema).is_valid(value))}
+    except (referencing.exceptions.Unresolvable, RecursionError) as error:
+        raise BadInput(
+            f"{path or task.where}: json_schema cannot be followed: {error}. Expected every $ref to lead to a part of "
+            "the schema itself, and to an end"
+        ) from error
 
 
 @lru_cache(maxsize=8)
@@ -72,9 +80,14 @@ def _schema_file(path: str) -> Any:
 def _parsed(text: str) -> Any:
     blocks = _FENCED.findall(text)
     try:
-        return json.loads(blocks[0] if len(blocks) == 1 else text)
-    except ValueError:
+        value = json.loads(blocks[0] if len(blocks) == 1 else text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):  # a model that loops writes brackets without end
         return _MISSING
+    return _MISSING if strict_json.unusable(value) else value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def length(task: Task, completion: Completion) -> Mapping[str, float | None]:

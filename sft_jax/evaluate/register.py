@@ -1,7 +1,7 @@
 """The register of answers: how long, how formal, how marked up; to be compared with that of the demonstrations."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,9 +28,9 @@ _AT_START = ("stock opening", "capital first")
 
 
 def register(texts: Sequence[str]) -> dict[str, float]:
-    """Lengths (mean, median, 90th percentile), shares of answers with each mark in [0, 1], and distinct-n.
+    """Lengths in words and sentences (mean, median, 90th percentile), shares of answers with each mark, distinct-n.
 
-    distinct-n: different n-grams of words over all of them, in all answers together (Li et al. 2016).
+    Shares are in [0, 1]; distinct-n is different n-grams of words over all, in all answers together (Li et al. 2016).
 
     Raises:
       ValueError: no text.
@@ -44,6 +44,9 @@ def register(texts: Sequence[str]) -> dict[str, float]:
         "words": float(counts.mean()),
         "words, median": float(np.median(counts)),
         "words, 90th percentile": float(np.percentile(counts, 90)),
+        "sentences": float(sentences.mean()),
+        "sentences, median": float(np.median(sentences)),
+        "sentences, 90th percentile": float(np.percentile(sentences, 90)),
         "words a sentence": float(counts.sum() / sentences.sum()),
         "empty": float(np.mean([not text.strip() for text in texts])),
     }
@@ -54,3 +57,8 @@ def register(texts: Sequence[str]) -> dict[str, float]:
         grams = [tuple(each[i : i + n]) for each in words for i in range(len(each) - n + 1)]
         found[f"distinct-{n}"] = len(set(grams)) / max(1, len(grams))
     return found
+
+
+def compare(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    """Each statistic of a less that of b, of those that both have; in a's order."""
+    return {name: value - b[name] for name, value in a.items() if name in b}

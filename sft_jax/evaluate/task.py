@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_jax.config import Data
+from sft_jax.data.formats import KNOWN_KEYS, Conversation, demonstrations, detect_format, record_id
 from sft_jax.data.formats import Completion as Pair
-from sft_jax.data.formats import Conversation, demonstrations, detect_format, record_id
+from sft_jax.data.mapping import apply_function, parse_fields, rename
 from sft_jax.data.messages import check_messages, check_tools
 from sft_jax.data.rows import Record
 from sft_jax.errors import BadInput, BadRow
@@ -56,7 +57,7 @@ def task_of(record: Record, data: Data) -> Task:
       BadInput: a record that asks for nothing (text, tokens), or in no known form; names file:line.
     """
     value = record.value
-    open_ended = _open_ended(record, value)
+    open_ended = _open_ended(record, data)
     if open_ended is not None:
         return open_ended
     made = demonstrations(record, data)
@@ -84,18 +85,37 @@ def sampled_task(record: Record, data: Data) -> Task:
     return replace(task, demonstration={"role": "assistant", "content": shown}) if isinstance(shown, str) else task
 
 
-def _open_ended(record: Record, value: Mapping[str, Any]) -> Task | None:
-    """A record of a prompt alone: `messages` that end with the user, or `prompt` without an answer beside it."""
-    where, answers = record.where, ("completion", "chosen")
-    if isinstance(value.get("prompt"), str) and not any(key in value for key in answers):
-        if not value["prompt"]:
-            raise BadInput(f"{where}: the prompt is empty")
-        return Task(where, record_id(record), (), value["prompt"], None, None, value)
-    key = next((key for key in ("messages", "prompt") if isinstance(value.get(key), list)), None)
-    if key is None or (key == "prompt" and any(key in value for key in answers)):
+def _open_ended(record: Record, data: Data) -> Task | None:
+    """A record of a prompt alone: `messages` that end with the user, or `prompt` in a record of no form with an answer.
+
+    Public data carry `prompt` beside a whole demonstration, and some repeat the answer in it: any form that the record
+    has goes first. What is looked at is what `data.function` and `data.fields` make of the record.
+    """
+    where, row = record.where, record.value
+    made = apply_function(record, data.function) if data.function else [record]
+    if not made:
         return None
-    messages = check_messages(where, value[key], key)
-    if not messages or messages[-1]["role"] == "assistant":
+    paths = parse_fields(data.fields, KNOWN_KEYS)
+    named = rename(made[0], paths) if paths else made[0]
+    value, form = named.value, _form(named, data, tuple(paths))
+    key = "messages" if form in ("messages", "") and "messages" in value else "prompt"
+    given = value.get(key)
+    if form not in ("", "text", "tokens", key) or not isinstance(given, str | list):
+        return None
+    if isinstance(given, str):
+        if not given:
+            raise BadInput(f"{where}: the prompt is empty")
+        return Task(where, record_id(record), (), given, None, None, row) if key == "prompt" else None
+    messages = check_messages(where, given, key)
+    if messages[-1]["role"] == "assistant":
         return None
     tools = check_tools(where, value.get("tools"))
-    return Task(where, record_id(record), tuple(messages), "", tuple(tools) if tools else None, None, value)
+    return Task(where, record_id(record), tuple(messages), "", tuple(tools) if tools else None, None, row)
+
+
+def _form(record: Record, data: Data, mapped: tuple[str, ...]) -> str:
+    """The record's form; "" where it has none, or not the declared one."""
+    try:
+        return detect_format(record, data.format, mapped)
+    except BadRow:
+        return ""

@@ -16,6 +16,10 @@ from sft_jax.evaluate.answers import exact, final_number, numeric, references
         ("That makes $2,000.50 in all.", "2000.50"),
         ("A: unknown, though 5 of 6 say so", "6"),
         ("She needs 9 eggs.", "9"),
+        ("so it is 16-3", "3"),
+        ("x = -3", "-3"),
+        ("<<3-8=-5>>-5", "-5"),
+        ("it is \u22125 degrees", "-5"),
     ],
 )
 def test_the_final_number_stands_behind_the_mark_or_last(text, number):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -106,6 +107,76 @@ def test_irrelevant_functions_want_no_call_and_relevant_ones_any(question_file, 
     [record, _] = question_file("live_relevance", None)
     assert tool_calls(bfcl_task(record), said("[f(a=1)]"))["tool_call"] == 1.0
     assert tool_calls(bfcl_task(record), said("I cannot."))["tool_call"] == 0.0
+
+
+def test_the_category_stands_in_the_id_too(question_file, said):
+    [record, _] = question_file("irrelevance", None)
+    renamed = dataclasses.replace(record, source="a_part_of_it.jsonl")
+    assert tool_calls(bfcl_task(renamed), said("I cannot."))["no_call"] == 1.0
+
+
+JAVA = {
+    "name": "Db.open",
+    "parameters": {
+        "type": "dict",
+        "properties": {
+            "rows": {"type": "long"},
+            "ratio": {"type": "double"},
+            "strict": {"type": "boolean"},
+            "tags": {"type": "ArrayList", "items": {"type": "String"}},
+            "options": {"type": "HashMap"},
+            "object": {"type": "any"},
+        },
+        "required": ["rows"],
+    },
+}
+JAVA_ACCEPTED = {
+    "rows": [5],
+    "ratio": [4.5],
+    "strict": [True],
+    "tags": [["a", "b"]],
+    "options": [{"limit": [50], "schema": ["public", ""]}],
+    "object": ["new Thing()"],
+}
+JAVA_GIVEN = {
+    "rows": 5,
+    "ratio": 4.5,
+    "strict": True,
+    "tags": ["a", "b"],
+    "options": {"limit": 50},
+    "object": "new Thing()",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "score"),
+    [
+        ({}, 1.0),
+        ({"rows": "5L", "ratio": "4.5", "strict": "true"}, 1.0),
+        ({"options": {"limit": "50", "schema": "public"}}, 1.0),
+        ({"rows": -5}, 0.0),
+        ({"ratio": 45}, 0.0),
+        ({"strict": "false"}, 0.0),
+        ({"strict": False}, 0.0),
+        ({"tags": ["b", "a"]}, 0.0),
+        ({"tags": ["a"]}, 0.0),
+        ({"options": {"schema": "public"}}, 0.0),
+        ({"options": {"limit": 50, "more": 1}}, 0.0),
+        ({"object": "other"}, 0.0),
+    ],
+)
+def test_java_values_count_as_they_stand_or_as_text(tmp_path, said, change, score):
+    row = {"id": "simple_java_0", "question": [[{"role": "user", "content": "Go!"}]], "function": [JAVA]}
+    (tmp_path / "BFCL_v4_simple_java.json").write_text(f"{json.dumps(row)}\n" * 2)
+    (tmp_path / "possible_answer").mkdir()
+    answer = json.dumps({"id": row["id"], "ground_truth": [{"Db.open": JAVA_ACCEPTED}]})
+    (tmp_path / "possible_answer/BFCL_v4_simple_java.json").write_text(answer)
+    record, _ = read_records((str(tmp_path / "BFCL_v4_simple_java.json"),))
+    task = bfcl_task(record)
+    types = {name: schema.get("type") for name, schema in task.tools[0]["function"]["parameters"]["properties"].items()}
+    assert list(types.values()) == ["integer", "number", "boolean", "array", "object", None]
+    call = json.dumps({"name": "Db.open", "arguments": {**JAVA_GIVEN, **change}})
+    assert tool_calls(task, said(call))["tool_call"] == score
 
 
 def test_what_needs_an_environment_or_has_no_answers_is_refused(question_file):

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,33 @@ def test_what_two_models_share_cancels_in_their_difference():
     difference = paired_difference(rows + 1.0, rows)
     assert (difference.value, difference.low, difference.high) == pytest.approx((1.0, 1.0, 1.0))
     assert mean_interval(rows).high - mean_interval(rows).low > 1
+
+
+def test_rows_that_one_side_says_nothing_of_are_left_out_of_both():
+    a, b = [1.0, None, 3.0, 9.0], [0.0, 7.0, 1.0, None]
+    assert paired_difference(a, b) == paired_difference([1.0, 3.0], [0.0, 1.0])
+    weighted = paired_difference(a, b, [1, 5, 3, 5], [1, 5, 3, 5])
+    assert weighted.value == pytest.approx(4 / 4 - 1 / 4) and weighted.n == 2
+
+
+def test_a_lower_level_is_narrower_and_resamples_are_counted():
+    values = np.random.default_rng(4).random(200)
+    wide, narrow = mean_interval(values), mean_interval(values, level=0.5)
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert mean_interval(values, resamples=1).low == mean_interval(values, resamples=1).high
+
+
+def test_rows_drawn_without_any_weight_have_no_mean():
+    interval = mean_interval([0.0, 4.0], [0.0, 2.0])  # a quarter of the drawings hold the first row alone
+    assert (interval.value, interval.low, interval.high) == (2.0, 2.0, 2.0)
+
+
+def test_memory_stays_small_with_many_rows():
+    tracemalloc.start()
+    mean_interval(np.zeros(100_000), resamples=100)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 50e6
 
 
 def test_a_seed_gives_the_same_interval_again_and_another_one_another():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.checks import called_for, judge, make_checks, summarise
 from sft_jax.evaluate.constraints import is_json, json_schema, length, regex
-from sft_jax.evaluate.register import register
+from sft_jax.evaluate.register import compare, register
 
 
 def test_auto_takes_what_the_rows_call_for(task):
@@ -18,6 +19,18 @@ def test_auto_takes_what_the_rows_call_for(task):
         "json_schema",
         "length",
     ]
+
+
+def test_auto_leaves_out_rows_that_do_not_say_which_calls_are_wanted(task, said):
+    tasks = [task("/timer minutes: 5 | label: tea"), task("No."), task()]
+    rows = judge(tasks, [said("x")] * 3, make_checks(["auto"], tasks=tasks))
+    assert [(row["tool_call"], row["no_call"]) for row in rows] == [(0.0, None), (None, 1.0), (None, None)]
+
+
+def test_auto_looks_for_calls_where_tools_are_given_and_none_is_needed(task):
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    assert called_for([dataclasses.replace(task("No."), tools=tools)]) == ["tool_calls"]
+    assert called_for([dataclasses.replace(task(), tools=tools)]) == []
 
 
 def test_scores_are_means_over_the_rows_that_a_check_says_something_of(task, said):
@@ -45,12 +58,19 @@ def test_a_scorer_of_the_users_own_judges_too(tmp_path, task, said):
         "def broken(text, row):\n    return row['missing']\n"
         "def wrong(text, row):\n    return 'much'\n"
         "def infinite(text, row):\n    return float('nan')\n"
+        "def huge(text, row):\n    return 10**400\n"
+        "def array(text, row):\n    import numpy\n    return {'a': numpy.float32(0.5), 'b': numpy.bool_(True)}\n"
     )
     one = task("x", long=True)
     [row] = judge([one], [said("please")], make_checks([], f"{path}:polite"))
     assert row["please"] == 1.0 and row["short"] is None
     assert judge([one], [said("abc")], make_checks([], f"{path}:count"))[0]["count"] == 3.0
-    for name, message in (("broken", "raised KeyError"), ("wrong", "returned 'much'"), ("infinite", "returned nan")):
+    [row] = judge([one], [said("abc")], make_checks([], f"{path}:array"))
+    assert (row["a"], row["b"]) == (0.5, 1.0)
+    for name, message in (
+        *(("broken", "raised KeyError"), ("wrong", "returned 'much'"), ("infinite", "returned nan")),
+        ("huge", "returned 1000"),
+    ):
         with pytest.raises(BadInput, match=rf"rows.jsonl:1: --scorer .*{name} {message}"):
             judge([one], [said("x")], make_checks([], f"{path}:{name}"))
     with pytest.raises(BadInput, match=r"--scorer: .*has no function 'other'"):
@@ -73,7 +93,12 @@ def test_patterns_json_schemas_and_lengths(tmp_path, task, said):
         json_schema(one, said("{}"), str(tmp_path / "other.json"))
     with pytest.raises(BadInput, match="is no schema"):
         json_schema(task("x", json_schema={"type": "nonsense"}), said("{}"))
+    for unfollowed in ({"$ref": "#/missing"}, {"$ref": "#"}):
+        with pytest.raises(BadInput, match=r"rows.jsonl:1: json_schema cannot be followed"):
+            json_schema(task("x", json_schema=unfollowed), said("{}"))
     assert is_json(one, said("null")) == {"json": 1.0} and is_json(one, said("None")) == {"json": 0.0}
+    assert is_json(one, said("NaN")) == is_json(one, said("[" * 100_000)) == {"json": 0.0}
+    assert json_schema(task("x", json_schema={}), said("[" * 200 + "]" * 200)) == {"json_schema": 0.0}
     assert [length(one, said(text))["length"] for text in ("a", "a b", "a b c d")] == [0.0, 1.0, 0.0]
     assert length(task("x"), said("a")) == {"length": None}
     with pytest.raises(BadInput, match="expected whole numbers"):
@@ -81,6 +106,14 @@ def test_patterns_json_schemas_and_lengths(tmp_path, task, said):
     assert regex(task("x"), said("b\nabc"), "^a.c$") == {"regex": 1.0}
     with pytest.raises(BadInput, match="is no pattern"):
         regex(task("x", regex="("), said("a"))
+
+
+def test_registers_are_compared_by_their_differences():
+    a, b = register(["One. Two. Three four."]), register(["One."])
+    assert (a["sentences"], a["sentences, median"], a["sentences, 90th percentile"]) == (3.0, 3.0, 3.0)
+    found = compare(a, b)
+    assert found["sentences"] == 2.0 and found["words"] == 3.0 and found.keys() == a.keys()
+    assert compare({"words": 1.0, "mine": 2.0}, {"words": 3.0}) == {"words": -2.0}
 
 
 def test_register_counts_what_people_would():

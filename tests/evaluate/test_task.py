@@ -22,12 +22,41 @@ USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "conte
         ({"prompt": [USER]}, [USER], "", ""),
         ({"question": "Q", "answer": "#### 1"}, [USER], "", "#### 1"),
         ({"prompt": "Q", "chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, [USER], "", "A"),
+        ({"prompt": "Q", "messages": [USER, ASSISTANT]}, [USER], "", "A"),
+        ({"prompt": "Below: Q A", "instruction": "Q", "output": "A"}, [USER], "", "A"),
+        ({"prompt": "P", "answer": "4"}, [], "P", ""),
+        ({"prompt": "P", "text": "T"}, [], "P", ""),
     ],
 )
 def test_what_stands_before_the_first_answer_is_the_task(row, messages, prompt, shown):
     task = task_of(Record("f", 1, row), Data(()))
     assert (list(task.messages), task.prompt, task.shown) == (messages, prompt, shown)
     assert task.row == row and task.where == "f:1"
+
+
+@pytest.mark.parametrize(
+    ("data", "row", "prompt", "shown"),
+    [
+        (Data(fields=("completion=response",)), {"prompt": "P", "response": "C"}, "P", "C"),
+        (Data(fields=("prompt=q",)), {"q": "Q", "prompt": "not this"}, "Q", ""),
+        (Data(format="prompt_completion"), {"prompt": "P"}, "P", ""),
+    ],
+)
+def test_the_prompt_is_what_the_field_map_says(data, row, prompt, shown):
+    task = task_of(Record("f", 1, row), data)
+    assert (task.prompt, task.shown, task.row) == (prompt, shown, row)
+
+
+def test_the_prompt_is_what_the_function_makes(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def read(row):\n"
+        "    made = {'prompt': row['prompt'].upper()}\n"
+        "    return {**made, 'completion': row['a']} if 'a' in row else made\n"
+    )
+    data = Data(function=f"{path}:read")
+    both, alone = (task_of(Record("f", 1, row), data) for row in ({"prompt": "p", "a": "C"}, {"prompt": "p"}))
+    assert (both.prompt, both.shown) == ("P", "C") and (alone.prompt, alone.demonstration) == ("P", None)
 
 
 def test_rows_that_ask_nothing_are_refused_or_left_out(tmp_path):
