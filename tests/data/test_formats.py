@@ -51,7 +51,7 @@ def trained_turns(tokenizer: Any, demonstration: Any) -> int:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_recognised_and_trains_the_turns_it_should(make_tokenizer, templates, form: Format):
     tokenizer = make_tokenizer(templates.CHATML_THINKS)
-    assert set(FORMS) == set(KEYS)
+    assert set(FORMS) == set(KEYS) - {"pair"}  # a preference, read for another objective
     for value, turns in zip(FORMS[form]["rows"], FORMS[form]["trained"], strict=True):
         for declared in ("auto", form):
             found = made(value, format=declared)
@@ -78,7 +78,7 @@ def test_every_example_row_of_the_documentation_is_in_the_form_it_stands_under()
             for line in block.splitlines():
                 shown += [one.form for one in made(json.loads(line))]
                 assert shown[-1] in heading, line
-    assert set(shown) == set(KEYS)
+    assert set(shown) == set(KEYS) - {"pair"}
 
 
 def test_instruction_and_input_are_one_request_to_the_assistant():
