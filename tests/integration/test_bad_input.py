@@ -175,7 +175,7 @@ BAD_USES = {
     "output below a file": (("export", "--out", "train.jsonl/x"), ["train.jsonl is a file"]),
     "mesh without devices": (("score", "--data", "held_out.jsonl", "--mesh.tensor", 0), ["mesh.tensor is 0"]),
     "longer than the model": (("score", "--data", "long.jsonl"), ["long.jsonl:1", "512 positions"]),
-    "no prompt": (("sample", "--prompts", "text.jsonl"), ["text.jsonl:1", "messages"]),
+    "no prompt": (("sample", "--prompts", "text.jsonl"), ["text.jsonl", "no row has a prompt"]),
 }
 
 

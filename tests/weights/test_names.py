@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sft_jax.model.architecture import Architecture, LayerKind
 from sft_jax.weights.names import DECODER, Entry, places, their_shape, their_slices, to_ours, to_theirs
 
-SIZES = {"V": 11, "D": 6, "F": 10, "N": 4, "K": 2, "H": 3}
+SIZES = {"1": 1, "V": 11, "D": 6, "F": 10, "N": 4, "K": 2, "H": 3}
 ENTRIES = {entry.ours: entry for entry in (*DECODER.top, *DECODER.layer)}
 
 
