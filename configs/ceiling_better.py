@@ -3,6 +3,7 @@
 Command:   sft-jax ceiling configs/ceiling_better.py --check exact --max-new-tokens 4
            (make ceiling runs all five; docs/ceiling.md has what came of it)
 Hardware:  2 CPU cores
+Result:    sampled 0.897 right where 0.90 were shown; "nothing left"
 """
 
 from sft_jax.config import RunConfig

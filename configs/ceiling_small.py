@@ -3,6 +3,7 @@
 Command:   sft-jax ceiling configs/ceiling_small.py --check exact --max-new-tokens 4
            (make ceiling runs all five; docs/ceiling.md has what came of it)
 Hardware:  2 CPU cores
+Result:    greedy 0.885 right where all were shown; "larger model"
 """
 
 from sft_jax.config import RunConfig

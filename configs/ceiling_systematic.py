@@ -3,6 +3,7 @@
 Command:   sft-jax ceiling configs/ceiling_systematic.py --check exact --max-new-tokens 4
            (make ceiling runs all five; docs/ceiling.md has what came of it)
 Hardware:  2 CPU cores
+Result:    greedy 0.497 right, sampled 0.590, best of 16 0.977, where 0.60 were shown; "preferences"
 """
 
 from sft_jax.config import RunConfig

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sft_jax.arguments import check_writable, config_with_options
 from sft_jax.config import RunConfig
 from sft_jax.errors import EXIT_DONE, BadInput
+from sft_jax.using import agree_on_options, at_least, is_first_process, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,7 @@ def ceiling(arguments: Sequence[str]) -> int:
     config, options = config_with_options(Ceiling, arguments, "sft-jax ceiling")
     check_writable(options.html, option="--html")
     result = measure_ceiling(config, options)
-    if result is not None and _is_first_process():
+    if is_first_process():
         from rich.console import Console
 
         from sft_jax.report.ceiling_page import print_ceiling, write_ceiling_page
@@ -72,36 +73,31 @@ def ceiling(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _is_first_process() -> bool:
-    import jax
-
-    return jax.process_index() == 0
-
-
 def _check_options(config: RunConfig, options: Ceiling) -> None:
     if not config.data.eval:
         raise BadInput("data.eval is empty: the ceiling is measured on held-out demonstrations")
+    if config.train.objective != "sft":
+        raise BadInput("the ceiling is that of imitation: leave train.objective at sft")
     if config.data.limit or config.data.streaming or config.data.weights:
         raise BadInput("sft-jax ceiling draws its own parts: leave data.limit, data.streaming and data.weights out")
     parts = options.parts
     if len(parts) < 3 or list(parts) != sorted(set(parts), reverse=True) or parts[-1] != 1:
         raise BadInput(f"--parts is {parts}, expected at least three falling numbers that end with 1, such as 8 4 2 1")
-    for name in ("seeds", "samples", "prompts", "max_new_tokens"):
-        if getattr(options, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least 1")
+    at_least(options, 1, "seeds", "samples", "prompts", "max_new_tokens")
 
 
-def measure_ceiling(config: RunConfig, options: Ceiling) -> dict[str, Any] | None:
+def measure_ceiling(config: RunConfig, options: Ceiling) -> dict[str, Any]:
     """Train, measure and judge: the content of ceiling.json, which it writes.
 
     Raises:
       BadInput: options or data that cannot work.
     """
     _check_options(config, options)
+    import numpy as np
+
     from sft_jax.evaluate.ceiling import judge
     from sft_jax.evaluate.scaling import measure_scaling
     from sft_jax.parallel.start import start
-    from sft_jax.using import agree_on_options
 
     start(config.distributed)
     agree_on_options(options)
@@ -123,14 +119,14 @@ def measure_ceiling(config: RunConfig, options: Ceiling) -> dict[str, Any] | Non
             one, losses, weights = trained_and_measured(run)
             trained = one if last else None
             of_seeds.append(losses)
-        nll.append(_stacked(of_seeds))
+        nll.append(np.stack(of_seeds))
     assert trained is not None and weights is not None
     scaling = measure_scaling(sizes, nll, weights)
     quality, score, example = _quality(trained, options)
     training_loss = _training_loss(Path(trained.inputs.config.workdir))
     larger = _larger(config, options, nll[-1], weights)
     verdict = judge(scaling, quality, training_loss, larger)
-    result = _plain(
+    result = plain(
         {
             "config": str(config.workdir),
             "verdict": verdict,
@@ -142,7 +138,7 @@ def measure_ceiling(config: RunConfig, options: Ceiling) -> dict[str, Any] | Non
             "larger": larger,
         }
     )
-    if _is_first_process():
+    if is_first_process():
         from sft_jax.data.store import write_json
 
         write_json(Path(config.workdir) / RESULT, result)
@@ -167,7 +163,7 @@ def resolved(config: RunConfig) -> tuple[RunConfig, int]:
     one = dataclasses.replace(config, workdir=str(Path(config.workdir) / "whole"))
     inputs = agreed(
         "data",
-        lambda: read_inputs(one, _is_first_process()),
+        lambda: read_inputs(one, is_first_process()),
         lambda inputs: dict(inputs.record),
         "Every process must see the same files.",
         config.distributed.timeout_seconds,
@@ -176,13 +172,10 @@ def resolved(config: RunConfig) -> tuple[RunConfig, int]:
     train = dataclasses.replace(
         inputs.config.train, eval_every=max(1, steps // EVALUATIONS), save_every=0, keep_last=1, tensorboard=False
     )
-    whole = dataclasses.replace(inputs.config, workdir=config.workdir, train=train, distributed=_started(config))
+    # The devices are simulated once; a run within this process finds them.
+    started = dataclasses.replace(config.distributed, cpu_devices=0)
+    whole = dataclasses.replace(inputs.config, workdir=config.workdir, train=train, distributed=started)
     return whole, len(inputs.source.examples)  # type: ignore[union-attr]
-
-
-def _started(config: RunConfig) -> Any:
-    """The devices are simulated once; a run within this process finds them."""
-    return dataclasses.replace(config.distributed, cpu_devices=0)
 
 
 def trained_and_measured(config: RunConfig) -> "tuple[Trained, np.ndarray, np.ndarray]":
@@ -208,13 +201,13 @@ def _document_losses(path: Path) -> "Callable[..., Callable[[Mapping[str, Any], 
 
         assert trained.inputs.evaluation is not None
         examples = list(trained.inputs.evaluation.examples)
-        if _is_first_process():
+        if is_first_process():
             cut_after(path, int(trained.state.step))
         compute = Compute(trained.inputs.config.model.dtype)
 
         def measure(parameters: Mapping[str, Any], step: int) -> dict[str, Any]:
             found = document_losses(trained.architecture, compute, parameters, examples, batch_size=64)
-            if _is_first_process():
+            if is_first_process():
                 row = {"step": step, "nll": [one.nll for one in found], "weight": [one.weight for one in found]}
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
@@ -223,12 +216,6 @@ def _document_losses(path: Path) -> "Callable[..., Callable[[Mapping[str, Any], 
         return measure
 
     return make
-
-
-def _stacked(losses: "Sequence[np.ndarray]") -> "np.ndarray":
-    import numpy as np
-
-    return np.stack(losses)
 
 
 def _training_loss(workdir: Path) -> float:
@@ -249,7 +236,12 @@ def _larger(config: RunConfig, options: Ceiling, nll: "np.ndarray", weights: "np
 
     model = dataclasses.replace(config.model, path=options.larger)
     run = dataclasses.replace(config, workdir=str(Path(config.workdir) / "larger"), model=model)
-    _, losses, _ = trained_and_measured(run)
+    _, losses, theirs = trained_and_measured(run)
+    if not np.array_equal(theirs, weights):
+        raise BadInput(
+            f"--larger {options.larger} reads the held-out rows as other tokens than {config.model.path}: losses a "
+            "token can only be compared where the tokenizer and chat template are the same"
+        )
     return paired_difference(np.mean(nll, axis=0), losses, weights, weights)
 
 
@@ -257,7 +249,6 @@ def _quality(trained: "Trained", options: Ceiling) -> "tuple[Quality | None, str
     """Scores of the demonstrations and of the model on held-out prompts; (None, "", []) where nothing scores them."""
     import numpy as np
 
-    from sft_jax.data.tokenizer import vocabulary_size
     from sft_jax.evaluate.ceiling import check_scores, measure_quality
     from sft_jax.evaluate.checks import judge, make_checks
     from sft_jax.evaluate.complete import complete, prompts_of
@@ -266,24 +257,21 @@ def _quality(trained: "Trained", options: Ceiling) -> "tuple[Quality | None, str
     from sft_jax.model.decoder import Compute
     from sft_jax.parallel.rules import layout
     from sft_jax.sample.draw import Sampling
-    from sft_jax.sample.generate import Generator
+    from sft_jax.sample.generate import generator_of
 
     config, pretrained = trained.inputs.config, trained.inputs.pretrained
     tasks = [task for task in read_tasks(config.data, config.data.eval, options.prompts) if task.shown]
     checks = make_checks(options.check, options.scorer, tasks)
     if not tasks or not checks:
         return None, "", []
-    a, tokenizer = trained.architecture, pretrained.tokenizer
-    date = config.data.template_date
-    prompts = prompts_of(tasks, tokenizer, options.max_new_tokens, a.vocab, a.max_positions, date)
+    architecture, parameters = trained.architecture, trained.state.trainable
+    prompts = prompts_of(tasks, pretrained, architecture, options.max_new_tokens, config.data.template_date)
     with layout(trained.mesh, config.sharding):
-        generator = Generator(
-            a, Compute(config.model.dtype), pretrained.stop_ids, vocabulary_size(tokenizer), batch_size=64
-        )
-        parameters = trained.state.trainable
+        generator = generator_of(pretrained, architecture, Compute(config.model.dtype), batch_size=64)
 
         def answers(temperature: float, n: int) -> list[list[Completion]]:
-            return complete(generator, parameters, tokenizer, prompts, Sampling(options.max_new_tokens, temperature), n)
+            sampling = Sampling(options.max_new_tokens, temperature)
+            return complete(generator, parameters, pretrained.tokenizer, prompts, sampling, n)
 
         greedy, sampled = [one for [one] in answers(0.0, 1)], answers(1.0, options.samples)
     shown = [Completion(task.shown, True, 0) for task in tasks]
@@ -313,7 +301,7 @@ def score_run(config: RunConfig, options: Ceiling) -> dict[str, Any]:
     quality, _, _ = _quality(
         run_training(read_run_config(config.workdir), _document_losses(Path(config.workdir) / LOSSES)), options
     )
-    return _plain(quality)
+    return plain(quality)
 
 
 def _examples(tasks: "Sequence[Task]", greedy: Sequence[Any], sampled: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
@@ -327,14 +315,3 @@ def _examples(tasks: "Sequence[Task]", greedy: Sequence[Any], sampled: Sequence[
         }
         for k, task in enumerate(tasks[:6])
     ]
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses and tuples as JSON has them."""
-    if hasattr(value, "_asdict"):
-        return _plain(value._asdict())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(child) for key, child in value.items()}
-    return [_plain(child) for child in value] if isinstance(value, list | tuple) else value

@@ -65,7 +65,6 @@ def experiment(arguments: Sequence[str]) -> int:
             max_new_tokens=4,
         )
         result = measure_ceiling(config, ceiling)
-        assert result is not None
         found[name] = {**result, "known": known(DEMONSTRATORS[name]), **checks(config, ceiling, result, name)}
         draw(found[name], pictures, name)
         print_row(name, found[name])

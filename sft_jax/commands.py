@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sft_jax.arguments import check_writable, parse, require
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
+from sft_jax.using import Layout, ModelPath, at_least, is_first_process, loaded, write_lines
 
 if TYPE_CHECKING:
     from sft_jax.train.pretrained import Pretrained
@@ -57,27 +57,19 @@ def sample(arguments: Sequence[str]) -> int:
         raise BadInput("--stop has an empty string, which would end every completion at once")
     check_writable(options.out)
     from sft_jax.config import Data
-    from sft_jax.data.tokenizer import vocabulary_size
     from sft_jax.evaluate.complete import prompts_of
     from sft_jax.evaluate.measure import read_tasks
     from sft_jax.evaluate.sampled import sampled_row
     from sft_jax.model.decoder import Compute
     from sft_jax.sample.draw import Sampling
-    from sft_jax.sample.generate import Generator
+    from sft_jax.sample.generate import generator_of
 
     tasks = read_tasks(Data((options.prompts,)), (options.prompts,))
     if not tasks:
         raise BadInput(f"{options.prompts}: no row has a prompt to answer: text and tokens have none")
     with loaded(options.model, options) as (pretrained, architecture, parameters):
-        tokenizer, date = pretrained.tokenizer, pretrained.template_date
-        vocab, positions = architecture.vocab, architecture.max_positions
-        prompts = prompts_of(tasks, tokenizer, options.max_new_tokens, vocab, positions, date)
-
-        def decode(ids: list[int]) -> str:
-            return tokenizer.decode(ids, skip_special_tokens=True)
-
-        compute, known = Compute(dtype=options.dtype), vocabulary_size(tokenizer)
-        generator = Generator(architecture, compute, pretrained.stop_ids, known, options.batch_size, decode)
+        prompts = prompts_of(tasks, pretrained, architecture, options.max_new_tokens, pretrained.template_date)
+        generator = generator_of(pretrained, architecture, Compute(dtype=options.dtype), options.batch_size)
         sampling = Sampling(
             options.max_new_tokens,
             options.temperature,
@@ -88,7 +80,7 @@ def sample(arguments: Sequence[str]) -> int:
             options.stop,
         )
         answers = generator(parameters, prompts, sampling, options.n)
-    rows = (sampled_row(task, each, decode) for task, each in zip(tasks, answers, strict=True))
+    rows = (sampled_row(task, each, pretrained.tokenizer) for task, each in zip(tasks, answers, strict=True))
     write_lines(rows, options.out)
     return EXIT_DONE
 
@@ -186,11 +178,9 @@ def export(arguments: Sequence[str]) -> int:
 
 def _describe_export(options: Export, pretrained: "Pretrained", parameters: dict) -> None:
     """handoff.json beside the exported weights, with the fingerprint of those they were written from."""
-    import jax
-
     from sft_jax.handoff.artefact import describe_handoff, weights_fingerprint, write_handoff
 
     fingerprint = weights_fingerprint(parameters)
-    if jax.process_index() == 0:
+    if is_first_process():
         stops, date = pretrained.stop_ids, pretrained.template_date
         write_handoff(options.out, describe_handoff(pretrained.tokenizer, stops, fingerprint, ".", ".", date))

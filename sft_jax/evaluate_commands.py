@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from sft_jax.arguments import check_writable, parse, require
 from sft_jax.config import Data
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.using import Layout, ModelPath, at_least, load_beside, loaded, write_lines
+from sft_jax.using import Layout, ModelPath, at_least, is_first_process, load_beside, loaded, plain, write_lines
 
 if TYPE_CHECKING:
     from sft_jax.evaluate.measure import Measured, Rows
-    from sft_jax.handoff.reference import Policy
+    from sft_jax.handoff.reference import Divergence
     from sft_jax.model.architecture import Architecture
     from sft_jax.train.pretrained import Pretrained
 
@@ -58,6 +58,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     check_writable(options.out)
     from rich.console import Console
 
+    from sft_jax.handoff.reference import mean
     from sft_jax.report.evaluation import print_evaluation
 
     console = Console(soft_wrap=True, highlight=False)
@@ -71,23 +72,19 @@ def evaluate(arguments: Sequence[str]) -> int:
         if options.against:
             report["against"] = options.against
             other = load_beside(options.against, options)
+            check_same_tokenizer(pretrained, other[0])
         for name, each in rows.items():
             beside = _measure(options, each, *other) if other else None
             report[name] = _describe(each, found[name], beside)
             lines += _lines(name, each, found[name], beside)
             if other is not None and each.examples:
-                report[name]["kl"] = _divergence(options, each, (architecture, parameters), other)
+                mine = (pretrained, architecture, parameters)
+                report[name]["kl"] = mean(_divergences(options, each.examples, mine, other))
         if options.out:
             write_lines(lines, options.out)
-        if _is_first_process():
+        if is_first_process():
             print(json.dumps(report, ensure_ascii=False)) if options.json else print_evaluation(report, console)
     return EXIT_DONE
-
-
-def _is_first_process() -> bool:
-    import jax
-
-    return jax.process_index() == 0
 
 
 def _data_of(options: Any, file: str, date: str) -> Data:
@@ -109,38 +106,25 @@ def _examples(options: Any, file: str, pretrained: "Pretrained", architecture: "
 def _read(options: Evaluate, file: str, pretrained: "Pretrained", architecture: "Architecture") -> "Rows":
     from sft_jax.evaluate.measure import Rows, check_prompts_exist, has_demonstrations, read_tasks
 
-    examples = _examples(options, file, pretrained, architecture) if has_demonstrations((file,)) else ()
-    generates = options.check != ("none",) or options.scorer
     data = _data_of(options, file, pretrained.template_date)
+    examples = _examples(options, file, pretrained, architecture) if has_demonstrations(data, (file,)) else ()
+    generates = options.check != ("none",) or options.scorer
     rows = Rows(examples, read_tasks(data, (file,), options.prompts) if generates else ())
-    check_prompts_exist(rows, (file,))
+    check_prompts_exist(rows, file)
     return rows
 
 
 def _measure(
     options: Evaluate, rows: "Rows", pretrained: "Pretrained", architecture: "Architecture", parameters: Any
 ) -> "Measured":
-    from sft_jax.data.tokenizer import vocabulary_size
     from sft_jax.evaluate.checks import make_checks
     from sft_jax.evaluate.measure import measure
     from sft_jax.model.decoder import Compute
     from sft_jax.sample.draw import Sampling
-    from sft_jax.sample.generate import Generator
 
-    compute, tokenizer = Compute(dtype=options.dtype), pretrained.tokenizer
-    generator = Generator(architecture, compute, pretrained.stop_ids, vocabulary_size(tokenizer), options.batch_size)
-    return measure(
-        rows,
-        architecture,
-        compute,
-        parameters,
-        tokenizer,
-        generator,
-        Sampling(options.max_new_tokens),
-        make_checks(options.check, options.scorer, rows.tasks),
-        pretrained.template_date,
-        options.batch_size,
-    )
+    checks = make_checks(options.check, options.scorer, rows.tasks)
+    compute, sampling = Compute(dtype=options.dtype), Sampling(options.max_new_tokens)
+    return measure(rows, pretrained, architecture, parameters, compute, sampling, checks, options.batch_size)
 
 
 def _describe(rows: "Rows", found: "Measured", beside: "Measured | None") -> dict[str, Any]:
@@ -151,15 +135,7 @@ def _describe(rows: "Rows", found: "Measured", beside: "Measured | None") -> dic
     if beside is not None:
         about["against"] = summary(rows, beside)
         about["difference"] = differences(found, beside)
-    return _plain(about)
-
-
-def _plain(value: Any) -> Any:
-    from sft_jax.evaluate.bootstrap import Interval
-
-    if isinstance(value, Interval):
-        return value._asdict()
-    return {key: _plain(child) for key, child in value.items()} if isinstance(value, dict) else value
+    return plain(about)
 
 
 def _lines(name: str, rows: "Rows", found: "Measured", beside: "Measured | None") -> list[dict[str, Any]]:
@@ -180,22 +156,19 @@ def _lines(name: str, rows: "Rows", found: "Measured", beside: "Measured | None"
     return lines
 
 
-def _divergence(options: Any, rows: "Rows", policy: tuple, other: tuple) -> dict[str, float]:
-    from sft_jax.handoff.reference import Policy
-
-    return _kl(options, rows.examples, Policy(*policy), Policy(*other[1:]))
-
-
-def _kl(options: Any, examples: Sequence[Any], policy: "Policy", reference: "Policy") -> dict[str, float]:
-    from sft_jax.handoff.reference import divergences, mean
+def _divergences(options: Any, examples: Sequence[Any], policy: tuple, reference: tuple) -> "list[Divergence]":
+    """Of every example; both models are (what it is, architecture, parameters)."""
+    from sft_jax.handoff.reference import Policy, divergences
     from sft_jax.model.decoder import Compute
 
-    if policy.architecture.vocab != reference.architecture.vocab:
+    sizes = policy[1].vocab, reference[1].vocab
+    if sizes[0] != sizes[1]:
         raise BadInput(
-            f"{options.model} has a vocabulary of {policy.architecture.vocab:,} tokens, the other model "
-            f"{reference.architecture.vocab:,}: their probabilities cannot be compared"
+            f"{policy[0].origin} has a vocabulary of {sizes[0]:,} tokens, {reference[0].origin} of {sizes[1]:,}: their "
+            "probabilities cannot be compared"
         )
-    return mean(list(divergences(policy, reference, Compute(dtype=options.dtype), examples, options.batch_size)))
+    compute = Compute(dtype=options.dtype)
+    return list(divergences(Policy(*policy[1:]), Policy(*reference[1:]), compute, examples, options.batch_size))
 
 
 @dataclass(frozen=True)
@@ -226,14 +199,12 @@ def kl(arguments: Sequence[str]) -> int:
     at_least(options, 1, "batch_size")
     check_writable(options.out)
     with loaded(options.model, options) as (pretrained, architecture, parameters):
-        from sft_jax.handoff.reference import Policy, divergences, mean
-        from sft_jax.model.decoder import Compute
+        from sft_jax.handoff.reference import mean
 
         examples = _examples(options, options.data, pretrained, architecture)
-        other, other_architecture, other_parameters = load_beside(options.reference, options)
-        check_same_tokenizer(options.model, pretrained.tokenizer, options.reference, other.tokenizer)
-        policy, reference = Policy(architecture, parameters), Policy(other_architecture, other_parameters)
-        found = list(divergences(policy, reference, Compute(dtype=options.dtype), examples, options.batch_size))
+        other = load_beside(options.reference, options)
+        check_same_tokenizer(pretrained, other[0])
+        found = _divergences(options, examples, (pretrained, architecture, parameters), other)
         if options.out:
             names = {"kl": "kl", "log_p": "logprobs", "log_q": "reference_logprobs"}
             lines = (
@@ -242,22 +213,22 @@ def kl(arguments: Sequence[str]) -> int:
             )
             write_lines(lines, options.out)
         result = mean(found)
-        if _is_first_process():
+        if is_first_process():
             shown = "  ".join(f"{name} {value:.6g}" for name, value in result.items())
             print(json.dumps(result) if options.json else f"nats a token: {shown}")
     return EXIT_DONE
 
 
-def check_same_tokenizer(model: str, tokenizer: Any, other: str, other_tokenizer: Any) -> None:
+def check_same_tokenizer(one: "Pretrained", other: "Pretrained") -> None:
     """Refuse two models whose ids mean different text.
 
     Raises:
-      BadInput: with the first id that differs.
+      BadInput: with the first token that differs.
     """
-    ours, theirs = tokenizer.get_vocab(), other_tokenizer.get_vocab()
+    ours, theirs = one.tokenizer.get_vocab(), other.tokenizer.get_vocab()
     if ours != theirs:
-        word = next(iter(sorted(dict(ours.items() ^ theirs.items()))))
+        word = min(word for word, _ in ours.items() ^ theirs.items())
         raise BadInput(
-            f"{model} and {other} have different tokenizers: {word!r} is id {ours.get(word)} and {theirs.get(word)}. "
-            "Their probabilities of a token cannot be compared."
+            f"{one.origin} and {other.origin} have different tokenizers: {word!r} is id {ours.get(word)} and "
+            f"{theirs.get(word)}. Their probabilities of a token cannot be compared."
         )

@@ -56,16 +56,15 @@ def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
 def answers(config: RunConfig, pretrained, architecture, parameters: Mapping, rows: Sequence[Mapping]):
     """Greedy answers to the held-out prompts; call it with the layout active."""
     from sft_jax.data.chat import generation_prompt
-    from sft_jax.data.tokenizer import vocabulary_size
     from sft_jax.evaluate.behaviour import Completion, prompt_of
     from sft_jax.model.decoder import Compute
     from sft_jax.sample.draw import Sampling
-    from sft_jax.sample.generate import Generator
+    from sft_jax.sample.generate import generator_of
 
     tokenizer = pretrained.tokenizer
     prompts = [generation_prompt(row["id"], prompt_of(row)[0], None, tokenizer) for row in rows]
     compute = Compute(config.model.dtype, attention=config.model.attention)
-    generator = Generator(architecture, compute, pretrained.stop_ids, vocabulary_size(tokenizer), batch_size=40)
+    generator = generator_of(pretrained, architecture, compute, batch_size=40)
     generated = generator(parameters, prompts, Sampling(LONGEST_ANSWER))
     return [Completion(tokenizer.decode(one.tokens, skip_special_tokens=True), one.stopped) for [one] in generated]
 

@@ -95,7 +95,9 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
             console.print(f"{config.workdir}: already at step {begin} of {config.train.steps}; nothing to do")
             if first_process and not (Path(config.workdir) / REPORT).exists():  # a kill came right before it
                 write_page(Path(config.workdir))
-            return Trained(inputs, architecture, assembled.state, mesh)
+            finished = Trained(inputs, architecture, assembled.state, mesh)
+            hand_over(finished)
+            return finished
         if begin:
             console.print(f"continuing {config.workdir} after step {begin} of {config.train.steps}")
         source = inputs.source
@@ -178,30 +180,28 @@ def samples_watch(begun: Trained) -> Watch:
     """
     import jax
 
-    from sft_jax.data.tokenizer import vocabulary_size
     from sft_jax.evaluate.checks import judge, make_checks, summarise
     from sft_jax.evaluate.complete import complete, prompts_of
     from sft_jax.evaluate.measure import read_tasks
     from sft_jax.model.decoder import Compute
     from sft_jax.sample.draw import Sampling
-    from sft_jax.sample.generate import Generator
+    from sft_jax.sample.generate import generator_of
     from sft_jax.train.metrics import cut_after
 
     config, architecture, pretrained = begun.inputs.config, begun.architecture, begun.inputs.pretrained
-    train, tokenizer = config.train, pretrained.tokenizer
+    train = config.train
     tasks = read_tasks(config.data, config.data.eval, train.eval_samples)
     checks = make_checks(train.eval_checks, train.eval_scorer, tasks)
-    vocab, positions, date = architecture.vocab, architecture.max_positions, config.data.template_date
-    prompts = prompts_of(tasks, tokenizer, train.eval_new_tokens, vocab, positions, date)
-    compute, known = Compute(config.model.dtype, attention=config.model.attention), vocabulary_size(tokenizer)
-    generator = Generator(architecture, compute, pretrained.stop_ids, known, batch_size=min(32, len(prompts)))
+    prompts = prompts_of(tasks, pretrained, architecture, train.eval_new_tokens, config.data.template_date)
+    compute = Compute(config.model.dtype, attention=config.model.attention)
+    generator = generator_of(pretrained, architecture, compute, batch_size=min(32, len(prompts)))
     path = Path(config.workdir) / SAMPLES
     if jax.process_index() == 0:
         cut_after(path, int(begun.state.step))
 
     def watch(parameters: Mapping[str, Any], step: int) -> "MetricsRow":
         sampling = Sampling(train.eval_new_tokens)
-        completions = [one for [one] in complete(generator, parameters, tokenizer, prompts, sampling)]
+        completions = [one for [one] in complete(generator, parameters, pretrained.tokenizer, prompts, sampling)]
         scores = judge(tasks, completions, checks)
         if jax.process_index() == 0:
             with path.open("a", encoding="utf-8") as file:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -84,6 +84,24 @@ def load_beside(model: str, options: Layout) -> "tuple[Pretrained, Architecture,
     return load_onto(active.mesh, model, options)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, named tuples and tuples as JSON has them: objects and lists."""
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(child) for key, child in value.items()}
+    return [plain(child) for child in value] if isinstance(value, list | tuple) else value
+
+
 def at_least(options: Any, least: int, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
@@ -93,10 +111,8 @@ def at_least(options: Any, least: int, *names: str) -> None:
 
 def write_lines(rows: Iterable[dict[str, Any]], path: str) -> None:
     """JSON lines into a file, or to the terminal when `path` is empty; process 0 alone writes."""
-    import jax
-
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if jax.process_index() != 0:
+    if not is_first_process():
         for _ in lines:  # the work behind a row is everybody's
             pass
     elif path:

@@ -89,6 +89,8 @@ def validate(config: RunConfig) -> None:
             problems.append(f"data.format is {config.data.format}, but train.objective reward compares two answers")
         if config.data.streaming:
             problems.append("data.streaming: train.objective reward learns from prepared pairs")
+        if config.train.eval_samples:
+            problems.append("train.eval_samples: a reward model answers nothing")
     elif config.data.format == "pair":
         problems.append('data.format "pair" is for train.objective reward; "preference" imitates the chosen answer')
     if config.data.over_length == "split" and config.data.sequence_length < 2:

@@ -88,6 +88,7 @@ class Batches(PreparedRows):
         accumulation: int = 1,
         shuffle: bool = True,
         total_rows: int | None = None,
+        pairs: bool = False,
     ):
         """
         Args:
@@ -95,6 +96,7 @@ class Batches(PreparedRows):
           batch_size: rows a step, over all processes and micro-batches (B).
           accumulation: micro-batches (A); divides batch_size.
           total_rows: rows of the whole run; those beyond it are padding of weight 0. None: there is no end.
+          pairs: the examples are pairs of documents to compare.
 
         Raises:
           BadInput: the plan is of other examples, or batch_size is not divisible.
@@ -104,7 +106,7 @@ class Batches(PreparedRows):
                 f"the packing plan is of {len(plan.members):,} documents, the data set has {len(examples):,}"
             )
         check_batch_size(batch_size, accumulation)
-        self.examples, self.plan, self.seed, self.shuffle = examples, plan, seed, shuffle
+        self.examples, self.plan, self.seed, self.shuffle, self.pairs = examples, plan, seed, shuffle, pairs
         self.batch_size, self.accumulation, self.total_rows = batch_size, accumulation, total_rows
         self.tokens_per_row, self.targets_per_row = plan.tokens_per_row, plan.targets_per_row
         self.rows_per_epoch = plan.rows
@@ -174,6 +176,4 @@ def batches_of(
     examples: Sequence[Example], plan: Plan, batch_size: int, accumulation: int = 1, pairs: bool = False
 ) -> Batches:
     """Batches that visit every example once, in the plan's order, padded at the end: for evaluation."""
-    batches = Batches(examples, plan, 0, batch_size, accumulation, shuffle=False, total_rows=plan.rows)
-    batches.pairs = pairs
-    return batches
+    return Batches(examples, plan, 0, batch_size, accumulation, shuffle=False, total_rows=plan.rows, pairs=pairs)

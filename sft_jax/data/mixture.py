@@ -32,7 +32,7 @@ class Mixture(PreparedRows):
           batch_size, accumulation, total_rows: as in `Batches`.
         """
         check_batch_size(batch_size, accumulation)
-        self.sources = tuple(sources)
+        self.sources, self.pairs = tuple(sources), sources[0].pairs
         self.batch_size, self.accumulation, self.total_rows = batch_size, accumulation, total_rows
         self.tokens_per_row, self.targets_per_row = sources[0].tokens_per_row, sources[0].targets_per_row
         self.rows_per_epoch = sum(source.rows_per_epoch for source in sources)

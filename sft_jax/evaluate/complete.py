@@ -11,8 +11,10 @@ from sft_jax.data.rendering import Policy
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import system_prompt
 from sft_jax.evaluate.task import Completion, Task
+from sft_jax.model.architecture import Architecture
 from sft_jax.sample.draw import Sampling
 from sft_jax.sample.generate import Generator
+from sft_jax.train.pretrained import Pretrained
 
 
 def task_tokens(task: Task, tokenizer: Any, date: str = "") -> list[int]:
@@ -35,23 +37,24 @@ def task_tokens(task: Task, tokenizer: Any, date: str = "") -> list[int]:
 
 
 def prompts_of(
-    tasks: Sequence[Task], tokenizer: Any, max_new_tokens: int, vocab: int, positions: int, date: str = ""
+    tasks: Sequence[Task], pretrained: Pretrained, architecture: Architecture, max_new_tokens: int, date: str
 ) -> list[list[int]]:
     """The prompts of all tasks, refused where one leaves no room for `max_new_tokens`.
 
     Args:
-      vocab, positions: what the model has.
+      date: the day that the chat template prints; "" for today.
 
     Raises:
       BadInput: names the task and the numbers.
     """
-    prompts = [task_tokens(task, tokenizer, date) for task in tasks]
+    prompts = [task_tokens(task, pretrained.tokenizer, date) for task in tasks]
     for task, prompt in zip(tasks, prompts, strict=True):
-        check_ids(task.where, prompt, vocab, "the model")
-        if not prompt or len(prompt) + max_new_tokens > positions:
+        check_ids(task.where, prompt, architecture.vocab, pretrained.origin)
+        if not prompt or len(prompt) + max_new_tokens > architecture.max_positions:
             raise BadInput(
                 f"{task.where}: a prompt of {len(prompt)} tokens and {max_new_tokens} new ones, expected at least one "
-                f"and together at most the model's {positions} positions. Lower the number of new tokens."
+                f"and together at most the {architecture.max_positions} positions of {pretrained.origin}. Lower the "
+                "number of new tokens."
             )
     return prompts
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,8 @@ from sft_jax.evaluate.task import Completion, Task, task_of
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute
 from sft_jax.sample.draw import Sampling
-from sft_jax.sample.generate import Generator
+from sft_jax.sample.generate import generator_of
+from sft_jax.train.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -66,28 +66,24 @@ def _task(record: Record, data: Data) -> Task | None:
     return None if data.format in ("text", "tokens") else task_of(record, data)
 
 
-def has_demonstrations(files: tuple[str, ...]) -> bool:
-    """Whether the rows demonstrate answers: prompts alone and the leaderboard's questions do not."""
+def has_demonstrations(data: Data, files: tuple[str, ...]) -> bool:
+    """Whether the rows demonstrate answers, by the first: prompts alone and the leaderboard's questions do not."""
     record = next(iter(read_records(files)))
-    value = record.value
-    if is_bfcl(value):
-        return False
-    messages = value.get("messages")
-    if isinstance(messages, list):
-        return any(isinstance(m, dict) and m.get("role") == "assistant" for m in messages)
-    return not (value.keys() >= {"prompt"} and not {"completion", "chosen"} & value.keys())
+    task = _task(record, data)
+    if task is None:
+        return True
+    earlier = any(message["role"] == "assistant" for message in task.messages)
+    return not is_bfcl(record.value) and (task.demonstration is not None or earlier)
 
 
 def measure(
     rows: Rows,
+    pretrained: Pretrained,
     architecture: Architecture,
-    compute: Compute,
     parameters: Mapping[str, jax.Array],
-    tokenizer: Any,
-    generator: Generator,
+    compute: Compute,
     sampling: Sampling,
     checks: Sequence[Check],
-    date: str,
     batch_size: int,
 ) -> Measured:
     """Losses of the documents and judged completions of the tasks; call it with the layout active.
@@ -98,9 +94,10 @@ def measure(
     losses = document_losses(architecture, compute, parameters, rows.examples, batch_size) if rows.examples else []
     if not rows.tasks:
         return Measured(losses, [], [])
-    vocab, positions = architecture.vocab, architecture.max_positions
-    prompts = prompts_of(rows.tasks, tokenizer, sampling.max_new_tokens, vocab, positions, date)
-    completions = [one for [one] in complete(generator, parameters, tokenizer, prompts, sampling)]
+    prompts = prompts_of(rows.tasks, pretrained, architecture, sampling.max_new_tokens, pretrained.template_date)
+    generator = generator_of(pretrained, architecture, compute, batch_size)
+    made = complete(generator, parameters, pretrained.tokenizer, prompts, sampling)
+    completions = [one for [one] in made]
     return Measured(losses, completions, judge(rows.tasks, completions, checks))
 
 
@@ -140,7 +137,7 @@ def differences(a: Measured, b: Measured) -> dict[str, Interval]:
     return found
 
 
-def check_prompts_exist(rows: Rows, files: Sequence[str]) -> None:
+def check_prompts_exist(rows: Rows, file: str) -> None:
     """Raises BadInput where there is nothing to measure."""
     if not rows.examples and not rows.tasks:
-        raise BadInput(f"{', '.join(map(str, map(Path, files)))}: nothing to measure: no demonstration and no prompt")
+        raise BadInput(f"{file}: nothing to measure: no demonstration and no prompt")

@@ -1,6 +1,6 @@
 """Sampled completions as rows: what people and models rank, and what becomes demonstrations or preferences of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ KEPT_KEYS = ("tools", "answer", "ground_truth", "reference", "regex", "json_sche
 Keep = Literal["best", "passing", "all"]
 
 
-def sampled_row(task: Task, completions: Sequence[Generated], decode: Callable[[list[int]], str]) -> dict[str, Any]:
+def sampled_row(task: Task, completions: Sequence[Generated], tokenizer: Any) -> dict[str, Any]:
     """One prompt with its completions, as JSON: valid input for collecting preferences, and for `select`.
 
     `tokens` and `logprobs` (log p under the model itself, temperature 1) line up and hold the stop token where there is
@@ -30,7 +30,7 @@ def sampled_row(task: Task, completions: Sequence[Generated], decode: Callable[[
         **answered,
         "completions": [
             {
-                "text": decode(one.tokens) if one.text is None else one.text,
+                "text": tokenizer.decode(one.tokens, skip_special_tokens=True) if one.text is None else one.text,
                 "stopped": one.stopped,
                 "finish": one.finish,
                 "logprob": sum(one.logprobs),

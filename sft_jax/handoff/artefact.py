@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sft_jax.data.store import write_json
 from sft_jax.data.tokenizer import fingerprint as tokenizer_fingerprint
@@ -26,14 +27,16 @@ def weights_fingerprint(parameters: Mapping[str, jax.Array]) -> str:
     integers do not depend on how they are divided, and rows that a layout adds to the vocabulary are zero. It tells
     mistakes, not malice. Every process must call it.
     """
-    sums = _sums(dict(parameters))
+    layout = next(iter(parameters.values())).sharding
+    # Whole on every process: each reads the sums.
+    whole = NamedSharding(layout.mesh, PartitionSpec()) if isinstance(layout, NamedSharding) else None
+    sums = jax.jit(_sums, out_shardings=whole)(dict(parameters))
     digest = hashlib.sha256()
     for name in sorted(sums):
         digest.update(name.encode() + np.asarray(sums[name]).astype("<u4").tobytes())
     return digest.hexdigest()[:32]
 
 
-@jax.jit
 def _sums(parameters: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: _sum_of_bits(value) for name, value in parameters.items()}
 

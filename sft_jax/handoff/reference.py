@@ -60,7 +60,6 @@ def token_divergences(log_p_BMV: jax.Array, log_q_BMV: jax.Array, targets_BM: ja
 @functools.lru_cache(maxsize=8)
 def _make_hidden(architecture: Architecture, compute: Compute):
     """The jitted (parameters, tokens [B, T], lengths [B], index [B, M]) -> hidden states [B, M, D] at `index`."""
-
     return jax.jit(functools.partial(target_states, architecture, compute))
 
 

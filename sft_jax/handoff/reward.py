@@ -18,7 +18,7 @@ from sft_jax.errors import BadInput, nearest
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute
 from sft_jax.parallel.rules import active_parts, shard, whole_batches
-from sft_jax.sample.score import TARGET_BUCKET, padded_length, target_states
+from sft_jax.sample.score import TARGET_BUCKET, target_states, token_batch
 from sft_jax.train.reward_loss import rewards_at
 
 Init = Literal["zeros", "normal"]
@@ -107,11 +107,7 @@ def reward_documents(
     rewards = make_rewards(architecture, compute)
     for start in range(0, len(documents), batch_size):
         batch = documents[start : start + batch_size]
-        lengths = np.ones(batch_size, np.int32)
-        lengths[: len(batch)] = [len(tokens) for tokens in batch]
-        tokens = np.zeros((batch_size, padded_length(int(lengths.max()))), np.int32)
-        for row, document in enumerate(batch):
-            tokens[row, : len(document)] = document
+        tokens, lengths = token_batch(batch, batch_size)
         yield from np.asarray(rewards(parameters, tokens, lengths))[: len(batch)].tolist()
 
 

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sft_jax.data.tokenizer import vocabulary_size
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import Cache, Places, empty_slots
 from sft_jax.model.decoder import Compute, forward, forward_step, logits
 from sft_jax.parallel.rules import rows_whole, shard, whole_batches
 from sft_jax.sample.draw import Sampling, draw
+from sft_jax.train.pretrained import Pretrained
 
 PROMPT_BUCKET = 64
 """Prompts of a batch are padded to a multiple of this, so that few shapes are compiled."""
@@ -171,7 +173,7 @@ class Generator:
     ):
         """
         Args:
-          decode: token ids to text; needed for stop strings alone.
+          decode: token ids to text without special tokens; needed for stop strings alone.
         """
         self._make = functools.cache(
             lambda sampling: make_programs(architecture, compute, sampling, stop_ids, sampled_vocab)
@@ -256,3 +258,15 @@ class Generator:
             part = self._decode(tokens[:middle])
             low, high = (low, middle) if any(one in part for one in stop) else (middle + 1, high)
         return low, text[: min(places)]
+
+
+def generator_of(pretrained: Pretrained, architecture: Architecture, compute: Compute, batch_size: int) -> Generator:
+    """A generator for a model with its own tokenizer and stop tokens; call it with the layout active."""
+    tokenizer = pretrained.tokenizer
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    return Generator(
+        architecture, compute, pretrained.stop_ids, vocabulary_size(tokenizer), batch_size=batch_size, decode=decode
+    )

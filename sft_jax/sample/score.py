@@ -28,20 +28,35 @@ def padded_length(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
+def document_states(architecture: Architecture, compute: Compute, parameters, tokens, lengths) -> jax.Array:
+    """Hidden states [B, T, D] of one document a row, tokens int32 [B, T] of which the first `lengths` [B] count."""
+    positions = jnp.arange(tokens.shape[1])
+    places = Places(jnp.broadcast_to(positions, tokens.shape), (positions < lengths[:, None]).astype(jnp.int32))
+    return forward(architecture, compute, parameters, tokens, places)[0]
+
+
 def make_score(architecture: Architecture, compute: Compute, chunk: int):
     """The jitted (parameters, tokens int32 [B, T], lengths int32 [B]) -> log p(token t + 1 | ..t), float32 [B, T-1]."""
     head = Head(architecture, chunk)
 
     def score(parameters: Mapping[str, jax.Array], tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        index = jnp.arange(tokens.shape[1])
-        places = Places(jnp.broadcast_to(index, tokens.shape), (index < lengths[:, None]).astype(jnp.int32))
-        hidden, _ = forward(architecture, compute, parameters, tokens, places)
+        hidden = document_states(architecture, compute, parameters, tokens, lengths)
         kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
         # The last position predicts nothing; it is computed because T divides over the devices and T - 1 does not.
         log_p = token_log_probabilities(head, kernel, hidden, jnp.roll(tokens, -1, axis=1))[:, :-1]
         return shard(log_p, None, None, name="log_probabilities")  # whole on every process
 
     return jax.jit(score)
+
+
+def token_batch(documents: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens int32 [B, T], lengths int32 [B]) of at most B = `rows` documents; rows that fill it up have length 1."""
+    lengths = np.ones(rows, np.int32)
+    lengths[: len(documents)] = [len(document) for document in documents]
+    tokens = np.zeros((rows, padded_length(int(lengths.max()))), np.int32)
+    for row, document in enumerate(documents):
+        tokens[row, : len(document)] = document
+    return tokens, lengths
 
 
 def check_lengths(examples: Sequence[Example], architecture: Architecture, model: str) -> None:
@@ -68,11 +83,7 @@ def score_examples(
     score = make_score(architecture, compute, chunk=max(1, 512 // batch_size))
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
-        lengths = np.ones(batch_size, np.int32)
-        lengths[: len(batch)] = [len(example.tokens) for example in batch]
-        tokens = np.zeros((batch_size, padded_length(int(lengths.max()))), np.int32)
-        for row, example in enumerate(batch):
-            tokens[row, : lengths[row]] = example.tokens
+        tokens, lengths = token_batch([example.tokens for example in batch], batch_size)
         log_p = np.asarray(score(parameters, tokens, lengths))
         for row in range(len(batch)):
             yield log_p[row, : lengths[row] - 1]
@@ -93,15 +104,12 @@ class TargetBatch(NamedTuple):
 
 def target_batch(batch: Sequence[Example], rows: int) -> TargetBatch:
     """One batch of at most `rows` documents; call it with the layout active."""
-    lengths = np.ones(rows, np.int32)
-    lengths[: len(batch)] = [len(example.tokens) for example in batch]
+    tokens, lengths = token_batch([example.tokens for example in batch], rows)
     unit = TARGET_BUCKET * active_parts("act_targets")
     capacity = max(1, -(-max(example.targets for example in batch) // unit)) * unit
-    tokens = np.zeros((rows, padded_length(int(lengths.max()))), np.int32)
     index, targets = np.zeros((rows, capacity), np.int32), np.zeros((rows, capacity), np.int32)
     for row, example in enumerate(batch):
         trained = np.flatnonzero(example.weights)
-        tokens[row, : lengths[row]] = example.tokens
         index[row, : len(trained)] = trained - 1  # a document's first token never has a weight
         targets[row, : len(trained)] = example.tokens[trained]
     return TargetBatch(tokens, lengths, index, targets)
@@ -109,10 +117,7 @@ def target_batch(batch: Sequence[Example], rows: int) -> TargetBatch:
 
 def target_states(architecture: Architecture, compute: Compute, parameters, tokens, lengths, index) -> jax.Array:
     """Hidden states [B, M, D] at `index`."""
-    positions = jnp.arange(tokens.shape[1])
-    places = Places(jnp.broadcast_to(positions, tokens.shape), (positions < lengths[:, None]).astype(jnp.int32))
-    states, _ = forward(architecture, compute, parameters, tokens, places)
-    return gather_targets(states, index)
+    return gather_targets(document_states(architecture, compute, parameters, tokens, lengths), index)
 
 
 @functools.lru_cache(maxsize=8)

@@ -234,22 +234,17 @@ def pack(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixture,
     )
     plans = [plan_packing(group.lengths, group.targets, length, capacity, data.packing) for group in groups]
     rows, parts = train.batch_size, train.accumulation
+    pairs = train.objective == "reward"
     sources = [
         # Each source has an order of its own, also where two of them are the same files.
-        Batches(group, plan, train.seed + number * 1_000_003, rows, parts, data.shuffle)
+        Batches(group, plan, train.seed + number * 1_000_003, rows, parts, data.shuffle, pairs=pairs)
         for number, (group, plan) in enumerate(zip(groups, plans, strict=True))
     ]
-    mixture = None
-    if data.weights:
-        shares = row_shares(sources, data.weights, data.weights_count)
-        mixture = Mixture(sources, shares, rows, parts)
-    for source in (*sources, mixture):
-        if source is not None:
-            source.pairs = train.objective == "reward"
-    if mixture is None:
+    if not data.weights:
         return sources[0], plans, [plans[0].describe(rows)]
+    shares = row_shares(sources, data.weights, data.weights_count)
     notes = [f"{entry}: {plan.describe(rows)}" for entry, plan in zip(data.train, plans, strict=True)]
-    return mixture, plans, notes
+    return Mixture(sources, shares, rows, parts), plans, notes
 
 
 def describe_mixture(config: RunConfig, source: Mixture, steps: int) -> list[str]:

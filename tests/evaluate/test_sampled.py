@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from sft_jax.config import Data
@@ -46,7 +48,8 @@ def test_a_sampled_row_keeps_what_its_answers_are_judged_by():
     record = Record("f", 3, {"question": "2 + 2?", "answer": "#### 4"})
     task = task_of(record, Data(()))
     one = Generated([5, 6], True, [-0.5, -0.25, -0.125], "stop", [5, 6, 2])
-    row = sampled_row(task, [one], lambda ids: f"{ids}")
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: f"{ids}")
+    row = sampled_row(task, [one], tokenizer)
     check_sampled("f:3", row)
     assert row["answer"] == row["demonstration"] == "#### 4" and row["messages"][-1]["content"] == "2 + 2?"
     completion = row["completions"][0]

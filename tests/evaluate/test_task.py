@@ -1,3 +1,6 @@
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 
 from sft_jax.config import Data
@@ -76,7 +79,7 @@ def test_rows_that_ask_nothing_are_refused_or_left_out(tmp_path):
     [
         ('{"prompt": "P"}', False),
         ('{"messages": [{"role": "user", "content": "Q"}]}', False),
-        ('{"question": [[]], "function": [], "id": "x"}', False),
+        ('{"instruction": "I", "output": "O", "prompt": "I"}', True),
         ('{"prompt": "P", "completion": "C"}', True),
         ('{"text": "T"}', True),
         ('{"question": "Q", "answer": "A"}', True),
@@ -85,7 +88,7 @@ def test_rows_that_ask_nothing_are_refused_or_left_out(tmp_path):
 def test_files_of_prompts_alone_have_no_likelihood(tmp_path, line, demonstrates):
     file = tmp_path / "rows.jsonl"
     file.write_text(line + "\n")
-    assert has_demonstrations((str(file),)) == demonstrates
+    assert has_demonstrations(Data((str(file),)), (str(file),)) == demonstrates
 
 
 def test_tools_that_the_template_drops_stand_in_the_system_turn(tokenizer):
@@ -97,9 +100,11 @@ def test_tools_that_the_template_drops_stand_in_the_system_turn(tokenizer):
     assert '"name": "find_it"' in text and text.endswith("<|im_start|>assistant\n")
 
 
-def test_a_prompt_without_room_for_an_answer_is_refused(tokenizer):
+def test_a_prompt_without_room_for_an_answer_is_refused(tokenizer, tiny):
     task = task_of(Record("f", 1, {"messages": [USER]}), Data(()))
     length = len(task_tokens(task, tokenizer))
-    assert len(prompts_of([task], tokenizer, 10, 300, length + 10)[0]) == length
-    with pytest.raises(BadInput, match=f"f:1: a prompt of {length} tokens and 11 new ones"):
-        prompts_of([task], tokenizer, 11, 300, length + 10)
+    model = SimpleNamespace(tokenizer=tokenizer, origin="MODEL")
+    room = dataclasses.replace(tiny, max_positions=length + 10)
+    assert len(prompts_of([task], model, room, 10, "")[0]) == length
+    with pytest.raises(BadInput, match=rf"f:1: a prompt of {length} tokens and 11 new ones.* positions of MODEL"):
+        prompts_of([task], model, room, 11, "")

@@ -15,6 +15,7 @@ def test_options_that_cannot_work_are_refused_before_anything_is_trained(config_
         (("--parts", "1", "2", "4"), "at least three falling numbers that end with 1"),
         (("--seeds", "0"), "--seeds is 0"),
         (("--data.limit", "4"), "leave data.limit"),
+        (("--train.objective", "reward"), "leave train.objective at sft"),
         (("--data.eval", "--train.eval-every", "0"), "data.eval is empty"),
     ):
         assert run_command(["ceiling", str(config_file), *arguments]) == 2
@@ -23,11 +24,13 @@ def test_options_that_cannot_work_are_refused_before_anything_is_trained(config_
 
 
 @pytest.mark.slow
-def test_a_ceiling_is_measured_written_down_and_goes_on_where_it_was_stopped(config_file, tmp_path, capsys):
+def test_a_ceiling_is_measured_written_down_and_goes_on_where_it_was_stopped(config_file, tiny_model, tmp_path, capsys):
     arguments = ["ceiling", str(config_file), "--parts", "4", "2", "1", "--seeds", "2", *SHORT, "--json"]
+    arguments += ["--larger", str(tiny_model)]  # the same model: what it takes off the loss is what a seed does
     assert run_command(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     run = tmp_path / "run"
+    assert abs(found["larger"]["value"]) < 0.05 and "a larger model's" in found["verdict"]["evidence"][-1]
     assert found["scaling"]["sizes"] == [12, 24, 48] and found["score"] == "exact"
     assert found["verdict"]["words"] and len(found["samples"]) == 3
     assert (run / "ceiling.html").read_text(encoding="utf-8").count("<svg") == 2

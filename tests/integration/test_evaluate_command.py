@@ -133,8 +133,11 @@ def test_a_reward_model_is_initialised_trained_exported_and_ranks(tiny_model, tm
     trained = [row for row in rows if "loss" in row]
     assert trained[0]["reward_margin"] == 0 and trained[-1]["loss"] < trained[0]["loss"]
     assert [row["eval/reward_margin"] for row in rows if "eval/loss" in row][-1] > 0
+    handoff = (run / "handoff.json").read_text()
+    (run / "handoff.json").unlink()  # a kill came right before it
     status, _, error = _run(capsys, "train", config)
     assert status == 0 and "already at step 6" in error, error  # the same command goes on with the same run
+    assert (run / "handoff.json").read_text() == handoff
     status, _, _ = _run(capsys, "export", run, "--out", out)
     assert status == 0
     assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]

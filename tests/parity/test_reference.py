@@ -62,7 +62,7 @@ def test_kl_is_that_of_transformers_over_the_trained_tokens(exported, tmp_path, 
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # TRL's own
-def test_trl_takes_the_policy_and_its_reference_from_an_export(tiny_model, tmp_path):
+def test_trl_takes_the_policy_and_its_reference_from_an_export(tiny_model, tmp_path, quiet_trl):
     """DPO's first loss is ln 2 where policy and reference are the same weights."""
     out = tmp_path / "policy"
     assert run_command(["export", str(tiny_model), "--out", str(out)]) == 0
@@ -77,14 +77,7 @@ def test_trl_takes_the_policy_and_its_reference_from_an_export(tiny_model, tmp_p
             output_dir=str(tmp_path / "dpo"),
             max_steps=1,
             per_device_train_batch_size=4,
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            dataloader_pin_memory=False,
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
+            **quiet_trl,
         ),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=transformers.AutoTokenizer.from_pretrained(out),

@@ -109,7 +109,7 @@ def _pairs(conversational: bool, margins: bool) -> list[dict]:
     return rows
 
 
-def _with_trl(directory, rows, tokenizer, out) -> tuple[list[float], list[list[int]]]:
+def _with_trl(directory, rows, tokenizer, out, quiet_trl) -> tuple[list[float], list[list[int]]]:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     trainer = trl.RewardTrainer(
         model=model,
@@ -125,15 +125,8 @@ def _with_trl(directory, rows, tokenizer, out) -> tuple[list[float], list[list[i
             optim="adamw_torch",
             max_length=None,
             train_sampling_strategy="sequential",
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
             disable_dropout=True,
-            dataloader_pin_memory=False,
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
+            **quiet_trl,
         ),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -170,11 +163,13 @@ def _with_ours(directory, rows, mesh, out) -> tuple[list[float], list[list[int]]
 
 @pytest.mark.parametrize("margins", [False, True])
 @pytest.mark.parametrize("conversational", [False, True])
-def test_every_step_of_bradley_terry_training_equals_trl(conversational, margins, padded_model, mesh_of, tmp_path):
+def test_every_step_of_bradley_terry_training_equals_trl(
+    conversational, margins, padded_model, mesh_of, tmp_path, quiet_trl
+):
     start = tmp_path / "start"
     assert run_command(["reward-init", str(padded_model), "--out", str(start)]) == 0
     rows = _pairs(conversational, margins)
-    theirs, their_ids = _with_trl(start, rows, load_tokenizer(str(start)), tmp_path / "trl")
+    theirs, their_ids = _with_trl(start, rows, load_tokenizer(str(start)), tmp_path / "trl", quiet_trl)
     ours, our_ids = _with_ours(start, rows, mesh_of(), tmp_path)
     assert our_ids == their_ids
     difference = np.abs(np.subtract(ours, theirs)).max()

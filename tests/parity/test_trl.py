@@ -89,7 +89,7 @@ def exported(model_path: Path, mesh):
         return transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
 
 
-def with_trl(case: Case, model, tokenizer, out: Path):
+def with_trl(case: Case, model, tokenizer, out: Path, quiet_trl: dict):
     """(loss, gradient norm) float64 [steps, 2] of SFTTrainer, and the rows it trained on as (ids, labels)."""
     conversational = "messages" in case.rows[0]
     if conversational:
@@ -117,14 +117,7 @@ def with_trl(case: Case, model, tokenizer, out: Path):
             max_length=None,
             packing=False,
             train_sampling_strategy="sequential",
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            dataloader_pin_memory=False,
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
+            **quiet_trl,
         ),
         train_dataset=datasets.Dataset.from_list(case.rows),
         processing_class=tokenizer,
@@ -192,17 +185,19 @@ def compare(case: Case, theirs, ours) -> None:
 
 @pytest.mark.parametrize("accumulation", [1, 4], ids=["8_rows_at_once", "4_micro_batches_of_2"])
 @pytest.mark.parametrize("rows", [prompt_completion_rows, message_rows])
-def test_ten_steps_of_a_tiny_model_equal_trl(rows, accumulation, tiny_model, mesh_of, tmp_path):
+def test_ten_steps_of_a_tiny_model_equal_trl(rows, accumulation, tiny_model, mesh_of, tmp_path, quiet_trl):
     case = Case(tiny_model, rows(STEPS * ROWS), STEPS, ROWS, accumulation, learning_rate=3e-3, warmup_steps=2)
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    theirs = with_trl(case, model, load_tokenizer(tiny_model), tmp_path / "trl")
+    theirs = with_trl(case, model, load_tokenizer(tiny_model), tmp_path / "trl", quiet_trl)
     compare(case, theirs, with_ours(case, mesh_of(), tmp_path))
 
 
-def test_ten_steps_of_the_real_model_on_our_demonstrations_equal_trl(model_path, pytestconfig, mesh_of, tmp_path):
+def test_ten_steps_of_the_real_model_on_our_demonstrations_equal_trl(
+    model_path, pytestconfig, mesh_of, tmp_path, quiet_trl
+):
     """The real SmolLM2 on rows that the quickstart trains on; two minutes on two cores."""
     lines = (pytestconfig.rootpath / "sft_jax" / "demonstrations" / "train.jsonl").read_text("utf-8").splitlines()
     demonstrations = [{"messages": json.loads(line)["messages"]} for line in lines[:20]]
     case = Case(model_path, demonstrations, STEPS, 2, accumulation=1, learning_rate=1e-4, warmup_steps=0)
-    theirs = with_trl(case, exported(model_path, mesh_of()), load_tokenizer(model_path), tmp_path / "trl")
+    theirs = with_trl(case, exported(model_path, mesh_of()), load_tokenizer(model_path), tmp_path / "trl", quiet_trl)
     compare(case, theirs, with_ours(case, mesh_of(), tmp_path))
