@@ -51,8 +51,8 @@ def sample(arguments: Sequence[str]) -> int:
     at_least(options, 0, "temperature", "seed", "top_k", "min_p")
     if not 0 < options.top_p <= 1:
         raise BadInput(f"--top-p is {options.top_p}, expected more than 0 and at most 1")
-    if not options.min_p < 1:
-        raise BadInput(f"--min-p is {options.min_p}, expected less than 1")
+    if not options.min_p <= 1:
+        raise BadInput(f"--min-p is {options.min_p}, expected at most 1")
     if "" in options.stop:
         raise BadInput("--stop has an empty string, which would end every completion at once")
     check_writable(options.out)

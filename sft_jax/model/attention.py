@@ -132,12 +132,16 @@ def reference(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None
 
 
 class Cache(NamedTuple):
-    """Keys and values of all L layers, in S slots; laid out as the products with them want it."""
+    """Keys and values of the layers at one place of the period, in S slots; laid out as the products want it."""
 
     keys: jax.Array
-    """[L, B, K, H, S]."""
+    """[P, B, K, H, S]; without P where there is one period, and in the remainder."""
     values: jax.Array
-    """[L, B, K, S, H]."""
+    """[P, B, K, S, H], likewise."""
+
+
+Caches = tuple[Cache, ...]
+"""Of every place of the period, then of every layer of the remainder."""
 
 
 class Slot(NamedTuple):
@@ -147,14 +151,8 @@ class Slot(NamedTuple):
     """[B, S]: of all slots, the new token's among them."""
     number: jax.Array
     """int32: its slot."""
-    layer: jax.Array
-    """int32: whose keys and values are meant."""
-
-
-def empty_slots(keys: jax.Array, values: jax.Array, extra: int) -> Cache:
-    """A cache of keys and values [L, B, T, K, H] with `extra` slots behind them."""
-    k, v = keys.transpose(0, 1, 3, 4, 2), values.transpose(0, 1, 3, 2, 4)
-    return Cache(jnp.pad(k, [(0, 0)] * 4 + [(0, extra)]), jnp.pad(v, [(0, 0)] * 3 + [(0, extra), (0, 0)]))
+    period: jax.Array | None
+    """int32: whose keys and values are meant; None where the cache is of one layer."""
 
 
 def over_cache(
@@ -164,11 +162,17 @@ def over_cache(
 
     The whole cache is passed through so that a loop over layers writes into it in place.
     """
-    i, s, zero = slot.layer, slot.number, jnp.int32(0)
-    keys = jax.lax.dynamic_update_slice(cache.keys, k_BTKH.transpose(0, 2, 3, 1)[None], (i, zero, zero, zero, s))
-    values = jax.lax.dynamic_update_slice(cache.values, v_BTKH.transpose(0, 2, 1, 3)[None], (i, zero, zero, s, zero))
-    k_BKHS = jax.lax.dynamic_index_in_dim(keys, i, keepdims=False)
-    v_BKSH = jax.lax.dynamic_index_in_dim(values, i, keepdims=False)
+    zero, s = jnp.int32(0), slot.number
+    k_BKHT, v_BKTH = k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
+    if slot.period is None:
+        keys = k_BKHS = jax.lax.dynamic_update_slice(cache.keys, k_BKHT, (zero, zero, zero, s))
+        values = v_BKSH = jax.lax.dynamic_update_slice(cache.values, v_BKTH, (zero, zero, s, zero))
+    else:
+        i = slot.period
+        keys = jax.lax.dynamic_update_slice(cache.keys, k_BKHT[None], (i, zero, zero, zero, s))
+        values = jax.lax.dynamic_update_slice(cache.values, v_BKTH[None], (i, zero, zero, s, zero))
+        k_BKHS = jax.lax.dynamic_index_in_dim(keys, i, keepdims=False)
+        v_BKSH = jax.lax.dynamic_index_in_dim(values, i, keepdims=False)
     batch, _, heads, head_dim = q_BTNH.shape
     q_BKGH = (q_BTNH * head_dim**-0.5).reshape(batch, k_BKHS.shape[1], -1, head_dim)
     scores = jnp.einsum("BKGH,BKHS->BKGS", q_BKGH, k_BKHS, preferred_element_type=_accumulator(k_BKHS))

@@ -4,10 +4,11 @@ Around the modules, parameters are a flat dict from dotted name to array, e.g. `
 float32 [L/P, D, N, H]: `abstract_parameters` gives shapes and logical axes, `forward` runs the decoder on such a dict.
 """
 
+import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from sft_jax.errors import BadInput
 from sft_jax.model import attention as attention_lib
 from sft_jax.model.architecture import Architecture, LayerKind
-from sft_jax.model.attention import Places, Slot
+from sft_jax.model.attention import Cache, Caches, Places, Slot
 from sft_jax.model.decoder_attention import attend
 from sft_jax.model.embedding import look_up
 from sft_jax.model.remat import POLICIES
@@ -27,7 +28,7 @@ from sft_jax.parallel.rules import Axes, shard
 Parameters = Mapping[str, jax.Array]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Compute:
     """How the forward pass is computed; changes no mathematics beyond rounding."""
 
@@ -36,6 +37,8 @@ class Compute:
     attention: str = "auto"
     scan_layers: bool = True
     context_attention: str = "all_gather"
+    flat_kernels: bool = False
+    """Each kernel is one matrix [outputs, inputs], and a row has one token: what `apart` makes."""
 
 
 def _kept(x: jax.Array, *axes: str | None, name: str) -> jax.Array:
@@ -88,7 +91,9 @@ contract.defvjp(_contract_forward, _contract_backward)
 class Projection(nnx.Module):
     """einsum with a kernel, and a bias when the family has one; computes in the dtype of its input."""
 
-    def __init__(self, rngs, equation: str, shape, axes: Axes, bias_from: int | None, stack: tuple[int, ...]):
+    def __init__(
+        self, rngs, equation: str, shape, axes: Axes, bias_from: int | None, stack: tuple[int, ...], flat: bool
+    ):
         """`bias_from` is the first output dimension of `shape` (the bias has shape[bias_from:]); None for no bias."""
         lead = ("layers",) * len(stack)
         self.kernel = _normal(rngs, (*stack, *shape), (*lead, *axes))
@@ -97,13 +102,15 @@ class Projection(nnx.Module):
             if bias_from is None
             else nnx.Param(jnp.zeros((*stack, *shape[bias_from:]), jnp.float32), axes=(*lead, *axes[bias_from:]))
         )
-        self.equation = equation
+        self.equation, self.flat = equation, flat
+        self.outputs = tuple(shape[equation.index(",") - 2 :])  # x has B and T, and the kernel's inputs
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x.dtype)
-        if x.shape[1] == 1 and kernel.ndim == 3 and x.ndim == 4:
-            # One token: with two dimensions to sum over, XLA on CPUs moves the whole kernel before each product.
-            y = jnp.einsum("BTE,ED->BTD", x.reshape(*x.shape[:2], -1), kernel.reshape(-1, kernel.shape[-1]))
+        if self.flat:
+            y_FB = jnp.einsum("FE,BE->FB", kernel, x.reshape(len(x), -1))
+            # XLA would turn this into a product of x and the kernel, at which CPUs take a seventh longer.
+            y = jax.lax.optimization_barrier(y_FB).T.reshape(len(x), 1, *self.outputs)
         else:
             y: jax.Array = contract(self.equation, x, kernel)  # type: ignore[assignment]
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
@@ -116,11 +123,12 @@ class Attention(nnx.Module):
         d, n, k, h = a.embed, a.heads, a.kv_heads, a.head_dim
         bias = 1 if a.qkv_bias else None
         heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        self.query = Projection(rngs, "BTD,DNH->BTNH", (d, n, h), heads, bias, stack)
-        self.key = Projection(rngs, "BTD,DKH->BTKH", (d, k, h), kv_heads, bias, stack)
-        self.value = Projection(rngs, "BTD,DKH->BTKH", (d, k, h), kv_heads, bias, stack)
+        projection = functools.partial(Projection, rngs, stack=stack, flat=compute.flat_kernels)
+        self.query = projection("BTD,DNH->BTNH", (d, n, h), heads, bias)
+        self.key = projection("BTD,DKH->BTKH", (d, k, h), kv_heads, bias)
+        self.value = projection("BTD,DKH->BTKH", (d, k, h), kv_heads, bias)
         output_bias = 2 if a.output_bias else None
-        self.output = Projection(rngs, "BTNH,NHD->BTD", (n, h, d), ("heads", "head_dim", "embed"), output_bias, stack)
+        self.output = projection("BTNH,NHD->BTD", (n, h, d), ("heads", "head_dim", "embed"), output_bias)
         self.query_norm = RMSNorm(h, a.norm_eps, stack) if a.qk_norm else None
         self.key_norm = RMSNorm(h, a.norm_eps, stack) if a.qk_norm else None
         self.kind, self.softcap = kind, a.attention_softcap
@@ -150,11 +158,12 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
-    def __init__(self, rngs: nnx.Rngs, a: Architecture, stack: tuple[int, ...]):
+    def __init__(self, rngs: nnx.Rngs, a: Architecture, compute: Compute, stack: tuple[int, ...]):
         bias = 1 if a.mlp_bias else None
-        self.gate = Projection(rngs, "BTD,DF->BTF", (a.embed, a.mlp), ("embed", "mlp"), bias, stack)
-        self.up = Projection(rngs, "BTD,DF->BTF", (a.embed, a.mlp), ("embed", "mlp"), bias, stack)
-        self.down = Projection(rngs, "BTF,FD->BTD", (a.mlp, a.embed), ("mlp", "embed"), bias, stack)
+        projection = functools.partial(Projection, rngs, stack=stack, flat=compute.flat_kernels)
+        self.gate = projection("BTD,DF->BTF", (a.embed, a.mlp), ("embed", "mlp"), bias)
+        self.up = projection("BTD,DF->BTF", (a.embed, a.mlp), ("embed", "mlp"), bias)
+        self.down = projection("BTF,FD->BTD", (a.mlp, a.embed), ("mlp", "embed"), bias)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         inner = jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD)
@@ -168,7 +177,7 @@ class Layer(nnx.Module):
         self.attention_norm = RMSNorm(a.embed, a.norm_eps, stack)
         self.attention = Attention(rngs, a, kind, compute, stack)
         self.mlp_norm = RMSNorm(a.embed, a.norm_eps, stack)
-        self.mlp = Mlp(rngs, a, stack)
+        self.mlp = Mlp(rngs, a, compute, stack)
 
     def __call__(self, x_BTD, places: Places, angles, cached=None):
         x_BTD = checkpoint_name(x_BTD, "layer_input")
@@ -219,37 +228,77 @@ class Decoder(nnx.Module):
         x, rest = run_period(x, list(self.remainder))
         return self.final_norm(x), _in_order(made or [], rest or []) if keep_kv else None
 
-    def step(self, tokens_BT: jax.Array, places: Places, cache: Any, slots: Places, number: jax.Array):
-        """One more token a row (T = 1): hidden states [B, 1, D], and the cache with it in it.
+    def step(self, tokens_BT: jax.Array, places: Places, caches: Caches, slots: Places, number: jax.Array):
+        """One more token a row (T = 1): hidden states [B, 1, D], and the caches with it in them.
 
         Args:
-          cache: a `Cache`: `attention.empty_slots` of what `__call__` returned with keep_kv, or what this returned.
+          caches: of `empty_slots`, or what this returned.
           slots: [B, S], the places of all slots, the new tokens' among them.
           number: their slot.
         """
         angles = attention_lib.rope_angles(self.a.rope, self.a.head_dim, places.positions)
 
-        def run(carry, layers_and_first):
-            (x, cache), (layers, first) = carry, layers_and_first
-            for i, layer in enumerate(layers):
-                x, cache = layer(x, places, angles, (cache, Slot(slots, number, first + i)))
-            return (x, cache), None
+        def run(carry, layers_and_period):
+            (x, caches), (layers, period) = carry, layers_and_period
+            made = []
+            for layer, cache in zip(layers, caches, strict=True):
+                x, cache = layer(x, places, angles, (cache, Slot(slots, number, period)))
+                made.append(cache)
+            return (x, tuple(made)), None
 
-        # The cache is carried, not scanned over: a loop that returned it layer by layer would copy it whole.
-        carry, layers = (self._embedded(tokens_BT), cache), list(self.periods)
-        firsts = jnp.arange(self.a.periods, dtype=jnp.int32) * len(layers)
-        if self.compute.scan_layers:
-            carry, _ = jax.lax.scan(run, carry, (layers, firsts))
+        # The caches are carried, not scanned over: a loop that returned them period by period would copy them whole.
+        layers, periods, repeated = list(self.periods), self.a.periods, len(self.a.period)
+        carry = (self._embedded(tokens_BT), caches[:repeated])
+        if periods == 1:
+            carry, _ = run(carry, (jax.tree.map(operator.itemgetter(0), layers), None))
+        elif self.compute.scan_layers:
+            carry, _ = jax.lax.scan(run, carry, (layers, jnp.arange(periods, dtype=jnp.int32)))
         else:
-            for i in range(self.a.periods):
-                carry, _ = run(carry, (jax.tree.map(operator.itemgetter(i), layers), firsts[i]))
-        (x, cache), _ = run(carry, (list(self.remainder), jnp.int32(self.a.periods * len(layers))))
-        return self.final_norm(x), cache
+            for i in range(periods):
+                carry, _ = run(carry, (jax.tree.map(operator.itemgetter(i), layers), jnp.int32(i)))
+        x, made = carry
+        (x, rest), _ = run((x, caches[repeated:]), (list(self.remainder), None))
+        return self.final_norm(x), (*made, *rest)
 
     def _embedded(self, tokens_BT: jax.Array) -> jax.Array:
         with jax.named_scope("embedding"):
             x = look_up(self.embedding[...], tokens_BT, self.compute.dtype)
         return shard(x, "act_batch", "act_length", "act_embed", name="layer_input")
+
+
+def empty_slots(a: Architecture, keys: jax.Array, values: jax.Array, extra: int) -> Caches:
+    """Caches of keys and values [L, B, T, K, H], which `forward` returns with keep_kv, with `extra` free slots."""
+    k, v = keys.transpose(0, 1, 3, 4, 2), values.transpose(0, 1, 3, 2, 4)
+    k, v = jnp.pad(k, [(0, 0)] * 4 + [(0, extra)]), jnp.pad(v, [(0, 0)] * 3 + [(0, extra), (0, 0)])
+    repeated = len(a.period)
+    whole = a.periods * repeated
+    alone = range(whole if a.periods > 1 else 0, a.layers)
+    of_periods = [slice(place, whole, repeated) for place in range(repeated)] if a.periods > 1 else []
+    return tuple(Cache(k[part], v[part]) for part in (*of_periods, *alone))
+
+
+def apart(a: Architecture, compute: Compute, parameters: Parameters) -> tuple[Architecture, Compute, Parameters]:
+    """The same decoder for `forward_step` on CPUs: one period of all layers, each with arrays of its own.
+
+    A loop over a stack of layers copies each layer out of it, which takes about as long as its products with a few
+    tokens; and those products take longest with kernels [inputs, outputs]. Holds the layers' weights a second time.
+    """
+    kinds = tuple(a.period[layer % len(a.period)] for layer in range(a.layers))
+    made = {}
+    for name, value in parameters.items():
+        group, *rest = name.split(".", 2)
+        if group not in ("periods", "remainder"):
+            made[name] = value
+            continue
+        place, kind = int(rest[0]), rest[1]
+        first, count = (place, a.periods) if group == "periods" else (a.periods * len(a.period) + place, 1)
+        for i in range(count):
+            one = value[i] if group == "periods" else value
+            if kind.endswith(".kernel"):
+                inputs = 2 if kind == "attention.output.kernel" else 1
+                one = one.reshape(math.prod(one.shape[:inputs]), -1).T.astype(compute.dtype)
+            made[f"periods.{first + i * len(a.period)}.{kind}"] = one[None]
+    return dataclasses.replace(a, period=kinds), dataclasses.replace(compute, flat_kernels=True), made
 
 
 def _in_order(of_periods: list, of_remainder: list):

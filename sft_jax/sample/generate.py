@@ -15,9 +15,9 @@ import numpy as np
 
 from sft_jax.data.tokenizer import vocabulary_size
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention import Cache, Places, empty_slots
-from sft_jax.model.decoder import Compute, forward, forward_step, logits
-from sft_jax.parallel.rules import rows_whole, shard, whole_batches
+from sft_jax.model.attention import Caches, Places
+from sft_jax.model.decoder import Compute, apart, empty_slots, forward, forward_step, logits
+from sft_jax.parallel.rules import rows_whole, shard, target_platform, whole_batches
 from sft_jax.sample.draw import Sampling, draw
 from sft_jax.train.pretrained import Pretrained
 
@@ -62,9 +62,9 @@ class State(NamedTuple):
     """float32 [B, max_new_tokens]: of the tokens in `out`."""
     made: jax.Array
     """int32 [B]: tokens of each row, the stop token included."""
-    cache: Cache
+    caches: Caches
     places: Places
-    """[B, S]: of the cache's slots."""
+    """[B, S]: of the caches' slots."""
 
 
 class Programs(NamedTuple):
@@ -89,6 +89,12 @@ def make_programs(
     """
     stops = jnp.array(stop_ids, jnp.int32)
     limit = sampling.max_new_tokens
+
+    def stepped(parameters):
+        """(architecture, compute, parameters) for the loop over tokens."""
+        if target_platform() == "cpu":
+            return apart(architecture, compute, parameters)
+        return architecture, compute, parameters
 
     def next_token(parameters, hidden_BD, keys, count):
         raw = logits(architecture, parameters, hidden_BD)
@@ -115,7 +121,7 @@ def make_programs(
             jnp.zeros((rows, limit), jnp.int32).at[:, 0].set(first),
             jnp.zeros((rows, limit), jnp.float32).at[:, 0].set(log_p),
             jnp.ones(rows, jnp.int32),
-            empty_slots(of_rows[0], of_rows[1], limit),
+            empty_slots(stepped(parameters)[0], of_rows[0], of_rows[1], limit),
             Places(*(jnp.pad(x[prompt_of], ((0, 0), (0, limit))) for x in places)),
         )
 
@@ -123,6 +129,7 @@ def make_programs(
     def go_on(parameters: Mapping[str, jax.Array], state: State, lengths, keys, until) -> State:
         rows = lengths.shape[0]
         width = state.places.positions.shape[1] - limit
+        decoder = stepped(parameters)
 
         def unfinished(state: State):
             return (state.count < until) & ~state.finished.all()
@@ -134,9 +141,7 @@ def make_programs(
             places = Places(
                 *(jax.lax.dynamic_update_slice(old, x, (0, slot)) for old, x in zip(state.places, mine, strict=True))
             )
-            hidden, cache = forward_step(
-                architecture, compute, parameters, state.token[:, None], mine, state.cache, places, slot
-            )
+            hidden, caches = forward_step(*decoder, state.token[:, None], mine, state.caches, places, slot)
             token, log_p = next_token(parameters, hidden[:, 0], keys, count)
             return State(
                 count + 1,
@@ -145,7 +150,7 @@ def make_programs(
                 jax.lax.dynamic_update_slice(state.out, token[:, None], (0, count)),
                 jax.lax.dynamic_update_slice(state.log_p, log_p[:, None], (0, count)),
                 state.made + ~state.finished,
-                cache,
+                caches,
                 places,
             )
 

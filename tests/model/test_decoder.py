@@ -7,10 +7,12 @@ import pytest
 
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture, LayerKind, shortest_period
-from sft_jax.model.attention import Places, empty_slots
+from sft_jax.model.attention import Places
 from sft_jax.model.decoder import (
     Compute,
     abstract_parameters,
+    apart,
+    empty_slots,
     forward,
     forward_step,
     head_kernel,
@@ -70,22 +72,29 @@ def test_scanned_periods_equal_the_layers_one_by_one(mixed, float64):
         assert jnp.abs(forward(other, float64, parameters, tokens, places)[0] - scanned).max() > 1e-3
 
 
-def test_generation_with_a_cache_equals_the_whole_forward(mixed, float64):
-    """Prefill 7 tokens, then 5 one at a time into the cache: the same hidden states as all 12 at once."""
+def _stacked(a, compute, parameters):
+    return a, compute, parameters
+
+
+@pytest.mark.parametrize("stepped", [_stacked, apart])
+@pytest.mark.parametrize("layers", [5, 2])
+def test_generation_with_a_cache_equals_the_whole_forward(layers, stepped, mixed, float64):
+    """Prefill 7 tokens, then 5 one at a time into the cache: the same hidden states as all 12 at once; with two
+    periods and a layer beyond them, with one period, and with every layer apart."""
+    mixed = replace(mixed, layers=layers)
     parameters = _random(mixed)
     tokens, places = _tokens()
     whole = forward(mixed, float64, parameters, tokens, places)[0]
     first = Places(places.positions[:, :7], places.segments[:, :7])
     hidden, kv = forward(mixed, float64, parameters, tokens[:, :7], first, keep_kv=True)
     np.testing.assert_allclose(hidden, whole[:, :7], atol=1e-10)
-    cache = empty_slots(*kv, 5)
+    decoder = stepped(mixed, float64, parameters)
+    caches = empty_slots(decoder[0], *kv, 5)
     cached = Places(*(jnp.pad(x, ((0, 0), (0, 5))) for x in first))
     for t in range(7, 12):
         mine = Places(places.positions[:, t : t + 1], places.segments[:, t : t + 1])
         cached = Places(*(old.at[:, t].set(x[:, 0]) for old, x in zip(cached, mine, strict=True)))
-        hidden, cache = forward_step(
-            mixed, float64, parameters, tokens[:, t : t + 1], mine, cache, cached, jnp.int32(t)
-        )
+        hidden, caches = forward_step(*decoder, tokens[:, t : t + 1], mine, caches, cached, jnp.int32(t))
         np.testing.assert_allclose(hidden[:, 0], whole[:, t], atol=1e-10)
 
 

@@ -1,5 +1,6 @@
-"""Greedy generation and per-token log-probabilities of the real SmolLM2, against transformers."""
+"""Greedy generation, the filters of sampling and log-probabilities of the real SmolLM2, against transformers."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from sft_jax.data.chat import generation_prompt
 from sft_jax.data.prepare import prepare
 from sft_jax.model.decoder import Compute
 from sft_jax.parallel.rules import layout
-from sft_jax.sample.draw import Sampling
+from sft_jax.sample.draw import Sampling, filtered
 from sft_jax.sample.generate import PROMPT_BUCKET, Generator
 from sft_jax.sample.score import score_examples
 from sft_jax.train.pretrained import open_pretrained, place
@@ -109,3 +110,45 @@ def test_log_probabilities_of_demonstrations_are_those_of_transformers(ours, the
         print(f"{len(tokens)} tokens: largest difference {difference:.1e}, lowest log p {expected.min():.1f}")
         assert log_p.shape == expected.shape
         assert difference <= 2e-3
+
+
+def _warped(kept: dict, logits: torch.Tensor) -> torch.Tensor:
+    """transformers' own filters in the order in which its `generate` applies them; the temperature comes first."""
+    warpers = [transformers.TemperatureLogitsWarper(kept["temperature"])]
+    if "top_k" in kept:
+        warpers.append(transformers.TopKLogitsWarper(kept["top_k"]))
+    if "top_p" in kept:
+        warpers.append(transformers.TopPLogitsWarper(kept["top_p"]))
+    if "min_p" in kept:
+        warpers.append(transformers.MinPLogitsWarper(kept["min_p"]))
+    for warper in warpers:
+        logits = warper(torch.zeros(len(logits), 1, dtype=torch.long), logits)
+    return logits
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"temperature": 0.7, "top_k": 40},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"temperature": 1.0, "top_p": 1e-4},
+        {"temperature": 1.3, "min_p": 0.05},
+        {"temperature": 1.0, "min_p": 1.0},
+        {"temperature": 1.5, "top_k": 200, "top_p": 0.8, "min_p": 0.02},
+    ],
+    ids=str,
+)
+def test_top_k_top_p_and_min_p_keep_the_tokens_that_transformers_keeps(kept, ours, theirs):
+    """On the real model's logits at every place of a demonstration, flat and peaked ones."""
+    prompt = ours[0].tokenizer("The capital of France is Paris, and that of Italy is Rome. 1, 2, 3, 4, 5, 6,")[
+        "input_ids"
+    ]
+    with torch.no_grad():
+        raw = theirs(torch.tensor([prompt])).logits[0]
+    expected = _warped(kept, raw.clone()).numpy()
+    found = np.asarray(filtered(jnp.asarray(raw.numpy()) / kept["temperature"], Sampling(**kept)))
+    counts = np.isfinite(expected).sum(-1)
+    print(f"kept per place: {counts.tolist()}")
+    assert counts.min() >= 1 and counts.max() < raw.shape[-1]
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
