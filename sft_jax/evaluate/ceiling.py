@@ -94,7 +94,7 @@ def judge(
        that is never sampled.
     3. It scores below them (or there are no scores). More data where twice the demonstrations pay: the interval's low
        end too is worth half of WORTH. A larger model where they do not pay and the demonstrations score above the
-       model, or where a larger model's held-out loss is lower.
+       model; or where a larger one was trained, pays, and takes off more than twice the demonstrations could.
     4. Anything else is inconclusive, and the words say what is missing.
 
     Args:
@@ -118,13 +118,14 @@ def judge(
         )
     if larger is not None:
         evidence.append(f"a larger model's held-out loss is lower by {_show(larger)}")
-    answer, words = _answer(quality, larger, now, gain >= worth and low >= worth / 2, high < worth)
+    larger_pays = larger is not None and (
+        larger.value >= WORTH * now and larger.low >= max(WORTH / 2 * now, scaling.gain.high)
+    )
+    answer, words = _answer(quality, gain >= worth and low >= worth / 2, high < worth, larger_pays)
     return Verdict(answer, words, tuple(evidence))
 
 
-def _answer(
-    quality: Quality | None, larger: Interval | None, now: float, pays: bool, does_not_pay: bool
-) -> tuple[Answer, str]:
+def _answer(quality: Quality | None, pays: bool, does_not_pay: bool, larger_pays: bool) -> tuple[Answer, str]:
     if quality is not None and quality.greedy.low >= 1 - MARGIN:
         return "nothing left", "Greedy answers are right as far as this score can tell, whoever demonstrated them."
     if quality is not None and quality.above_model.high <= MARGIN:
@@ -139,12 +140,15 @@ def _answer(
         )
     if pays:
         return "more data", "More demonstrations of the same kind still lower the held-out loss."
+    if larger_pays:
+        return "larger model", (
+            "A larger model learns more from the same demonstrations than twice as many could teach this one."
+        )
     if not does_not_pay:
         return "inconclusive", (
             "Whether more demonstrations would help cannot be told from these runs: use more seeds or documents."
         )
-    larger_pays = larger is not None and larger.value >= WORTH * now and larger.low >= WORTH / 2 * now
-    if larger_pays or (quality is not None and quality.above_model.low > MARGIN):
+    if quality is not None and quality.above_model.low > MARGIN:
         return "larger model", (
             "More demonstrations do not help, and the model does less than they show: the model is the limit."
         )

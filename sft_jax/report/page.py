@@ -5,6 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from sft_jax.train.metrics import scores_of
+
 REPORT = "report.html"
 
 WIDTH, HEIGHT, MARGIN = 640, 220, 44
@@ -60,8 +62,8 @@ def write_page(workdir: Path) -> Path:
     training = [row for row in rows if "loss" in row]
     held_out = [row for row in rows if "eval/loss" in row]
 
-    def points(name: str, of: Sequence[dict]) -> list[tuple[float, float]]:
-        return [(row["step"], row[name]) for row in of if row[name] is not None]
+    def points(name: str | None, of: Sequence[dict]) -> list[tuple[float, float]]:
+        return [(row["step"], row[name]) for row in of if name and row.get(name) is not None]
 
     numbers = {
         "steps": f"{training[-1]['step']:,}" if training else "0",
@@ -72,15 +74,17 @@ def write_page(workdir: Path) -> Path:
     if held_out:
         numbers["held-out loss, first and last"] = f"{held_out[0]['eval/loss']:.4f} → {held_out[-1]['eval/loss']:.4f}"
     table = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in numbers.items())
-    sections = [
+    scores = sorted({name for row in held_out for name in scores_of(row)})
+    sections: list[tuple[str, str | None, str | None]] = [
         ("Loss a trained token (held out in orange)", "loss", "eval/loss"),
         ("Accuracy of the next trained token (held out in orange)", "accuracy", "eval/accuracy"),
+        *((f"Answers to held-out prompts: {name}", None, f"eval/{name}") for name in scores),
         ("Gradient norm", "grad_norm", None),
         ("Learning rate", "learning_rate", None),
         ("Tokens a second", "tokens_per_second", None),
     ]
     body = "".join(
-        f"<h2>{html.escape(title)}</h2>{chart(points(line, training), points(dots, held_out) if dots else [], title)}"
+        f"<h2>{html.escape(title)}</h2>{chart(points(line, training), points(dots, held_out), title)}"
         for title, line, dots in sections
     )
     config = html.escape((workdir / "config.json").read_text(encoding="utf-8"))

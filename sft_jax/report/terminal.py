@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sft_jax.train.metrics import scores_of
+
 LINE_SECONDS = 10.0
 """A log file gets a line at most this often, and always the first two, the last and the evaluations."""
 
@@ -46,6 +48,7 @@ class TrainingProgress:
             self._console.print(
                 f"step {row['step']}: held-out loss {row['eval/loss']:.4f}, accuracy {row['eval/accuracy']:.1%} "
                 f"over {row['eval/target_tokens']:,} tokens"
+                + "".join(f", {name} {value:.3g}" for name, value in scores_of(row).items())
             )
             return
         # The first step includes compilation and would spoil the estimate.

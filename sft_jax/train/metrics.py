@@ -75,6 +75,15 @@ def evaluation_row(batches: Iterable[Mapping[str, float]], step: int) -> Metrics
     }
 
 
+_LIKELIHOOD = {"loss", "perplexity", "accuracy", "entropy", "target_tokens", "reward_margin"}
+
+
+def scores_of(row: MetricsRow) -> dict[str, float]:
+    """The scores of generated answers (`train.eval_samples`) in a held-out row: name -> mean."""
+    names = (name.removeprefix("eval/") for name in row if name.startswith("eval/"))
+    return {name: row[f"eval/{name}"] for name in names if name not in _LIKELIHOOD}
+
+
 class MetricsWriter:
     """Appends rows to metrics.jsonl and TensorBoard; process 0 owns one, the other processes write nothing."""
 

@@ -58,9 +58,19 @@ def test_the_verdict_follows_from_the_evidence(scaling, quality, answer):
     assert "twice the 100 demonstrations" in verdict.evidence[0]
 
 
-def test_without_scores_a_larger_model_that_learns_better_decides():
-    assert judge(FLAT, None, larger=Interval(0.1, 0.08, 0.12, 100)).answer == "larger model"
-    assert judge(FLAT, None, larger=Interval(0.001, 0.0, 0.002, 100)).answer == "inconclusive"
+@pytest.mark.parametrize(
+    ("scaling", "larger", "answer"),
+    [
+        (FLAT, (0.1, 0.08, 0.12), "larger model"),
+        (FLAT, (0.001, 0.0, 0.002), "inconclusive"),
+        (UNCLEAR, (0.2, 0.15, 0.25), "larger model"),
+        (UNCLEAR, (0.2, 0.08, 0.25), "inconclusive"),  # twice the demonstrations might take off as much
+        (STEEP, (0.4, 0.3, 0.5), "more data"),
+    ],
+)
+@pytest.mark.parametrize("quality", [None, _quality(0.9, 0.7, 0.7, prompts=8)])
+def test_a_larger_model_that_takes_off_more_than_twice_the_demonstrations_decides(quality, scaling, larger, answer):
+    assert judge(scaling, quality, larger=Interval(*larger, 100)).answer == answer
 
 
 def test_scores_beyond_one_are_refused():

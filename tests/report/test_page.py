@@ -12,12 +12,13 @@ def test_the_page_has_the_curves_the_numbers_and_the_config(tmp_path):
         }
         for step in (1, 2, 3)
     ]  # fmt: skip
-    rows += [{"step": 3, "eval/loss": 0.75, "eval/accuracy": 0.6, "eval/target_tokens": 9}]
+    rows += [{"step": 3, "eval/loss": 0.75, "eval/accuracy": 0.6, "eval/target_tokens": 9, "eval/exact": 0.375}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "config.json").write_text(to_json(RunConfig(workdir="<b>")))
     page = write_page(tmp_path).read_text()
-    assert page.count("<svg") == 5 and "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<svg") == 6 and "http" not in page.replace("http://www.w3.org", "")
     assert "<td>trained tokens</td><td>60</td>" in page and "0.7500" in page
+    assert "Answers to held-out prompts: exact" in page and ">0.375<" in page and "prompts: loss" not in page
     assert "&lt;b&gt;" in page and "<b>" not in page
 
 
