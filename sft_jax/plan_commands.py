@@ -123,9 +123,13 @@ def _memory(config: RunConfig, options: Plan, architecture, shapes, notes: list[
     from rich.console import Console
     from rich.table import Table
 
+    from sft_jax.model.architecture import model_flops
     from sft_jax.parallel.mesh import make_mesh
-    from sft_jax.plan.aot import compile_update, memory_of, topology_devices
+    from sft_jax.plan.aot import compile_traced, memory_of, topology_devices, trace_update
     from sft_jax.plan.collectives import collectives, describe
+    from sft_jax.plan.counts import by_kind_and_axes, hbm_bytes, sent
+    from sft_jax.plan.flops import executed_flops
+    from sft_jax.plan.hlo import parse
     from sft_jax.report.sharding_page import size_of
 
     if not options.topology:
@@ -134,11 +138,27 @@ def _memory(config: RunConfig, options: Plan, architecture, shapes, notes: list[
         raise BadInput("--html shows the sharding; leave it out with --show memory")
     devices = topology_devices(options.topology, options.slices)
     mesh = make_mesh(config.mesh, devices)
-    compiled = compile_update(config, architecture, shapes, devices)
-    found = memory_of(compiled)
-    sent = describe(collectives(compiled.as_text(), mesh))
+    traced = trace_update(config, architecture, shapes, devices)
+    compiled = compile_traced(traced, devices)
+    found, text = memory_of(compiled), compiled.as_text()
+    named, module = describe(collectives(text, mesh)), parse(text)
+    rows, length = config.train.batch_size, config.data.sequence_length
+    needed = model_flops(
+        architecture, rows * length, math.prod(shapes.target_index), rows * length * (length + 1) / 2
+    )  # each row one document
+    executed = executed_flops(traced).total()
+    moved = by_kind_and_axes(sent(module, mesh))
     if options.json:
-        result = {"devices": len(devices), "mesh": dict(mesh.shape), **vars(found), "collectives": sent}
+        result = {
+            "devices": len(devices),
+            "mesh": dict(mesh.shape),
+            **vars(found),
+            "model_flops": needed,
+            "executed_flops": executed,
+            "hbm_bytes": hbm_bytes(module),
+            "collective_bytes": moved,
+            "collectives": named,
+        }
         print(json.dumps(result, indent=1))
         return EXIT_DONE
     console = Console(soft_wrap=True, highlight=False)
@@ -153,7 +173,15 @@ def _memory(config: RunConfig, options: Plan, architecture, shapes, notes: list[
     ):
         table.add_row(name, size_of(value))
     console.print(table)
+    console.print(
+        f"operations of an update: the model needs {needed:.4g} (rows of one document), {executed:.4g} are executed: "
+        f"{executed / needed:.3f} x"
+    )
+    console.print(f"main memory read and written on each device: {size_of(hbm_bytes(module))}")
+    for kind, of_axes in moved.items():
+        for axes, size in of_axes.items():
+            console.print(f"{kind} over {axes}: a device sends {size_of(size)}")
     console.print("what the update sends, as far as the compiler names it:")
-    for line in sent:
+    for line in named:
         console.print(f"  {line}")
     return EXIT_DONE

@@ -5,6 +5,7 @@ the query heads that share it. Its masks go by index in the row: within a docume
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -135,6 +136,36 @@ def _kernel(heads, time, seen, offset, window, softcap, shards: int = 1, residua
         residual_checkpoint_name=KEPT,
         interpret=target_platform() != "tpu",  # for tests
     )
+
+
+PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
+"""Of a block of queries and a block of keys, in each of the kernels: scores and values; scores, dP, dV and dK; scores,
+dP and dQ (Dao 2023, algorithms 1 and 2; here the backward pass makes the scores twice)."""
+
+
+def kernel_flops(equation: Any) -> float:
+    """Operations of one call of a splash kernel, from its equation in a jaxpr; blocks that the mask hides are skipped.
+
+    A causal row counts as its share of the whole triangle, be it a shard of the queries or not; a window as if every
+    block of queries saw as many blocks of keys as the one that sees most.
+
+    Raises:
+      ValueError: another kernel.
+    """
+    name = str(equation.params["name"])
+    phase = next((phase for phase in PRODUCTS if name.startswith(f"splash_mha_{phase}_")), None)
+    if phase is None:
+        raise ValueError(f"no formula for the operations of the kernel {name}")
+    table, q, k = (equation.invars[i].aval.shape for i in (1, 2, 3))
+    time, seen = q[-2], k[-2]
+    q_block, block = _block(time), _block(seen)
+    if phase == "dkv":  # its table has the blocks of keys as columns too, but is cut along the queries
+        whole, visible = table[-2] == time // q_block, table[-2] * table[-1]
+    else:
+        whole, visible = table[-1] == seen // block, table[-2] * table[-1]
+    if whole:
+        visible = sum(-(-(i + 1) * q_block // block) for i in range(seen // q_block)) * time / seen
+    return PRODUCTS[phase] * 2.0 * visible * q_block * block * math.prod(q[:-2]) * q[-1]
 
 
 def _of_shard(kernel, number, count: int):

@@ -52,7 +52,12 @@ def topology_devices(name: str, slices: int = 1) -> list[Any]:
 
 
 def compile_update(config: RunConfig, architecture: Architecture, shapes: Batch, devices: list[Any]) -> Any:
-    """The compiled update of a run on these devices; nothing is allocated.
+    """The compiled update of a run on these devices; nothing is allocated. Arguments and errors: `trace_update`."""
+    return compile_traced(trace_update(config, architecture, shapes, devices), devices)
+
+
+def trace_update(config: RunConfig, architecture: Architecture, shapes: Batch, devices: list[Any]) -> Any:
+    """The update of a run on these devices as a jaxpr with its arguments' layouts.
 
     Args:
       architecture: the model's own.
@@ -69,8 +74,12 @@ def compile_update(config: RunConfig, architecture: Architecture, shapes: Batch,
             program.state,
             program.state_layout,
         )
-        traced = program.update.trace(state, {}, abstract_batch(shapes, program.batch_layout))
-        return traced.lower(lowering_platforms=(devices[0].platform,)).compile()
+        return program.update.trace(state, {}, abstract_batch(shapes, program.batch_layout))
+
+
+def compile_traced(traced: Any, devices: list[Any]) -> Any:
+    """Compile what `trace_update` returned, for the platform of its devices."""
+    return traced.lower(lowering_platforms=(devices[0].platform,)).compile()
 
 
 def memory_of(compiled: Any) -> Memory:

@@ -38,7 +38,7 @@ def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
         if match is None:
             continue
         result, kind, rest = match.groups()
-        axes = _axes_of(_groups(rest, mesh.size), mesh)
+        axes = axes_of(groups_of(rest, mesh.size), mesh)
         if axes:
             found.append(Collective(kind, axes, _largest(result), *_place(rest)))
     return found
@@ -74,8 +74,8 @@ def _place(rest: str) -> tuple[str, str]:
     return where + backward, " ".join(part for part in parts if part not in skipped)
 
 
-def _groups(rest: str, devices: int) -> frozenset[frozenset[int]]:
-    """The sets of devices that exchange among themselves."""
+def groups_of(rest: str, devices: int) -> frozenset[frozenset[int]]:
+    """The sets of devices that exchange among themselves, from a collective's attributes."""
     if pairs := re.search(r"source_target_pairs=\{([{}\d,]*)\}", rest):
         return _connected([tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1])])
     if named := re.search(
@@ -113,7 +113,7 @@ def _connected(pairs: list[tuple[int, ...]]) -> frozenset[frozenset[int]]:
     return frozenset(frozenset(group) for group in groups)
 
 
-def _axes_of(groups: frozenset[frozenset[int]], mesh: jax.sharding.Mesh) -> tuple[str, ...]:
+def axes_of(groups: frozenset[frozenset[int]], mesh: jax.sharding.Mesh) -> tuple[str, ...]:
     """The mesh axes whose devices the groups are; () where every group is one device."""
     if max(map(len, groups)) == 1:
         return ()

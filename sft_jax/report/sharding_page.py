@@ -22,7 +22,7 @@ MOST_SHOWN = 16
 PLURALS = {"parameter": "parameters", "optimizer": "optimizer state", "batch": "batch", "activation": "activations"}
 
 
-def size_of(number: int) -> str:
+def size_of(number: float) -> str:
     """1536 -> '1.5 KiB'."""
     value, units = float(number), ("B", "KiB", "MiB", "GiB", "TiB")
     for unit in units:

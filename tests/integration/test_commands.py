@@ -9,6 +9,7 @@ def _jsonl(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_is_sampled_scored_and_exported_without_its_config(run, config_file, tmp_path):
     status, _, err = run("train", config_file, "--train.steps", 3)
     assert status == 0, err

@@ -18,6 +18,7 @@ def _losses(workdir: Path) -> list[float]:
     return [row["loss"] for row in _jsonl(workdir / "metrics.jsonl") if "loss" in row]
 
 
+@pytest.mark.slow
 def test_prepared_data_trains_exactly_as_raw_data_does(run, config_file, tmp_path: Path):
     status, told, err = run("data", "prepare", config_file, "--out", tmp_path / "set", "--licence", "MIT")
     assert status == 0, err
@@ -88,6 +89,7 @@ def test_bad_arguments_exit_with_2(run, config_file, tmp_path: Path, arguments, 
     assert status == 2 and expected in out + err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_mixture_trains_in_its_proportions_and_resumes(run, config_file, tmp_path: Path, demonstrations: Path):
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps({"text": f"number {k} " * 3}) + "\n" for k in range(30)))
@@ -117,6 +119,7 @@ def test_a_streamed_run_resumes_with_the_batches_it_would_have_had(run, config_f
     np.testing.assert_array_equal(_losses(tmp_path / "run"), whole)
 
 
+@pytest.mark.slow
 def test_two_processes_stream_what_one_does_and_one_goes_on_where_they_stopped(
     command, run, config_file, tmp_path: Path, free_port: int
 ):

@@ -90,3 +90,5 @@ def test_the_memory_of_an_update_comes_from_the_tpus_compiler(run, config_file, 
     assert status == 0, err
     found = json.loads(out[out.index("{") :])
     assert 0 < found["arguments"] < found["peak"] and found["temporaries"] and found["collectives"]
+    assert 0 < found["model_flops"] < found["executed_flops"] and found["hbm_bytes"] > found["arguments"]
+    assert sum(size for of_axes in found["collective_bytes"].values() for size in of_axes.values()) > 0

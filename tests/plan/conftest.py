@@ -1,11 +1,14 @@
 """A small model's update, compiled for any mesh."""
 
+import math
+
+import jax
 import pytest
 
 from sft_jax.config import Mesh, Model, RunConfig, Sharding, Train
 from sft_jax.data.batches import Batch
 from sft_jax.model.architecture import Architecture
-from sft_jax.plan.aot import compile_update, topology_devices
+from sft_jax.plan.aot import compile_update, topology_devices, trace_update
 
 SMALL = Architecture(
     vocab=500, embed=64, mlp=192, layers=4, heads=8, kv_heads=4, head_dim=16, max_positions=65536, tied=True
@@ -13,8 +16,8 @@ SMALL = Architecture(
 """Every size is another, so that an array's shape tells what it is; the vocabulary needs padding over eight devices."""
 
 
-def compile_small(devices, mesh: Mesh, length=128, targets=64, rows=8, sharding=None, architecture=SMALL, **model):
-    """The compiled update on one row a batch device, `targets` of `length` positions trained."""
+def small_run(mesh: Mesh, length=128, targets=64, rows=8, sharding=None, **model) -> tuple[RunConfig, Batch]:
+    """A config, and the shapes of a batch: `targets` of `length` positions trained."""
     by_position, by_target = (1, rows, length), (1, rows, targets)
     config = RunConfig(
         model=Model(path="none", **{"head_chunk": 32, **model}),
@@ -22,8 +25,25 @@ def compile_small(devices, mesh: Mesh, length=128, targets=64, rows=8, sharding=
         mesh=mesh,
         sharding=sharding or Sharding(),
     )
-    shapes = Batch(by_position, by_position, by_position, by_target, by_target, by_target)  # type: ignore[arg-type]
+    return config, Batch(by_position, by_position, by_position, by_target, by_target, by_target)  # type: ignore[arg-type]
+
+
+def compile_small(devices, mesh: Mesh, architecture=SMALL, **options):
+    """The compiled update on these devices; `options` as `small_run`."""
+    config, shapes = small_run(mesh, **options)
     return compile_update(config, architecture, shapes, devices)
+
+
+@pytest.fixture(scope="session")
+def traced_on():
+    """(mesh, options as `small_run`) -> the traced update on simulated devices, every token a target."""
+
+    def trace(mesh: Mesh, devices=None, architecture=SMALL, **options):
+        config, shapes = small_run(mesh, **{"targets": 128, **options})
+        devices = devices or jax.devices()[: math.prod(vars(mesh).values())]
+        return trace_update(config, architecture, shapes, devices)
+
+    return trace
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from sft_jax.plan.aot import memory_of
 LONG = 65_536
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context_attention", ["all_gather", "ring"])
 def test_at_64k_tokens_the_memory_of_a_device_falls_as_the_context_axis_grows(compile_on, small, context_attention):
     one_layer = replace(small, layers=1, heads=2, kv_heads=1)
@@ -37,6 +38,7 @@ def test_at_64k_tokens_the_memory_of_a_device_falls_as_the_context_axis_grows(co
     assert eight < 0.02 * LONG * LONG * 4, "and nothing is near a [T, T] array"
 
 
+@pytest.mark.slow
 def test_the_heads_work_divides_by_the_context_axis(compile_on, small):
     """The flops that XLA counts of a model that is nearly all head (its chunk covers all targets: no loop)."""
     headed = replace(small, layers=1, vocab=8192, mlp=8)
@@ -52,7 +54,12 @@ def test_the_heads_work_divides_by_the_context_axis(compile_on, small):
     assert flops(context=4) == pytest.approx(flops(context=8) * 2, rel=0.2)
 
 
-TOPOLOGIES = ("v5e:2x4", "v5p:2x2x1", "v6e:2x4", "tpu7x:2x2x1")
+TOPOLOGIES = (
+    "v5e:2x4",
+    pytest.param("v5p:2x2x1", marks=pytest.mark.slow),
+    pytest.param("v6e:2x4", marks=pytest.mark.slow),
+    "tpu7x:2x2x1",
+)
 
 
 @pytest.fixture(params=TOPOLOGIES)

@@ -1,0 +1,73 @@
+"""Floating-point operations of a program, counted in its jaxpr: what is computed, recomputation and masked pairs too.
+
+XLA's `cost_analysis` counts the body of a loop once, however often it runs, so a scan over layers counts as one layer.
+Products are counted and nothing else: at transformer sizes the rest is below a hundredth.
+"""
+
+import math
+from collections import Counter
+from typing import Any
+
+from jax.extend import core
+
+from sft_jax.model.splash import kernel_flops
+
+Products = Counter[str]
+"""Operations of all devices together: by the name of the primitive, `dot_general` or a kernel's own name."""
+
+
+def executed_flops(traced: Any) -> Products:
+    """Operations of one run of a traced program (`jax.jit(f).trace(...)`) on all devices.
+
+    A product of [.., m, k] and [.., k, n] is 2mkn for each of its batch. A scan's body counts as often as it runs, each
+    shard of a `shard_map` once; of a `cond`'s branches the largest counts.
+
+    Raises:
+      ValueError: products in a loop of unknown length, or a kernel without a formula.
+    """
+    return _of(traced.jaxpr.jaxpr)
+
+
+def _of(jaxpr: core.Jaxpr) -> Products:
+    found: Products = Counter()
+    for equation in jaxpr.eqns:
+        found.update(_of_equation(equation))
+    return found
+
+
+def _of_equation(equation: Any) -> Products:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return Counter({name: _product(equation)})
+    if name == "pallas_call":
+        return Counter({str(params["name"]): kernel_flops(equation)})
+    inner = [_of(body) for body in _bodies(params)]
+    if name == "scan":
+        return _times(inner[0], params["length"])
+    if name == "cond":
+        return max(inner, key=lambda products: products.total())
+    if name == "while" and any(products.total() for products in inner):
+        raise ValueError("products in a loop of unknown length: make it a scan")
+    if name == "shard_map":
+        return _times(inner[0], math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]))
+    return sum(inner, Counter())
+
+
+def _bodies(params: dict[str, Any]) -> list[core.Jaxpr]:
+    found = []
+    for value in params.values():
+        for one in value if isinstance(value, list | tuple) else (value,):
+            body = getattr(one, "jaxpr", one)
+            if isinstance(body, core.Jaxpr):
+                found.append(body)
+    return found
+
+
+def _product(equation: Any) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+
+
+def _times(products: Products, count: int) -> Products:
+    return Counter({name: count * value for name, value in products.items()})

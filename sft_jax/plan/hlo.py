@@ -1,0 +1,214 @@
+"""Optimised HLO text, read: computations, instructions, and how often each runs.
+
+Only what the planner counts is read. `compiled.as_text()` has one instruction a line, except where a kernel's metadata
+holds line ends.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+_HEAD = re.compile(r"^(ENTRY )?%([\w.-]+) .*\{\s*$")
+_START = re.compile(r"^\s+(ROOT )?%([\w.-]+) = ")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{([^}]*)\})?")
+_OPCODE = re.compile(r"\s*([a-z][\w-]*)\(")
+_NAME = re.compile(r"%([\w.-]+)")
+
+BITS = {"pred": 8, "bf16": 16, "token": 0}
+"""Of the types whose name does not say it."""
+
+
+class Array(NamedTuple):
+    """One array of an instruction's result."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    space: int
+    """Memory space of its layout: 0 is HBM on TPUs, 1 the vector memory of the core."""
+
+    @property
+    def bytes(self) -> float:
+        bits = BITS.get(self.dtype) or int(re.sub(r"\D", " ", self.dtype).split()[0])
+        return math.prod(self.shape) * bits / 8
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    """Of the result: several where it is a tuple."""
+    operands: tuple[str, ...]
+    """Names."""
+    inside: str
+    """What stands between the brackets: the value of a constant, the number of a parameter."""
+    attributes: str
+    root: bool
+
+    def called(self, attribute: str) -> str | None:
+        """Name of the computation that an attribute such as `calls` or `body` names."""
+        found = re.search(rf"\b{attribute}=%([\w.-]+)", self.attributes)
+        return found[1] if found else None
+
+
+@dataclass
+class Module:
+    """The computations of a program by name."""
+
+    entry: str = ""
+    computations: dict[str, list[Instruction]] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> dict[str, Instruction]:
+        return {each.name: each for each in self.computations[name]}
+
+
+class Executed(NamedTuple):
+    """An instruction that runs by itself (not as a part of a fusion), and how often."""
+
+    instruction: Instruction
+    times: float
+    computation: str
+
+
+def parse(text: str) -> Module:
+    """Read a module."""
+    module, lines, current = Module(), [], ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            current = head[2]
+            module.computations[current] = []
+            module.entry = current if head[1] else module.entry
+        elif current and _START.match(line):
+            lines.append((current, line))
+        elif current and line.startswith("}") and len(line) == 1:
+            current = ""
+        elif current and lines:
+            lines[-1] = (current, lines[-1][1] + " " + line)
+    for computation, line in lines:
+        module.computations[computation].append(_instruction(line))
+    return module
+
+
+def _instruction(line: str) -> Instruction:
+    start = _START.match(line)
+    assert start is not None
+    rest = line[start.end() :]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    opcode = _OPCODE.match(rest, end)
+    assert opcode is not None, line
+    close = _closing(rest, opcode.end() - 1)
+    inside = rest[opcode.end() : close]
+    return Instruction(
+        name=start[2],
+        opcode=opcode[1],
+        arrays=tuple(map(_array, _ARRAY.finditer(rest[:end]))),
+        operands=tuple(_NAME.findall(inside)),
+        inside=inside,
+        attributes=rest[close + 1 :],
+        root=bool(start[1]),
+    )
+
+
+def _array(found: re.Match[str]) -> Array:
+    dims = tuple(int(n) for n in found[2].split(",")) if found[2] else ()
+    space = re.search(r"S\((\d+)\)", found[3] or "")
+    return Array(found[1], dims, int(space[1]) if space else 0)
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the bracket that opens there closes."""
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0:
+            return place
+    raise ValueError(f"no end of {text[opening : opening + 60]!r}")
+
+
+def executed(module: Module) -> Iterator[Executed]:
+    """Every instruction that runs by itself, with the product of the trip counts of the loops around it.
+
+    Of the branches of a conditional each is taken to run; what a fusion holds is not listed.
+
+    Raises:
+      ValueError: a loop whose length cannot be read.
+    """
+    yield from _executed(module, module.entry, 1.0)
+
+
+def _executed(module: Module, computation: str, times: float) -> Iterator[Executed]:
+    for each in module.computations[computation]:
+        if each.opcode == "while":
+            body = each.called("body")
+            assert body is not None
+            yield from _executed(module, body, times * trips(module, each))
+        elif each.opcode in ("call", "async-start") and (called := each.called("to_apply") or each.called("calls")):
+            yield from _executed(module, called, times)
+        elif each.opcode == "conditional":
+            for branch in _NAME.findall(
+                " ".join(re.findall(r"(?:branch_computations|\w+_computation)=\S+", each.attributes))
+            ):
+                yield from _executed(module, branch, times)
+        else:
+            yield Executed(each, times, computation)
+
+
+def trips(module: Module, loop: Instruction) -> int:
+    """How often a `while` runs: ceil(limit / step), counting up from 0 as XLA's own loops do.
+
+    Raises:
+      ValueError: the condition is no comparison of a counter with a constant, or the counter's step is no constant.
+    """
+    condition, body = loop.called("condition"), loop.called("body")
+    assert condition is not None and body is not None
+    tests, steps = module[condition], module[body]
+    test = _behind(tests, next(each for each in tests.values() if each.root))
+    numbers = [_constant(_behind(tests, tests[name])) for name in test.operands]
+    counters = [_counter(tests, tests[name]) for name in test.operands]
+    limit = next((n for n in numbers if n is not None), None)
+    place = next((n for n in counters if n is not None), None)
+    if limit is None or place is None:
+        raise ValueError(f"the loop {loop.name} does not compare a counter with a constant")
+    root = next(each for each in steps.values() if each.root)
+    step = _step(module, steps, steps[root.operands[place]])
+    if not step:
+        raise ValueError(f"the step of the loop {loop.name} is no constant")
+    return -(-limit // step)
+
+
+def _behind(of: dict[str, Instruction], each: Instruction) -> Instruction:
+    """What a copy or a conversion stands for."""
+    while each.opcode in ("copy", "convert", "bitcast") and each.operands:
+        each = of[each.operands[0]]
+    return each
+
+
+def _constant(each: Instruction) -> int | None:
+    return int(each.inside) if each.opcode == "constant" and re.fullmatch(r"-?\d+", each.inside) else None
+
+
+def _counter(of: dict[str, Instruction], each: Instruction) -> int | None:
+    """Its place in the loop's tuple."""
+    each = _behind(of, each)
+    if each.opcode != "get-tuple-element":
+        return None
+    found = re.search(r"\bindex=(\d+)", each.attributes)
+    return int(found[1]) if found else None
+
+
+def _step(module: Module, of: dict[str, Instruction], each: Instruction) -> int | None:
+    each = _behind(of, each)
+    if each.opcode == "fusion" and (called := each.called("calls")):
+        inner = module[called]
+        parameters = {int(one.inside): one for one in inner.values() if one.opcode == "parameter"}
+        given = {parameters[i].name: of[name] for i, name in enumerate(each.operands)}
+        root = _behind(inner, next(one for one in inner.values() if one.root))
+        terms = [_behind(inner, inner[name]) for name in root.operands] if root.opcode == "add" else []
+        terms = [_behind(of, given[term.name]) if term.name in given else term for term in terms]
+    else:
+        terms = [_behind(of, of[name]) for name in each.operands] if each.opcode == "add" else []
+    return next((n for n in map(_constant, terms) if n is not None), None)
