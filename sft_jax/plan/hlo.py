@@ -15,6 +15,7 @@ _START = re.compile(r"^\s+(ROOT )?%([\w.-]+) = ")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _OPCODE = re.compile(r"\s*([a-z][\w-]*)\(")
 _NAME = re.compile(r"%([\w.-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.-]+)")
 
 BITS = {"pred": 8, "bf16": 16, "token": 0}
 """Of the types whose name does not say it."""
@@ -149,10 +150,9 @@ def _executed(module: Module, computation: str, times: float) -> Iterator[Execut
         elif each.opcode in ("call", "async-start") and (called := each.called("to_apply") or each.called("calls")):
             yield from _executed(module, called, times)
         elif each.opcode == "conditional":
-            for branch in _NAME.findall(
-                " ".join(re.findall(r"(?:branch_computations|\w+_computation)=\S+", each.attributes))
-            ):
-                yield from _executed(module, branch, times)
+            for branches in _BRANCHES.findall(each.attributes):
+                for branch in _NAME.findall(branches):
+                    yield from _executed(module, branch, times)
         else:
             yield Executed(each, times, computation)
 

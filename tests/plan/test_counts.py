@@ -60,6 +60,13 @@ ENTRY %main (a: (s32[], f32[4])) -> (s32[], f32[4]) {
         assert {each.times for each in executed(module) if each.computation == "body"} == {times}
 
 
+def test_every_branch_of_a_conditional_counts():
+    def either(x, i):
+        return jax.lax.switch(i, [lambda x: x @ x, lambda x: x @ x.T @ x, lambda x: x], x)
+
+    assert products(_module(either, jnp.ones((64, 64)), 1)) == 3 * 2 * 64**3
+
+
 def test_a_loop_of_unknown_length_is_refused():
     module = _module(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x), jnp.ones((4, 4)))
     with pytest.raises(ValueError, match="does not compare a counter with a constant"):
