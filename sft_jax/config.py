@@ -35,9 +35,10 @@ class Model:
     """Compute dtype. Master weights, moments, softmax, norms, RoPE angles and the loss stay float32."""
     weights: Literal["pretrained", "random"] = identity("pretrained")
     """random starts from scratch: `path` gives config.json and the tokenizer alone, train.seed draws the weights."""
-    remat: Literal["none", "dots", "minimal", "full", "offload"] = free("none")
+    remat: Literal["none", "dots", "minimal", "attention", "full", "offload"] = free("none")
     """What a layer keeps for its backward pass: none keeps everything; dots every matrix product; minimal the products
-    with weights; full its input alone; offload its input, queries, keys, values and attention's output, on the host."""
+    with weights; attention its input, queries, keys, values and attention's output; full its input alone; offload the
+    same as attention, on the host."""
     attention: Literal["auto", "reference", "blockwise", "splash", "triton"] = free("auto")
     """Attention implementation; auto takes splash on TPUs, triton on GPUs, blockwise on CPUs."""
     context_attention: Literal["all_gather", "ring"] = free("all_gather")

@@ -16,6 +16,8 @@ from sft_jax.errors import EXIT_DONE, BadInput, nearest
 if TYPE_CHECKING:
     from sft_jax.data.batches import Batch
     from sft_jax.model.architecture import Architecture
+    from sft_jax.plan.isolated import Request
+    from sft_jax.plan.planned import Planned
 
 
 WIDTH = 140
@@ -26,15 +28,24 @@ WIDTH = 140
 class Plan(RunConfig):
     """Show how a run lies on a mesh."""
 
-    show: Literal["sharding", "memory"] = "sharding"
-    """sharding: every array, its shards and who holds them, without compiling. memory: bytes a device of the compiled
-    update and what it sends, by the TPU's own compiler (needs the tpu extra)."""
+    show: Literal["cost", "sharding"] = "cost"
+    """cost: what fits, what an update does and how long it takes, from the update compiled by the TPU's own compiler
+    (needs the tpu extra). sharding: every array, its shards and who holds them, without compiling."""
     topology: str = ""
-    """TPU topology, e.g. v5e:4x4; empty takes the mesh's own product, or --devices."""
+    """v5e:4x4, v5p:2x2x1, v6e:8x8, tpu7x:4x4x8, h100:8; with --show sharding, empty takes the mesh's own product, or
+    --devices."""
     slices: int = 1
     """Slices of this topology; mesh.data goes across them."""
+    analytic: bool = False
+    """Plan in closed form, without compiling: seconds instead of a minute, and less exact. GPUs are always planned so."""
+    search: bool = False
+    """Look for the fastest mesh, remat policy and number of micro-batches that fit."""
+    search_moments: bool = False
+    """Let the search try a bfloat16 first moment too."""
+    search_minutes: float = 9.0
+    """The search compiles its best candidates for this long."""
     devices: int = 0
-    """Number of devices where no topology is named."""
+    """Number of devices where no topology is named (--show sharding)."""
     parameter: str = ""
     """Name or pattern (`*.query.*`) of the arrays to show who holds what of; empty shows the first."""
     json: bool = False
@@ -44,18 +55,28 @@ class Plan(RunConfig):
 
 
 def plan(arguments: Sequence[str]) -> int:
-    """sft-jax plan CONFIG [--show sharding|memory] [--topology v5e:4x4] [--section.field value ...]"""
+    """sft-jax plan CONFIG --topology v5e:4x4 [--slices N] [--search] [--section.field value ...]"""
     config, options = config_with_options(Plan, arguments, "sft-jax plan")
     check_writable(options.html, option="--html")
     if options.slices < 1 or options.devices < 0:
         raise BadInput(f"--slices is {options.slices}, --devices {options.devices}: expected at least 1 and 0")
+    if options.search_minutes <= 0:
+        raise BadInput(f"--search-minutes is {options.search_minutes}, expected more than 0")
+    from sft_jax.plan.chips import topology
+    from sft_jax.plan.isolated import Request
     from sft_jax.train.pretrained import describe
 
+    if options.show == "cost" and not options.topology:
+        raise BadInput(
+            "--topology is missing: plan for which chips? E.g. --topology v5e:4x4. (--show sharding shows every array "
+            "and who holds it on any number of devices.)"
+        )
+    wanted = topology(options.topology, options.slices) if options.topology else None
     architecture = describe(config.model.path)
     shapes, notes = _batch(config, architecture)
-    if options.show == "memory":
-        return _memory(config, options, architecture, shapes, notes)
-    return _sharding(config, options, architecture, shapes, notes)
+    if options.show == "sharding" or wanted is None:
+        return _sharding(config, options, architecture, shapes, notes)
+    return _cost(Request(config, architecture, shapes, wanted), options, notes)
 
 
 def _batch(config: RunConfig, architecture: "Architecture") -> "tuple[Batch, list[str]]":
@@ -77,10 +98,10 @@ def _batch(config: RunConfig, architecture: "Architecture") -> "tuple[Batch, lis
 
 
 def _device_count(config: RunConfig, options: Plan) -> int:
-    from sft_jax.plan.chips import topology_size
+    from sft_jax.plan.chips import topology
 
     if options.topology:
-        return topology_size(options.topology) * options.slices
+        return topology(options.topology, options.slices).devices
     sizes = vars(config.mesh)
     if options.devices or -1 not in sizes.values():
         return options.devices or math.prod(sizes.values())
@@ -119,69 +140,68 @@ def _sharding(config: RunConfig, options: Plan, architecture, shapes, notes: lis
     return EXIT_DONE
 
 
-def _memory(config: RunConfig, options: Plan, architecture, shapes, notes: list[str]) -> int:
+def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
     from rich.console import Console
-    from rich.table import Table
 
-    from sft_jax.model.architecture import model_flops
-    from sft_jax.parallel.mesh import make_mesh
-    from sft_jax.plan.aot import compile_traced, memory_of, topology_devices, trace_update
-    from sft_jax.plan.collectives import collectives, describe
-    from sft_jax.plan.counts import by_kind_and_axes, hbm_bytes, sent
-    from sft_jax.plan.flops import executed_flops
-    from sft_jax.plan.hlo import parse
-    from sft_jax.report.sharding_page import size_of
+    from sft_jax.plan.planned import can_compile, check, plan_analytic, plan_compiled
+    from sft_jax.plan.search import config_lines, flags, nearest_that_fits, search
+    from sft_jax.report.plan_page import print_pareto, print_plan, write_plan_page
 
-    if not options.topology:
-        raise BadInput("--show memory needs --topology, e.g. v5e:4x4: the compiler of that TPU lays the memory out")
+    compiles = can_compile(request.topology) and not options.analytic
+    notes = [*notes, *_how(request, options)]
+    console = Console(soft_wrap=True, highlight=False, width=max(WIDTH, shutil.get_terminal_size().columns))
+    found: list[Planned] = []
+    if options.search:
+        tell = Console(stderr=True, highlight=False).print
+        found = search(request, options.search_moments, 60 * options.search_minutes if compiles else 0.0, tell)
+        best = found[0]
+    else:
+        check(request)
+        best = plan_compiled(request) if compiles else plan_analytic(request)
     if options.html:
-        raise BadInput("--html shows the sharding; leave it out with --show memory")
-    devices = topology_devices(options.topology, options.slices)
-    mesh = make_mesh(config.mesh, devices)
-    traced = trace_update(config, architecture, shapes, devices)
-    compiled = compile_traced(traced, devices)
-    found, text = memory_of(compiled), compiled.as_text()
-    named, module = describe(collectives(text, mesh)), parse(text)
-    rows, length = config.train.batch_size, config.data.sequence_length
-    needed = model_flops(
-        architecture, rows * length, math.prod(shapes.target_index), rows * length * (length + 1) / 2
-    )  # each row one document
-    executed = executed_flops(traced).total()
-    moved = by_kind_and_axes(sent(module, mesh))
+        write_plan_page(options.html, f"{request.config.model.path} on {options.topology}", best, notes, found)
     if options.json:
-        result = {
-            "devices": len(devices),
-            "mesh": dict(mesh.shape),
-            **vars(found),
-            "model_flops": needed,
-            "executed_flops": executed,
-            "hbm_bytes": hbm_bytes(module),
-            "collective_bytes": moved,
-            "collectives": named,
-        }
-        print(json.dumps(result, indent=1))
+        more = (
+            {"search": [_as_json(each) for each in found], "options": flags(best), "config_lines": config_lines(best)}
+            if found
+            else {}
+        )
+        print(json.dumps({**_as_json(best), "notes": notes, **more}, indent=1))
+    else:
+        if found:
+            print_pareto(console, found)
+            console.print(f"the fastest that fits: {flags(best)}")
+            for line in config_lines(best):
+                console.print(f"    {line},", markup=False)
+        print_plan(console, best, notes)
+    if options.html:
+        print(options.html, file=sys.stderr)
+    if best.fits:
         return EXIT_DONE
-    console = Console(soft_wrap=True, highlight=False)
-    for note in notes:
-        console.print(note)
-    table = Table(f"{options.topology}, bytes a device", "", box=None)
-    for name, value in (
-        ("peak: what must fit", found.peak),
-        ("arguments: state and batch", found.arguments),
-        ("peak less arguments", found.peak - found.arguments),
-        ("temporaries, as XLA counts them", found.temporaries),
-    ):
-        table.add_row(name, size_of(value))
-    console.print(table)
-    console.print(
-        f"operations of an update: the model needs {needed:.4g} (rows of one document), {executed:.4g} are executed: "
-        f"{executed / needed:.3f} x"
-    )
-    console.print(f"main memory read and written on each device: {size_of(hbm_bytes(module))}")
-    for kind, of_axes in moved.items():
-        for axes, size in of_axes.items():
-            console.print(f"{kind} over {axes}: a device sends {size_of(size)}")
-    console.print("what the update sends, as far as the compiler names it:")
-    for line in named:
-        console.print(f"  {line}")
-    return EXIT_DONE
+    other = nearest_that_fits(request)
+    raise BadInput(
+        f"this layout does not fit {options.topology}: {best.problem}. "
+        + (f"The nearest layout that does (in closed form): {flags(other)}" if other else
+           "No layout of this batch fits these chips: take more of them, fewer rows (--train.batch-size) or shorter "
+           "ones (--data.sequence-length).")
+    )  # fmt: skip
+
+
+def _as_json(planned: "Planned") -> dict[str, object]:
+    return {name: value for name, value in vars(planned).items() if value is not None or name == "compile_seconds"}
+
+
+def _how(request: "Request", options: Plan) -> list[str]:
+    """How the plan is made, where it is not compiled."""
+    from sft_jax.plan.aot import compiler_problem
+
+    if request.topology.is_gpu:
+        return ["in closed form: there is no compiler for GPUs that are not here"]
+    if options.analytic:
+        return ["in closed form, as --analytic asks"]
+    problem = compiler_problem()
+    if problem is None:
+        return []
+    if "exists for Linux" in problem:
+        return [f"in closed form: {problem}"]
+    raise BadInput(f"{problem}. --analytic plans in closed form, without it.")

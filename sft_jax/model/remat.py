@@ -7,8 +7,9 @@ from sft_jax.model.attention import KEPT
 _policies = jax.checkpoint_policies
 _attention = _policies.save_only_these_names(KEPT)
 
-OFFLOADED = ("layer_input", "query", "key", "value", KEPT)
-"""What `offload` moves to the host: every matrix product between them is computed again, attention is not."""
+OF_ATTENTION = ("query", "key", "value", KEPT)
+"""What `attention` keeps beside the layer's input, and `offload` on the host: every product between them is computed
+again, attention is not."""
 
 POLICIES = {
     # every intermediate result: no work is done twice
@@ -17,12 +18,14 @@ POLICIES = {
     "dots": _policies.save_from_both_policies(_policies.dots_saveable, _attention),
     # the results of products with weights, and attention's output; scores and other products of activations are not
     "minimal": _policies.save_from_both_policies(_policies.dots_with_no_batch_dims_saveable, _attention),
+    # the layer's input, queries, keys, values and attention's output: the MLP, by far the widest, is done again
+    "attention": _policies.save_only_these_names(*OF_ATTENTION),
     # the layer's input: the smallest memory, and the whole forward pass is done again
     "full": _policies.nothing_saveable,
-    # the layer's input, queries, keys, values and attention's output, in the host's memory
+    # the same as attention, in the host's memory
     "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
-        names_which_can_be_offloaded=list(OFFLOADED),
+        names_which_can_be_offloaded=["layer_input", *OF_ATTENTION],
         offload_src="device",
         offload_dst="pinned_host",
     ),

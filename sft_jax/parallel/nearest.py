@@ -23,7 +23,7 @@ def nearest_mesh(sizes: Mapping[str, int], works: Callable[[AbstractMesh], bool]
         return doublings, -fsdp, -data  # of equals, the one that divides parameters and needs nothing of the model
 
     devices = math.prod(sizes[axis] for axis in FREE)
-    for candidate in sorted(_factorings(devices, len(FREE)), key=distance):
+    for candidate in sorted(factorings(devices, len(FREE)), key=distance):
         other = {**sizes, **dict(zip(FREE, candidate, strict=True))}
         names = tuple(other)
         if works(AbstractMesh(tuple(other.values()), names, axis_types=(AxisType.Auto,) * len(names))):
@@ -31,12 +31,12 @@ def nearest_mesh(sizes: Mapping[str, int], works: Callable[[AbstractMesh], bool]
     return None
 
 
-def _factorings(number: int, parts: int) -> Iterator[tuple[int, ...]]:
+def factorings(number: int, parts: int) -> Iterator[tuple[int, ...]]:
     """Every way to write `number` as a product of `parts` ordered factors."""
     if parts == 1:
         yield (number,)
         return
     for first in range(1, number + 1):
         if number % first == 0:
-            for rest in _factorings(number // first, parts - 1):
+            for rest in factorings(number // first, parts - 1):
                 yield (first, *rest)

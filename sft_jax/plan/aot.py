@@ -1,10 +1,15 @@
 """Compile a run's update for TPUs that are not here, with the compiler that comes in the libtpu package."""
 
 import os
+import platform
+import re
+import sys
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 import jax
+from packaging.specifiers import SpecifierSet
 
 from sft_jax.config import RunConfig
 from sft_jax.data.batches import Batch
@@ -12,6 +17,7 @@ from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import layout
+from sft_jax.plan.chips import GIB, topology
 from sft_jax.train.setup import abstract_batch, make_program
 
 
@@ -26,29 +32,68 @@ class Memory:
     arguments` is what that holds. On CPUs it is exact."""
     peak: int
     """What must fit."""
+    host: int
+    """Of the host's memory, for this device: what remat offload keeps there."""
+
+
+class OutOfMemory(Exception):
+    """The compiler found no room: which memory, the bytes that it needs of it and those that there are."""
+
+    def __init__(self, space: str, needed: float, available: float):
+        super().__init__(f"{needed / GIB:.2f} GiB of {space} are needed, {available / GIB:.2f} GiB are there")
+        self.space, self.needed, self.available = space, needed, available
+
+    def __reduce__(self):
+        return OutOfMemory, (self.space, self.needed, self.available)
 
 
 def topology_devices(name: str, slices: int = 1) -> list[Any]:
     """The devices of a TPU topology such as `v5e:4x4`; there need be none of them.
 
     Raises:
-      BadInput: libtpu is not installed, or does not know the topology.
+      BadInput: there is no such topology; libtpu is not installed, is another version than this JAX is made for, or
+        does not know the topology.
     """
+    wanted = topology(name, slices)
+    if wanted.is_gpu:
+        raise BadInput(f"topology {name!r}: GPUs have no compiler that works without them; their plan is analytic")
     # Elsewhere than on Google Cloud, asking it for the machine's TPU takes minutes; and the library may be loaded
     # beside a run that uses it: nothing here takes a chip.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
-    options = {"num_slices": slices} if slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if wanted.chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except (RuntimeError, ImportError, ValueError, NotImplementedError) as error:
         first = str(error).strip().split("\n")[0]
-        raise BadInput(
-            f"topology {name!r}: {first}. Compiling for TPUs needs the libtpu package (Linux on x86-64): "
-            'pip install "sft-jax[tpu]". Topologies are spelled v5e:4x4, v5p:2x2x1, v6e:4x4, tpu7x:2x2x1.'
-        ) from error
+        raise BadInput(f"topology {name!r}: {first}. {compiler_problem() or ''}".strip()) from error
+
+
+def compiler_problem() -> str | None:
+    """Why this machine cannot compile for TPUs, with the fix; None where it can."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return (
+            f"this machine is {sys.platform} on {platform.machine()}, and the TPU's compiler (libtpu) exists for Linux "
+            "on x86-64 alone"
+        )
+    wanted = [line for line in requires("jax") or [] if line.startswith("libtpu")]
+    line = 'pip install "jax[tpu]" brings it'
+    try:
+        found = version("libtpu")
+    except PackageNotFoundError:
+        return f"libtpu is not installed, jax {jax.__version__} is made for {_specifier(wanted)}: {line}"
+    if wanted and not SpecifierSet(_specifier(wanted)).contains(found):
+        return f"libtpu is {found}, jax {jax.__version__} is made for {_specifier(wanted)}: {line}"
+    return None
+
+
+def _specifier(requirements: list[str]) -> str:
+    """`libtpu==0.0.42.*; extra == "tpu"` -> `==0.0.42.*`."""
+    return requirements[0].partition(";")[0].removeprefix("libtpu").strip() if requirements else ""
 
 
 def compile_update(config: RunConfig, architecture: Architecture, shapes: Batch, devices: list[Any]) -> Any:
@@ -78,11 +123,42 @@ def trace_update(config: RunConfig, architecture: Architecture, shapes: Batch, d
 
 
 def compile_traced(traced: Any, devices: list[Any]) -> Any:
-    """Compile what `trace_update` returned, for the platform of its devices."""
-    return traced.lower(lowering_platforms=(devices[0].platform,)).compile()
+    """Compile what `trace_update` returned, for the platform of its devices.
+
+    Raises:
+      OutOfMemory: it does not fit.
+    """
+    try:
+        return traced.lower(lowering_platforms=(devices[0].platform,)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = out_of_memory(str(error))
+        if found is None:
+            raise
+        raise found from error
+
+
+_SIZE = r"([\d.]+)([KMGT]?)"
+
+
+def out_of_memory(message: str) -> OutOfMemory | None:
+    """What XLA's message says about a program that does not fit; None for another message."""
+    found = re.search(rf"in memory space (\w+)\. Used {_SIZE}i?B? of {_SIZE}", message)
+    if found:
+        return OutOfMemory(found[1], _bytes(found[2], found[3]), _bytes(found[4], found[5]))
+    found = re.search(rf"Ran out of memory on (\w+),.*?\({_SIZE}\) exceeds available \w+ \({_SIZE}\)", message)
+    if found:
+        return OutOfMemory(found[1].lower(), _bytes(found[2], found[3]), _bytes(found[4], found[5]))
+    return None
+
+
+def _bytes(number: str, unit: str) -> float:
+    return float(number) * 1024 ** " KMGT".index(unit or " ")
 
 
 def memory_of(compiled: Any) -> Memory:
     """What a compiled program needs on each device."""
     found = compiled.memory_analysis()
-    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, found.peak_memory_in_bytes)
+    arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
+    # XLA's peak adds the host's memory to the device's where both are used; the sum of all buffers is an upper bound.
+    peak = arguments + temporaries if found.host_temp_size_in_bytes else found.peak_memory_in_bytes
+    return Memory(arguments, temporaries, peak, found.host_temp_size_in_bytes)

@@ -1,53 +1,167 @@
-"""The accelerators: peak speed, from their public datasheets, and the sizes of their topologies."""
+"""The accelerators: what their public datasheets say, and how their topologies are spelled."""
 
 import math
 import re
+from dataclasses import dataclass
 
 from sft_jax.errors import BadInput, nearest
 
-PEAK_BF16_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Dense bf16 FLOP/s a chip, by the beginning of JAX's device kind."""
+GIB = 2**30
 
-DEVICES_A_CHIP = {"TPU v4": 1, "TPU7x": 2}
-"""Where JAX shows more than one device a chip."""
+
+@dataclass(frozen=True)
+class Chip:
+    """One accelerator, by its public datasheet (cloud.google.com/tpu/docs, nvidia.com); bytes and seconds, a chip."""
+
+    kinds: tuple[str, ...]
+    """How JAX's `device_kind` begins."""
+    flops: float
+    """Peak dense bf16 FLOP/s."""
+    memory: float
+    """Bytes of high-bandwidth memory (HBM)."""
+    memory_bandwidth: float
+    """Of HBM, bytes/s."""
+    link: float
+    """One link of the network between chips, in one direction, bytes/s. For GPUs all of NVLink in one direction."""
+    network: float
+    """Of a chip into the data centre's network, one direction, bytes/s: between slices of TPUs, between nodes of
+    GPUs."""
+    host: float
+    """To and from the host's memory, one direction, bytes/s."""
+    host_memory: float
+    """Bytes of the host's memory, a chip."""
+    host_chips: int
+    """Chips that one host of a larger slice has."""
+    tile: int
+    """Side of the square that the matrix unit multiplies at once."""
+    sides: int
+    """Of the torus: 2 or 3; 0 for GPUs, whose chips in a node are all one link apart."""
+    wrap: int = 0
+    """A side of the torus is closed to a ring where it is a multiple of this."""
+    devices: int = 1
+    """Devices a chip that JAX shows."""
+
+
+# fmt: off
+CHIPS = {
+    "v4": Chip(("TPU v4",), 275e12, 32 * GIB, 1228e9, 50e9, 6.25e9, 16e9, 100e9, 4, 128, 3, wrap=4, devices=2),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 50e9, 3.125e9, 16e9, 64e9, 4, 128, 2, wrap=16),
+    "v5p": Chip(("TPU v5p", "TPU v5"), 459e12, 95 * GIB, 2765e9, 100e9, 6.25e9, 16e9, 112e9, 4, 128, 3, wrap=4),
+    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1640e9, 100e9, 12.5e9, 32e9, 192e9, 4, 256, 2, wrap=16),
+    "tpu7x": Chip(("TPU7x",), 2307e12, 192 * GIB, 7370e9, 100e9, 12.5e9, 32e9, 240e9, 4, 256, 3, wrap=4, devices=2),
+    "a100": Chip(("NVIDIA A100",), 312e12, 80e9, 2039e9, 300e9, 25e9, 32e9, 128e9, 8, 128, 0),
+    "h100": Chip(("NVIDIA H100",), 989e12, 80e9, 3350e9, 450e9, 50e9, 64e9, 256e9, 8, 128, 0),
+    "h200": Chip(("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, 50e9, 64e9, 256e9, 8, 128, 0),
+}
+# fmt: on
+"""By the name that topologies begin with."""
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip of a JAX device, or None for a kind without a datasheet entry (CPUs)."""
+    found = [(len(kind), chip) for chip in CHIPS.values() for kind in chip.kinds if device_kind.startswith(kind)]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak dense bf16 FLOP/s of one JAX device, or None for a kind without a datasheet entry (CPUs)."""
-    for kind in sorted(PEAK_BF16_FLOPS, key=len, reverse=True):
-        if device_kind.startswith(kind):
-            return PEAK_BF16_FLOPS[kind] / DEVICES_A_CHIP.get(kind, 1)
-    return None
+    chip = chip_of(device_kind)
+    if chip is None:
+        return None
+    # The runtime on Cloud TPU shows one device for both cores of a v4.
+    return chip.flops / (1 if device_kind.startswith("TPU v4") else chip.devices)
 
 
-TOPOLOGY_DEVICES = {"v2": 2, "v3": 2, "v4": 2, "v5": 1, "v5p": 1, "v5e": 1, "v6e": 1, "tpu7x": 2}
-"""Devices a chip of each kind of topology that libtpu knows by this name."""
+@dataclass(frozen=True)
+class Topology:
+    """Chips of one kind and how they hang together."""
+
+    name: str
+    kind: str
+    """Key of CHIPS."""
+    sides: tuple[int, ...]
+    """Chips along each side of a slice; for GPUs their number."""
+    slices: int = 1
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.kind]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.sides) * self.slices
+
+    @property
+    def devices(self) -> int:
+        return self.chips * self.chip.devices
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.chip.sides == 0
+
+    @property
+    def islands(self) -> int:
+        """Groups of chips with a fast network inside: slices of TPUs, nodes of GPUs."""
+        return -(-self.chips // self.chip.host_chips) if self.is_gpu else self.slices
 
 
-def topology_size(name: str) -> int:
-    """Number of devices of a TPU topology such as `v5e:4x4` or `v5p:2x2x1`, without asking libtpu.
+_CORES = ("v2", "v3", "v4", "v5p")
+"""Accelerator types that count cores, two a chip: v5p-128 has 64 chips."""
+_ALIASES = {"v5litepod": "v5e", "v5": "v5p", "v6": "v6e", "v7x": "tpu7x", "v7": "tpu7x", "ironwood": "tpu7x"}
+
+
+def topology(name: str, slices: int = 1) -> Topology:
+    """A topology from its name: `v5e:4x4`, `v5p:2x2x1`, `tpu7x:4x4x8`; GPUs by number, `h100:8`.
 
     Raises:
-      BadInput: an unknown kind, or sizes that no topology has.
+      BadInput: an unknown kind, or sizes that no topology has; with the spelling that was probably meant.
     """
     kind, _, dims = name.partition(":")
-    if kind not in TOPOLOGY_DEVICES:
-        raise BadInput(f"topology {name!r}: unknown kind {kind!r}. {nearest(kind, tuple(TOPOLOGY_DEVICES))}")
-    if not re.fullmatch(r"\d+x\d+(x\d+)?", dims):
-        raise BadInput(f"topology {name!r}: expected the chips along each side after the colon, e.g. {kind}:4x4")
-    sides = [int(side) for side in dims.split("x")]
-    if sides[0] % 2 or sides[1] % 2 or 0 in sides:
-        raise BadInput(f"topology {name!r}: the first two sides are even, since a host has 2x2 chips, e.g. {kind}:4x4")
-    return math.prod(sides) * TOPOLOGY_DEVICES[kind]
+    if slices < 1:
+        raise BadInput(f"--slices is {slices}, expected at least 1")
+    if kind not in CHIPS:
+        raise BadInput(f"topology {name!r}: {_meant(name)}")
+    chip = CHIPS[kind]
+    if chip.sides == 0:
+        if not re.fullmatch(r"[1-9]\d*", dims):
+            raise BadInput(f"topology {name!r}: expected the number of GPUs after the colon, e.g. {kind}:8")
+        if slices > 1:
+            raise BadInput(f"--slices is {slices}: GPUs have nodes of {chip.host_chips}; give their number, {kind}:16")
+        return Topology(name, kind, (int(dims),))
+    example = f"{kind}:{'x'.join(['4'] * chip.sides)}"
+    if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (chip.sides - 1), dims):
+        raise BadInput(
+            f"topology {name!r}: expected the chips along {chip.sides} sides after the colon, e.g. {example}"
+        )
+    sides = tuple(int(side) for side in dims.split("x"))
+    if math.prod(sides) > 1 and (sides[0] % 2 or sides[1] % 2):
+        raise BadInput(f"topology {name!r}: the first two sides are even, since a host has 2x2 chips, e.g. {example}")
+    return Topology(name, kind, sides, slices)
+
+
+def _meant(name: str) -> str:
+    """What a name that is no topology probably stands for: `v5litepod-16` is spelled v5e:4x4."""
+    known = ", ".join(spelled(kind, 16) for kind in CHIPS)
+    found = re.fullmatch(r"([a-z0-9]+?)[-_:](\d+)((?:x\d+)*)", name.lower())
+    kind = found and _ALIASES.get(found[1], found[1])
+    if not found or kind not in CHIPS:
+        word = re.split(r"[-_:]", name.lower())[0]
+        return f"unknown kind {word!r}. {nearest(word, [*CHIPS, *_ALIASES])} Topologies are spelled {known}."
+    if found[3]:
+        return f"unknown kind {found[1]!r}; it is spelled {kind}:{found[2]}{found[3]}"
+    chips = int(found[2]) // 2 if found[1] in _CORES else int(found[2])
+    cores = f" ({found[2]} counts cores, two a chip)" if found[1] in _CORES else ""
+    return f"no such topology; {name} is spelled {spelled(kind, max(chips, 1))}{cores}"
+
+
+def spelled(kind: str, chips: int) -> str:
+    """The name of the topology of so many chips whose sides are most alike: `v5e:4x4`."""
+    sides = CHIPS[kind].sides
+    if sides == 0:
+        return f"{kind}:{chips}"
+    if chips & (chips - 1) or chips == 2:
+        return f"{kind}:{'x'.join('ABC'[:sides])} with {chips} chips in all"
+    sizes = [1] * sides if chips == 1 else [2, 2, 1][:sides]
+    while math.prod(sizes) < chips:
+        sizes = sorted([2 * min(sizes), *sorted(sizes)[1:]])
+    return f"{kind}:" + "x".join(map(str, sizes))

@@ -2,52 +2,114 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 
 from sft_jax.plan.collectives import KINDS, axes_of, groups_of
-from sft_jax.plan.hlo import Array, Instruction, Module, executed
+from sft_jax.plan.hlo import Array, Instruction, Module, bodies, executed
+from sft_jax.plan.work import Product, Sent, Stretch, Work
 
 FREE = frozenset(
     {
         *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "iota", "partition-id", "replica-id"),
-        *("copy-done", "slice-done", "async-done", "async-update", "all-gather-done", "all-reduce-done"),
-        *("collective-permute-done", "after-all", "add-dependency", "opt-barrier"),
+        *("copy-done", "slice-done", "dynamic-slice-done", "dynamic-update-slice-done", "async-done", "async-update"),
+        *("all-gather-done", "all-reduce-done", "collective-permute-done", "after-all", "add-dependency"),
+        *("opt-barrier", "send-done", "recv-done", "call-done"),
     }
 )
 """Instructions that move nothing: what the others move is counted with their beginning."""
+HBM, HOST = 0, 5
+"""Memory spaces of TPUs."""
 
 
-def products(module: Module) -> float:
-    """Operations of the products (convolutions and dots; not of kernels) of one run on each device."""
-    return sum(each.times * _products_of(module, each.instruction) for each in executed(module))
+def works(module: Module, mesh: jax.sharding.Mesh, kernels: Mapping[str, float]) -> Stretch:
+    """What a device does in one run: every instruction, in the loops that it runs in.
+
+    Args:
+      kernels: operations of one run on one device, by the name of the kernel, as `flops.executed_flops` counts them.
+
+    Raises:
+      ValueError: a loop whose length cannot be read.
+    """
+    calls: Counter[str] = Counter()
+    for one in executed(module):
+        if kernel := _kernel(one.instruction, kernels):
+            calls[kernel] += one.times  # type: ignore[assignment]
+    each_call = {name: kernels[name] / count for name, count in calls.items()}
+    return _stretch(_Program(module, mesh, _islands(mesh), each_call, set()), module.entry, 1)
 
 
-def _products_of(module: Module, each: Instruction) -> float:
+class _Program(NamedTuple):
+    module: Module
+    mesh: jax.sharding.Mesh
+    islands: list[int]
+    """The slice of each device, in the order of the mesh."""
+    kernels: Mapping[str, float]
+    """Operations of one call."""
+    carried: set[tuple[str, str]]
+    """(computation, channel) of the collectives that were met already."""
+
+
+def _islands(mesh: jax.sharding.Mesh) -> list[int]:
+    return [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+
+
+def _stretch(program: _Program, computation: str, times: float) -> Stretch:
+    module, done = program.module, []
+    home = module[computation]
+    for each in home.values():
+        done += [_stretch(program, name, count) for name, count in bodies(module, each)]
+        if bodies(module, each) or each.opcode in FREE or 'custom_call_target="AllocateBuffer"' in each.attributes:
+            continue
+        kernel = _kernel(each, program.kernels)
+        done.append(
+            Work(
+                name=each.name,
+                products=tuple(_products_of(module, home, each)),
+                kernel_flops=program.kernels[kernel] if kernel else 0.0,
+                head_dim=max((array.shape[-1] for array in each.arrays if len(array.shape) == 4), default=0),
+                hbm=_moved(module, home, each),
+                host=_to_host(home, each),
+                sent=tuple(_sent(program, computation, each)),
+                waits=not each.opcode.endswith("-start"),
+            )
+        )
+    return Stretch(computation, times, tuple(done))
+
+
+def _kernel(each: Instruction, kernels: Mapping[str, float]) -> str | None:
+    if each.opcode != "custom-call" or "tpu_custom_call" not in each.attributes:
+        return None
+    return next((name for name in kernels if re.match(rf"{re.escape(name)}(\.|$)", each.name)), None)
+
+
+def _products_of(module: Module, home: Mapping[str, Instruction], each: Instruction) -> Iterator[Product]:
     if each.opcode == "convolution":
-        return _convolution(each, *_inputs(module, each))
-    if each.opcode == "dot":
-        return _dot(each, *_inputs(module, each))
-    if each.opcode == "fusion" and (called := each.called("calls")):
-        return sum(_products_of(module, inner) for inner in module.computations[called])
-    return 0.0
+        yield _convolution(each, *(home[name].arrays[0] for name in each.operands[:2]))
+    elif each.opcode == "dot":
+        yield _dot(each, *(home[name].arrays[0] for name in each.operands[:2]))
+    elif each.opcode == "fusion" and (called := each.called("calls")):
+        inside = module[called]
+        for inner in inside.values():
+            yield from _products_of(module, inside, inner)
 
 
-def _inputs(module: Module, each: Instruction) -> tuple[Array, ...]:
-    home = next(found for found in module.computations.values() if each in found)
-    named = {one.name: one for one in home}
-    return tuple(named[name].arrays[0] for name in each.operands[:2])
+def _dot(each: Instruction, left: Array, right: Array) -> Product:
+    sizes = {}
+    for side, array in (("lhs", left), ("rhs", right)):
+        for what in ("contracting", "batch"):
+            found = re.search(rf"{side}_{what}_dims={{([\d,]*)}}", each.attributes)
+            dims = [int(n) for n in found[1].split(",")] if found and found[1] else []
+            sizes[side, what] = math.prod(array.shape[i] for i in dims)
+    k, batch = sizes["lhs", "contracting"], sizes["lhs", "batch"]
+    m, n = math.prod(left.shape) / (k * batch), math.prod(right.shape) / (k * batch)
+    return Product(m, k, n, batch)
 
 
-def _dot(each: Instruction, left: Array, right: Array) -> float:
-    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes)
-    contracted = [int(n) for n in found[1].split(",")] if found and found[1] else []
-    return 2.0 * math.prod(each.arrays[0].shape) * math.prod(left.shape[i] for i in contracted)
-
-
-def _convolution(each: Instruction, left: Array, kernel: Array) -> float:
+def _convolution(each: Instruction, left: Array, kernel: Array) -> Product:
     """2 x (outputs over batch and features) x (inputs of a kernel) x (pairs of an output and a tap that meet input).
 
     Products are convolutions on TPUs; a batch of them is one with a window whose taps mostly meet padding.
@@ -56,17 +118,26 @@ def _convolution(each: Instruction, left: Array, kernel: Array) -> float:
     assert found is not None, each.attributes
     of_left, of_kernel, of_out = found.groups()
     window = _window(each.attributes)
-    flops = 2.0
+    m, k, n, count = 1.0, float(kernel.shape[of_kernel.index("i")]), 1.0, 1.0
     for label, size in zip(of_out, each.arrays[0].shape, strict=True):
-        if label in "bf":
-            flops *= size
+        if label == "b":
+            m *= size
+        elif label == "f":
+            n *= size
         else:
             spatial = int(label)
-            flops *= _pairs(
-                size, left.shape[of_left.index(label)], kernel.shape[of_kernel.index(label)],
-                **{name: values[spatial] for name, values in window.items()},
-            )  # fmt: skip
-    return flops * kernel.shape[of_kernel.index("i")]
+            inputs, taps = left.shape[of_left.index(label)], kernel.shape[of_kernel.index(label)]
+            options = {name: values[spatial] for name, values in window.items()}
+            pairs = _pairs(size, inputs, taps, **options)
+            if size == 1:  # summed over
+                k *= pairs
+            elif inputs == 1:  # heads that the kernel adds
+                n *= pairs
+            elif pairs == size and taps > 1:  # each output meets a tap of its own
+                count *= pairs
+            else:
+                m *= pairs
+    return Product(m, k, n, count)
 
 
 def _window(attributes: str) -> dict[str, list[int]]:
@@ -94,52 +165,31 @@ def _pairs(
     return count
 
 
-class Sent(NamedTuple):
-    """A collective, and what a device sends for it in one run."""
-
-    kind: str
-    axes: tuple[str, ...]
-    """Mesh axes that it goes over."""
-    bytes: float
-    """Each time, by the fewest that a ring needs: (n-1)/n of the whole array, twice that for an all-reduce, the shard
-    itself for a permute (Chan et al. 2007, table 1)."""
-    times: float
-
-
-def sent(module: Module, mesh: jax.sharding.Mesh) -> list[Sent]:
-    """Every collective of one run, those inside of fusions too; one that several fusions carry on counts once."""
-    found, seen = [], set()
-    for each in executed(module):
-        for one in _collectives_of(module, each.instruction):
-            channel = re.search(r"channel_id=(\d+)", one.attributes)
-            here = (each.computation, channel[1] if channel else one.name)
-            groups = groups_of(one.attributes, mesh.size)
-            axes = axes_of(groups, mesh)
-            if here in seen or not axes:
-                continue
-            seen.add(here)
-            kind = one.opcode.removesuffix("-start")
-            found.append(Sent(kind, axes, _wire(kind, one, max(map(len, groups))), each.times))
-    return found
-
-
-def by_kind_and_axes(found: Iterable[Sent]) -> dict[str, dict[str, float]]:
-    """Bytes that a device sends in one run: kind -> mesh axes, joined by + -> bytes."""
-    total: dict[str, dict[str, float]] = {}
-    for one in found:
-        of_axes = total.setdefault(one.kind, {})
-        axes = "+".join(one.axes)
-        of_axes[axes] = of_axes.get(axes, 0.0) + one.bytes * one.times
-    return {kind: dict(sorted(total[kind].items())) for kind in sorted(total)}
+def _sent(program: _Program, computation: str, each: Instruction) -> Iterator[Sent]:
+    """The collectives of an instruction, those inside of a fusion too; one that several fusions carry on counts once."""
+    mesh, carried, called = program.mesh, program.carried, each.called("calls") or ""
+    for one in _collectives_of(program.module, each):
+        channel = re.search(r"channel_id=(\d+)", one.attributes)
+        here = (computation, channel[1] if channel else one.name)
+        groups = groups_of(one.attributes, mesh.size)
+        axes = axes_of(groups, mesh)
+        if here in carried or not axes:
+            continue
+        carried.add(here)
+        kind, devices = one.opcode.removesuffix("-start"), max(map(len, groups))
+        if kind == "all-reduce" and called.startswith("all-reduce-scatter"):
+            size = _whole(kind, one) * (devices - 1) / devices  # each device keeps its part of the sum alone
+            kind = "reduce-scatter"
+        else:
+            size = _wire(kind, one, devices)
+        waits = each.opcode in KINDS or called.startswith("all-reduce-scatter")
+        islands = max(len({program.islands[device] for device in group}) for group in groups)
+        yield Sent(kind, axes, size, devices, islands, waits)
 
 
 def _wire(kind: str, one: Instruction, devices: int) -> float:
     """Bytes that a device sends."""
-    # The result of a start holds its operands too; a permute's and an all-to-all's are as large as each other.
-    whole = max((array.bytes for array in one.arrays), default=0.0)
-    if one.opcode == "all-reduce" or kind == "all-to-all":
-        whole = sum(array.bytes for array in one.arrays)
-    share = (devices - 1) / devices
+    whole, share = _whole(kind, one), (devices - 1) / devices
     return {
         "all-gather": whole * share,
         "all-reduce": 2 * whole * share,
@@ -149,69 +199,124 @@ def _wire(kind: str, one: Instruction, devices: int) -> float:
     }[kind]
 
 
+def _whole(kind: str, one: Instruction) -> float:
+    # The result of a start holds its operands too; a permute's and an all-to-all's are as large as each other.
+    if one.opcode == "all-reduce" or kind == "all-to-all":
+        return sum(array.bytes for array in one.arrays)
+    return max((array.bytes for array in one.arrays), default=0.0)
+
+
 def _collectives_of(module: Module, each: Instruction) -> Iterator[Instruction]:
     if each.opcode.removesuffix("-start") in KINDS:
         yield each
-    elif each.opcode == "fusion" and (called := each.called("calls")):
+    elif each.opcode in ("fusion", "call-start") and (called := each.called("calls") or each.called("to_apply")):
         for inner in module.computations[called]:
             yield from _collectives_of(module, inner)
 
 
-def hbm_bytes(module: Module) -> float:
-    """Bytes that one run reads from and writes to a device's main memory, kernels' operands and results once each.
+def _to_host(home: Mapping[str, Instruction], each: Instruction) -> float:
+    """Bytes that an instruction moves between the device's memory and the host's."""
+    if each.opcode not in _CROSSING:
+        return 0.0
+    source, target, size = _crossing(home, each)
+    return size if HOST in (source, target) and source != target else 0.0
 
-    What lies in another memory (`S(1)` on TPUs) does not count. A fusion reads of an operand that it only slices the
-    slice alone, and writes of a result that it updates in place the update alone.
+
+_CROSSING = ("copy", "copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
+"""Instructions that may take their operand to another memory."""
+
+
+def _crossing(home: Mapping[str, Instruction], each: Instruction) -> tuple[int, int, float]:
+    """(memory space that is read, memory space that is written, bytes)."""
+    operand = home[each.operands[0]].arrays[0]
+    if each.opcode in ("copy", "copy-start"):
+        return operand.space, each.arrays[0].space, each.arrays[0].bytes
+    if each.opcode == "dynamic-update-slice-start":
+        update = home[each.operands[1]].arrays[0]
+        return update.space, operand.space, update.bytes
+    result = each.arrays[-2]  # after the operands, before the context
+    return operand.space, result.space, result.bytes
+
+
+def _moved(module: Module, home: Mapping[str, Instruction], each: Instruction) -> float:
+    """Bytes of main memory that an instruction reads and writes, a kernel's operands and results once each.
+
+    What lies in another memory does not count. A fusion reads of an operand that it only slices the slice alone, and
+    writes of a result that it updates in place the update alone.
     """
-    total = 0.0
-    for each in executed(module):
-        if each.instruction.opcode not in FREE:
-            total += each.times * _moved(module, module[each.computation], each.instruction)
-    return total
-
-
-def _moved(module: Module, home: dict[str, Instruction], each: Instruction) -> float:
-    if each.opcode == "fusion" and (called := each.called("calls")):
-        return _moved_by_fusion(module[called], home, each)
-    if each.opcode in ("dynamic-slice", "slice", "gather", "slice-start"):
+    if each.opcode == "fusion":
+        return _moved_by_fusion(module, home, each)
+    if each.opcode in _CROSSING:
+        source, target, size = _crossing(home, each)
+        return size * ((source == HBM) + (target == HBM))
+    if each.opcode in ("dynamic-slice", "slice", "gather"):
         read = _in_hbm(each.arrays[:1]) if _in_hbm(home[each.operands[0]].arrays) else 0.0
         return read + _in_hbm(each.arrays[:1])
     if each.opcode == "dynamic-update-slice":
         update = home[each.operands[1]].arrays
         return _in_hbm(update) + (update[0].bytes if _in_hbm(each.arrays) else 0.0)
-    written = each.arrays[:1] if each.opcode.endswith("-start") else each.arrays
+    # The start of a collective returns its operands before its results.
+    written = each.arrays[1:] if each.opcode.endswith("-start") else each.arrays
     return _in_hbm(written) + sum(_in_hbm(home[name].arrays) for name in dict.fromkeys(each.operands))
 
 
-def _moved_by_fusion(inner: dict[str, Instruction], home: dict[str, Instruction], each: Instruction) -> float:
-    users: dict[str, list[Instruction]] = {}
-    for one in inner.values():
-        for name in one.operands:
-            users.setdefault(name, []).append(one)
+def _moved_by_fusion(module: Module, home: Mapping[str, Instruction], each: Instruction) -> float:
+    inner = module[each.called("calls") or ""]
     total = 0.0
     for parameter in (one for one in inner.values() if one.opcode == "parameter"):
         whole = _in_hbm(home[each.operands[int(parameter.inside)]].arrays)
-        uses = users.get(parameter.name, [])
-        parts = [_part(use, parameter.name) for use in uses]
-        total += min(whole, sum(part for part in parts if part is not None)) if None not in parts and whole else whole
+        part = _read(module, inner, parameter.name) if whole else 0.0
+        total += whole if part is None else min(whole, part)
     root = next(one for one in inner.values() if one.root)
     roots = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for array, one in zip(each.arrays, roots, strict=False):
-        while one.opcode in ("bitcast", "copy") and one.operands:
-            one = inner[one.operands[0]]
-        update = inner[one.operands[1]].arrays[0].bytes if one.opcode == "dynamic-update-slice" else array.bytes
-        total += update if array.space == 0 else 0.0
+        total += _written(module, inner, one) if array.space == HBM else 0.0
     return total
 
 
-def _part(use: Instruction, name: str) -> float | None:
-    """Bytes that one use reads of an operand; None for all of it."""
-    if use.opcode in ("dynamic-slice", "slice"):
-        return use.arrays[0].bytes if use.operands[0] == name else 0.0
-    if use.opcode == "dynamic-update-slice" and use.operands[0] == name:
-        return 0.0
-    return None
+def _read(module: Module, inside: Mapping[str, Instruction], name: str) -> float | None:
+    """Bytes that a fusion's instructions read of one of its arrays; None for all of it."""
+    total = 0.0
+    for use in inside.values():
+        if name not in use.operands:
+            continue
+        if use.opcode in ("dynamic-slice", "slice") and use.operands[0] == name:
+            part: float | None = use.arrays[0].bytes
+        elif use.opcode == "dynamic-update-slice" and use.operands[0] == name:
+            part = 0.0
+        elif _is_the_same(use):
+            part = None if use.root else _read(module, inside, use.name)
+        elif use.opcode == "fusion":
+            inner = module[use.called("calls") or ""]
+            given = [one.name for one in inner.values() if one.opcode == "parameter"
+                     and use.operands[int(one.inside)] == name]  # fmt: skip
+            parts = [_read(module, inner, parameter) for parameter in given]
+            part = None if None in parts else sum(one for one in parts if one is not None)
+        else:
+            part = None
+        if part is None:
+            return None
+        total += part
+    return total
+
+
+def _written(module: Module, inside: Mapping[str, Instruction], one: Instruction) -> float:
+    """Bytes that the last instruction of a fusion writes: of an update in place the update alone."""
+    while _is_the_same(one):
+        one = inside[one.operands[0]]
+    if one.opcode == "dynamic-update-slice":
+        return inside[one.operands[1]].arrays[0].bytes
+    if one.opcode == "fusion" and len(one.arrays) == 1:
+        inner = module[one.called("calls") or ""]
+        return _written(module, inner, next(last for last in inner.values() if last.root))
+    return one.arrays[0].bytes
+
+
+def _is_the_same(one: Instruction) -> bool:
+    """Whether the result is the operand under another shape or layout."""
+    aliased = one.opcode == "fusion" and len(one.operands) == 1 and "output_to_operand_aliasing" in one.attributes
+    return bool(one.operands) and (one.opcode in ("bitcast", "copy") or aliased)
 
 
 def _in_hbm(arrays: tuple[Array, ...]) -> float:
-    return sum(array.bytes for array in arrays if array.space == 0)
+    return sum(array.bytes for array in arrays if array.space == HBM)

@@ -62,9 +62,13 @@ class Module:
 
     entry: str = ""
     computations: dict[str, list[Instruction]] = field(default_factory=dict)
+    _named: dict[str, dict[str, Instruction]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> dict[str, Instruction]:
-        return {each.name: each for each in self.computations[name]}
+        """The instructions of a computation by name."""
+        if name not in self._named:
+            self._named[name] = {each.name: each for each in self.computations[name]}
+        return self._named[name]
 
 
 class Executed(NamedTuple):
@@ -143,18 +147,29 @@ def executed(module: Module) -> Iterator[Executed]:
 
 def _executed(module: Module, computation: str, times: float) -> Iterator[Executed]:
     for each in module.computations[computation]:
-        if each.opcode == "while":
-            body = each.called("body")
-            assert body is not None
-            yield from _executed(module, body, times * trips(module, each))
-        elif each.opcode in ("call", "async-start") and (called := each.called("to_apply") or each.called("calls")):
-            yield from _executed(module, called, times)
-        elif each.opcode == "conditional":
-            for branches in _BRANCHES.findall(each.attributes):
-                for branch in _NAME.findall(branches):
-                    yield from _executed(module, branch, times)
-        else:
+        inner = bodies(module, each)
+        if not inner:
             yield Executed(each, times, computation)
+        for called, count in inner:
+            yield from _executed(module, called, times * count)
+
+
+def bodies(module: Module, each: Instruction) -> list[tuple[str, int]]:
+    """The computations that an instruction runs as programs of their own, and how often; none where it is one step.
+
+    Raises:
+      ValueError: a loop whose length cannot be read.
+    """
+    if each.opcode == "while":
+        body = each.called("body")
+        assert body is not None
+        return [(body, trips(module, each))]
+    if each.opcode in ("call", "async-start"):
+        called = each.called("to_apply") or each.called("calls")
+        return [(called, 1)] if called else []
+    if each.opcode == "conditional":
+        return [(branch, 1) for found in _BRANCHES.findall(each.attributes) for branch in _NAME.findall(found)]
+    return []
 
 
 def trips(module: Module, loop: Instruction) -> int:

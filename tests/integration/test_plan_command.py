@@ -7,6 +7,8 @@ import pytest
 
 from sft_jax.cli import run_command
 
+SHARDING = ("--show", "sharding")
+
 
 @pytest.fixture
 def run(capfd):
@@ -31,7 +33,7 @@ def only_a_config(tiny_model, tmp_path):
 def test_the_plan_shows_every_array_and_who_holds_it(run, config_file, only_a_config, tmp_path):
     options = ("--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2, "--parameter", "*query.kernel")
     page = tmp_path / "plan.html"
-    status, out, err = run("plan", config_file, *only_a_config, *options, "--html", page)
+    status, out, err = run("plan", config_file, *only_a_config, *SHARDING, *options, "--html", page)
     assert status == 0, err
     assert "mesh of 8 devices: data 2 x fsdp 2 x tensor 2" in out
     assert re.search(r"periods\.0\.attention\.query\.kernel +3x32x4x8 +layers embed:fsdp heads:tensor head_dim", out)
@@ -42,8 +44,8 @@ def test_the_plan_shows_every_array_and_who_holds_it(run, config_file, only_a_co
 
 
 def test_the_plan_is_one_json_object(run, config_file, only_a_config):
-    status, out, err = run("plan", config_file, *only_a_config, "--topology", "v5e:4x4", "--mesh.tensor", 2, "--json",
-                           "--train.batch-size", 16)  # fmt: skip
+    status, out, err = run("plan", config_file, *only_a_config, *SHARDING, "--topology", "v5e:4x4", "--mesh.tensor", 2,
+                           "--json", "--train.batch-size", 16)  # fmt: skip
     assert status == 0, err
     found = json.loads(out)
     assert found["devices"] == 16 and found["mesh"]["fsdp"] == 8
@@ -69,26 +71,51 @@ BAD = {
         ["data.target_capacity 30", "context = 4", "32"],
     ),
     "no such model": (("--devices", 8, "--model.path", "nowhere"), ["nowhere"]),
-    "memory of what": (("--show", "memory"), ["--topology"]),
+    "the cost on what": (("--show", "cost"), ["--topology is missing", "v5e:4x4", "--show sharding"]),
+    "no time to search": (("--search-minutes", 0, "--topology", "v5e:4x4"), ["--search-minutes is 0", "more than 0"]),
+    "no slices": (("--slices", 0, "--topology", "v5e:4x4"), ["--slices is 0"]),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_of_plan(run, config_file, only_a_config, case):
     options, words = BAD[case]
-    status, _, err = run("plan", config_file, *only_a_config, *options)
+    status, _, err = run("plan", config_file, *only_a_config, *SHARDING, *options)
     assert status == 2 and "Traceback" not in err, err
     for word in words:
         assert word in err, (word, err)
 
 
+KEYS = {
+    *("topology", "chips", "mesh", "fits", "peak_bytes_per_chip", "hbm_bytes_per_chip", "model_flops"),
+    *("executed_flops", "collective_bytes", "step_seconds", "tokens_per_second_per_chip", "mfu", "bound_by"),
+    "compile_seconds",
+}
+"""That scripts read."""
+
+
 @pytest.mark.slow
-def test_the_memory_of_an_update_comes_from_the_tpus_compiler(run, config_file, only_a_config):
+def test_the_cost_of_an_update_comes_from_the_tpus_compiler(run, config_file, only_a_config, tmp_path):
     pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 alone")
-    options = ("--show", "memory", "--topology", "v5e:2x4", "--json")
+    page = tmp_path / "plan.html"
+    options = ("--topology", "v5e:2x4", "--json", "--html", page)
     status, out, err = run("plan", config_file, *only_a_config, *options)
     assert status == 0, err
-    found = json.loads(out[out.index("{") :])
-    assert 0 < found["arguments"] < found["peak"] and found["temporaries"] and found["collectives"]
-    assert 0 < found["model_flops"] < found["executed_flops"] and found["hbm_bytes"] > found["arguments"]
-    assert sum(size for of_axes in found["collective_bytes"].values() for size in of_axes.values()) > 0
+    found = json.loads(out)
+    assert set(found) > KEYS and found["method"] == "compiled" and found["fits"] is True
+    assert (found["topology"], found["chips"], found["mesh"]["fsdp"]) == ("v5e:2x4", 8, 8)
+    assert 0 < found["argument_bytes_per_chip"] < found["peak_bytes_per_chip"] < found["hbm_bytes_per_chip"] == 2**34
+    assert 0 < found["model_flops"] < found["executed_flops"] and found["compile_seconds"] > 0
+    assert sum(found["collective_bytes"]["fsdp"].values()) > 0 and found["networks"]["fsdp"] == ["ici"]
+    tokens = found["step_seconds"] * found["tokens_per_second_per_chip"] * 8
+    assert tokens == pytest.approx(found["tokens_per_step"])
+    text = page.read_text(encoding="utf-8")
+    assert "to spare" in text and "http" not in text.replace("http://www.w3.org", "")
+
+
+def test_a_plan_in_closed_form_has_the_same_keys(run, config_file, only_a_config):
+    status, out, err = run("plan", config_file, *only_a_config, "--topology", "h100:8", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert set(found) > KEYS and found["method"] == "analytic" and found["compile_seconds"] is None
+    assert any("no compiler for GPUs" in note for note in found["notes"])

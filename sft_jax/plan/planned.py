@@ -1,0 +1,206 @@
+"""A run on chips that one does not have: what fits, what it costs, and what bounds it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import AbstractMesh
+
+from sft_jax.config import RunConfig
+from sft_jax.model.architecture import Architecture, model_flops
+from sft_jax.plan import analytic, work
+from sft_jax.plan.aot import OutOfMemory, compiler_problem
+from sft_jax.plan.chips import Topology
+from sft_jax.plan.cost import Estimate, estimate
+from sft_jax.plan.isolated import Compiled, Request, compile_isolated
+from sft_jax.plan.sharding import abstract_mesh
+from sft_jax.train.setup import parameter_layout
+
+RESERVED = 0.985
+"""Of a TPU's memory, what its compiler gives to programs: 15.75 of 16 GiB, 31.25 of 32."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One layout of a run on a topology. Bytes; a chip may have several of JAX's devices."""
+
+    method: str
+    """compiled: by the TPU's own compiler; analytic: in closed form."""
+    topology: str
+    slices: int
+    chips: int
+    mesh: dict[str, int]
+    remat: str
+    accumulation: int
+    first_moment_dtype: str
+    fits: bool
+    peak_bytes_per_chip: float
+    argument_bytes_per_chip: float
+    """State and batch."""
+    hbm_bytes_per_chip: float
+    usable_bytes_per_chip: float
+    """What the compiler gives to programs."""
+    host_bytes_per_host: float
+    """Activations that remat offload keeps there, and the copy of its devices' state that a checkpoint is written
+    from."""
+    checkpoint_bytes: float
+    model_flops: float
+    """Of one update on all chips, each row one document."""
+    executed_flops: float
+    hbm_traffic_bytes: float
+    """Read and written by one device in an update."""
+    collective_bytes: dict[str, dict[str, float]]
+    """That one device sends in an update: mesh axes -> kind -> bytes."""
+    networks: dict[str, list[str]]
+    """Mesh axes -> ici or dcn, or both."""
+    step_seconds: float
+    busy_seconds: dict[str, float]
+    """For each resource, what an update would take if the others took no time."""
+    bound_by: str
+    tokens_per_step: int
+    tokens_per_second_per_chip: float
+    mfu: float
+    """Model FLOPs over peak FLOPs."""
+    input_tokens_per_second_per_host: float
+    compile_seconds: float | None
+    collectives: tuple[str, ...] = ()
+    """As the compiler names them."""
+    problem: str = ""
+    """Why it does not fit."""
+
+
+def check(request: Request) -> AbstractMesh:
+    """The config's mesh over the topology, once it is known that everything divides.
+
+    Raises:
+      BadInput: what does not.
+    """
+    config, architecture, shapes, topology = request
+    mesh = abstract_mesh(config, topology.devices)
+    parameter_layout(config, architecture, shapes, mesh)
+    return mesh
+
+
+def can_compile(topology: Topology) -> bool:
+    """Whether plans for this topology are compiled here."""
+    return not topology.is_gpu and compiler_problem() is None
+
+
+def plan_analytic(request: Request) -> Planned:
+    """In closed form.
+
+    Raises:
+      BadInput: as `check`.
+    """
+    config, architecture, shapes, topology = request
+    mesh = check(request)
+    memory = analytic.update_memory(config, architecture, shapes, mesh)
+    program = analytic.update_work(config, architecture, shapes, mesh, topology)
+    devices = topology.chip.devices
+    executed = topology.devices * (work.product_flops(program) + work.kernel_flops(program))
+    usable = usable_bytes(topology)
+    fits = memory.peak * devices <= usable and memory.host <= topology.chip.host_memory / devices
+    return _planned(
+        request, mesh, "analytic", program, memory.peak, memory.arguments, memory.host, executed,
+        fits=fits, problem="" if fits else _too_large(memory.peak * devices, usable), compile_seconds=None,
+    )  # fmt: skip
+
+
+def plan_compiled(request: Request) -> Planned:
+    """By the TPU's own compiler; where it finds no room, in closed form with what it said.
+
+    Raises:
+      BadInput: as `check`, and without a compiler.
+    """
+    mesh = check(request)
+    try:
+        found: Compiled = compile_isolated(request)
+    except OutOfMemory as error:
+        return _without_room(request, error)
+    memory = found.memory
+    return _planned(
+        request, mesh, "compiled", found.program, memory.peak, memory.arguments, memory.host, found.executed_flops,
+        fits=True, problem="", compile_seconds=found.compile_seconds, collectives=tuple(found.collectives),
+    )  # fmt: skip
+
+
+def _without_room(request: Request, error: OutOfMemory) -> Planned:
+    closed, devices = plan_analytic(request), request.topology.chip.devices
+    values: dict[str, Any] = {**vars(closed), "fits": False, "problem": f"the compiler says: {error}"}
+    if error.space != "host":
+        values["peak_bytes_per_chip"] = error.needed * devices
+        values["usable_bytes_per_chip"] = error.available * devices
+    return Planned(**values)
+
+
+def _planned(
+    request: Request, mesh: AbstractMesh, method: str, program: work.Stretch, peak: float, arguments: float, host: float,
+    executed: float, *, fits: bool, problem: str, compile_seconds: float | None, collectives: tuple[str, ...] = (),
+) -> Planned:  # fmt: skip
+    config, architecture, shapes, topology = request
+    devices, hosts = topology.chip.devices, math.ceil(topology.chips / topology.chip.host_chips)
+    cost: Estimate = estimate(program, topology)
+    rows, length = config.train.batch_size, shapes.tokens[2]
+    needed = model_flops(architecture, rows * length, math.prod(shapes.target_index), rows * length * (length + 1) / 2)
+    state = _state_bytes(config, architecture)
+    devices_a_host = topology.devices / hosts
+    tokens = rows * length
+    return Planned(
+        method=method,
+        topology=topology.name,
+        slices=topology.slices,
+        chips=topology.chips,
+        mesh=dict(mesh.shape),
+        remat=config.model.remat,
+        accumulation=config.train.accumulation,
+        first_moment_dtype=config.optimizer.first_moment_dtype,
+        fits=fits,
+        peak_bytes_per_chip=peak * devices,
+        argument_bytes_per_chip=arguments * devices,
+        hbm_bytes_per_chip=topology.chip.memory,
+        usable_bytes_per_chip=usable_bytes(topology),
+        host_bytes_per_host=host * devices_a_host + arguments * devices_a_host,
+        checkpoint_bytes=state,
+        model_flops=needed,
+        executed_flops=executed,
+        hbm_traffic_bytes=work.hbm_bytes(program),
+        collective_bytes=work.sent_by_axes(program),
+        networks=_networks(program),
+        step_seconds=cost.step_seconds,
+        busy_seconds=cost.busy,
+        bound_by=cost.bound_by,
+        tokens_per_step=tokens,
+        tokens_per_second_per_chip=tokens / cost.step_seconds / topology.chips,
+        mfu=needed / cost.step_seconds / (topology.chips * topology.chip.flops),
+        input_tokens_per_second_per_host=tokens / cost.step_seconds / hosts,
+        compile_seconds=compile_seconds,
+        collectives=collectives,
+        problem=problem,
+    )
+
+
+def _state_bytes(config: RunConfig, a: Architecture) -> float:
+    from sft_jax.model.decoder import abstract_parameters
+
+    numbers = sum(math.prod(leaf.shape) for leaf in abstract_parameters(a)[0].values())
+    first = 2 if config.optimizer.first_moment_dtype == "bfloat16" else 4
+    return float(numbers * (8 + first if config.optimizer.name == "adamw" else 4))
+
+
+def _networks(program: work.Stretch) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for _, each in work.each(program):
+        for sent in each.sent:
+            used = {"dcn"} if sent.islands > 1 else set()
+            used |= {"ici"} if sent.devices > sent.islands else set()
+            found.setdefault("+".join(sent.axes), set()).update(used)
+    return {axes: sorted(used, reverse=True) for axes, used in sorted(found.items())}
+
+
+def usable_bytes(topology: Topology) -> float:
+    """Of a chip's memory, what programs can have."""
+    return topology.chip.memory * RESERVED
+
+
+def _too_large(needed: float, usable: float) -> str:
+    return f"{needed / 2**30:.2f} GiB a chip are needed, {usable / 2**30:.2f} GiB are there"
