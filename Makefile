@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODEL := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TOKENIZERS := $(patsubst %,.cache/tokenizers/%/package/package.json,llama2 llama3 qwen3 gemma3 deepseek_v3 gptoss)
 
-.PHONY: install quickstart ceiling solutions test slow check parity bench bench-data bench-generation clean
+.PHONY: install quickstart ceiling solutions plan-configs test slow check parity bench bench-data bench-generation clean
 
 install: $(VENV)/.installed
 quickstart: install $(MODEL)
@@ -17,6 +17,9 @@ ceiling: install $(MODEL)
 # real demonstrators of different skill; ARGS="--solutions F" names GSM8K's example_model_solutions.jsonl
 solutions: install $(MODEL)
 	$(BIN)/python -m sft_jax.solutions_experiment $(ARGS)
+# what every config of configs/ needs and gives on its chips, written into its docstring; ARGS="configs/X.py" plans one
+plan-configs: $(VENV)/.dev
+	$(BIN)/python -m sft_jax.plan_configs $(ARGS)
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 slow: $(VENV)/.dev $(MODEL)

@@ -1,10 +1,11 @@
-"""Llama 3.1 8B on TPUs, every weight trained: one row of 2048 tokens a chip, f32 state divided over all chips.
+"""Llama 3.1 8B on sixteen v6e chips, every weight trained: one row of 2048 tokens a chip.
 
-Command:   sft-jax plan configs/llama31_8b.py --topology v6e:4x4 --show memory     (needs no TPU and no weights)
-           sft-jax train configs/llama31_8b.py --model.path YOUR/Llama-3.1-8B-Instruct --data.train YOUR.jsonl \\
-               --distributed.auto True                                             (on every host)
-Hardware:  16 v6e chips or more; --train.batch-size is the number of chips
-Memory:    9.3 GiB a chip of v6e-16 (compiled; docs/layouts.md has other sizes)
+Plan:      sft-jax plan configs/llama31_8b.py --topology v6e:4x4
+Planned:   16 chips; 14.2 of 31.5 GiB a chip, 17.3 to spare; about 5,992 tokens/s a chip (30 % MFU), bounded by the
+           network between chips (compiled with jax 0.10.2)
+Train:     sft-jax train configs/llama31_8b.py --model.path YOUR/Llama-3.1-8B-Instruct --data.train YOUR.jsonl \\
+               --distributed.auto True      (on every host)
+Hardware:  v6e-16 (4x4 chips on four hosts) or more; --train.batch-size is the number of chips
 """
 
 from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
@@ -14,7 +15,7 @@ def get_config() -> RunConfig:
     return RunConfig(
         workdir="runs/llama31-8b",
         # The plan needs the architecture alone; training needs the weights, which this repository does not hold.
-        model=Model(path="configs/architectures/llama-3.1-8b", dtype="bfloat16", remat="full", head_chunk=1024),
+        model=Model(path="configs/architectures/llama-3.1-8b", dtype="bfloat16", remat="minimal", head_chunk=1024),
         data=Data(train=("YOUR.jsonl",), sequence_length=2048),
         optimizer=Optimizer(learning_rate=1e-5, schedule="cosine", warmup_steps=20),
         train=Train(epochs=2, batch_size=16),

@@ -37,7 +37,7 @@ class Plan(RunConfig):
     slices: int = 1
     """Slices of this topology; mesh.data goes across them."""
     analytic: bool = False
-    """Plan in closed form, without compiling: seconds instead of a minute, and less exact. GPUs are always planned so."""
+    """Plan in closed form, without compiling: seconds instead of a minute, less exact. GPUs are always planned so."""
     search: bool = False
     """Look for the fastest mesh, remat policy and number of micro-batches that fit."""
     search_moments: bool = False
@@ -73,14 +73,14 @@ def plan(arguments: Sequence[str]) -> int:
         )
     wanted = topology(options.topology, options.slices) if options.topology else None
     architecture = describe(config.model.path)
-    shapes, notes = _batch(config, architecture)
+    shapes, notes = batch_shapes(config, architecture), _notes(config)
     if options.show == "sharding" or wanted is None:
         return _sharding(config, options, architecture, shapes, notes)
     return _cost(Request(config, architecture, shapes, wanted), options, notes)
 
 
-def _batch(config: RunConfig, architecture: "Architecture") -> "tuple[Batch, list[str]]":
-    """Global shapes of a batch, without the data that would tell the target capacity."""
+def batch_shapes(config: RunConfig, architecture: "Architecture") -> "Batch":
+    """Global shapes of a batch, without the data that would tell the target capacity: every token a target."""
     from sft_jax.data.batches import Batch
 
     data, parts = config.data, config.train.accumulation
@@ -89,12 +89,17 @@ def _batch(config: RunConfig, architecture: "Architecture") -> "tuple[Batch, lis
             f"data.sequence_length is {data.sequence_length}, but {config.model.path} was made for at most "
             f"{architecture.max_positions} positions"
         )
+    by_position = (parts, config.train.batch_size // parts, data.sequence_length)
+    by_target = (*by_position[:2], data.target_capacity or data.sequence_length)
+    return Batch(*(by_position,) * 3, *(by_target,) * 3)  # type: ignore[arg-type]
+
+
+def _notes(config: RunConfig) -> list[str]:
+    data, parts = config.data, config.train.accumulation
     notes = [f"{config.train.batch_size} rows of {data.sequence_length} tokens a step, in {parts} micro-batch(es)"]
     if not data.target_capacity:
         notes.append("data.target_capacity is chosen from the data when a run starts; here every token is a target")
-    by_position = (parts, config.train.batch_size // parts, data.sequence_length)
-    by_target = (*by_position[:2], data.target_capacity or data.sequence_length)
-    return Batch(*(by_position,) * 3, *(by_target,) * 3), notes  # type: ignore[arg-type]
+    return notes
 
 
 def _device_count(config: RunConfig, options: Plan) -> int:
@@ -112,12 +117,12 @@ def _device_count(config: RunConfig, options: Plan) -> int:
 def _sharding(config: RunConfig, options: Plan, architecture, shapes, notes: list[str]) -> int:
     from rich.console import Console
 
+    from sft_jax.parallel.mesh import check_slices
     from sft_jax.plan.sharding import abstract_mesh, place_all
     from sft_jax.report.sharding_page import as_json, print_holders, print_sharding, write_sharding_page
 
     mesh = abstract_mesh(config, _device_count(config, options))
-    if mesh.shape["data"] % options.slices:
-        raise BadInput(f"mesh.data is {mesh.shape['data']}, expected a multiple of --slices {options.slices}")
+    check_slices(mesh.shape, options.slices)
     placed = place_all(config, architecture, shapes, mesh, "tpu" if options.topology else "cpu")
     names = [each.name for each in placed]
     chosen = [i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, options.parameter or names[0])]

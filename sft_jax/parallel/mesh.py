@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType
 
 from sft_jax.config import Mesh
@@ -54,16 +54,29 @@ def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.shardin
     shape, types = tuple(sizes[axis] for axis in AXES), (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(shape, AXES, types, devices=devices)
+        # An axis may lie along a part of one side of the torus: 8 x 2 on chips of 4 x 4.
+        arranged = create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(arranged, AXES, axis_types=types)
+    check_slices(sizes, slices)
+    across = tuple(slices if axis == "data" else 1 for axis in AXES)
+    within = (sizes["data"] // slices, *shape[1:])
+    arranged = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(arranged, AXES, axis_types=types)
+
+
+def check_slices(sizes: Mapping[str, int], slices: int) -> None:
+    """Only the `data` axis goes across the network between slices.
+
+    Args:
+      sizes: of every axis of the mesh.
+
+    Raises:
+      BadInput: data is no multiple of the slices; with one that is.
+    """
     if sizes["data"] % slices:
         multiple = -(-sizes["data"] // slices) * slices
         raise BadInput(
-            f"mesh.data is {sizes['data']}, but the {len(devices)} devices are {slices} slices, and only data goes "
-            f"across the network between them. Set --mesh.data {multiple} (a multiple of {slices}) and another axis to "
-            "-1."
+            f"mesh.data is {sizes['data']}, but the {math.prod(sizes.values())} devices are {slices} slices, and only "
+            f"data goes across the network between them. Set --mesh.data {multiple} (a multiple of {slices}) and "
+            "another axis to -1."
         )
-    across = tuple(slices if axis == "data" else 1 for axis in AXES)
-    within = (sizes["data"] // slices, *shape[1:])
-    split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")  # as jax.make_mesh does within one slice
-    arranged = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
-    return jax.sharding.Mesh(arranged, AXES, axis_types=types)

@@ -15,7 +15,7 @@ from sft_jax.data.batches import Batch
 from sft_jax.model.architecture import Architecture
 from sft_jax.parallel.rules import axis_parts, mesh_axes
 from sft_jax.plan.chips import Topology
-from sft_jax.plan.work import Product, Sent, Stretch, Work
+from sft_jax.plan.work import Product, Sent, Stretch, Work, causal_unevenness
 
 BF16, F32 = 2, 4
 
@@ -26,6 +26,11 @@ BACKWARD_PASSES = (22.0, 6.0)
 """The same, of its backward pass."""
 LOGIT_PASSES = 6.0
 """Reads or writes of a chunk's logits in float32 besides those of its products."""
+WINDOWED = 16
+"""Where up to so many devices share a kernel, without replicas and without several micro-batches of divided rows, XLA
+cuts its product into a loop that hands the shards on meanwhile; elsewhere TPUs without cores for collectives wait."""
+PARTIAL_SUMS = 0.35
+"""Passes over the result that such a loop adds for each device, where the divided dimension is the one summed over."""
 BLOCK = 512
 """Queries and keys that an attention kernel takes at once: whole blocks on the diagonal are computed."""
 
@@ -87,24 +92,26 @@ def update_work(config: RunConfig, a: Architecture, shapes: Batch, mesh: Abstrac
     net = _Network(config, mesh, topology)
     remat = config.model.remat
     again = 1.0 if remat == "full" else 0.0
-    kept = _host_bytes(config, a, s) if remat == "offload" else 0.0
+    kept = kept_bytes(config, a, s) if remat == "offload" else 0.0
     weights = layer_parameters(a, s) * s.dtype
     forward = (
-        *_layer_products(a, s, s.heads, 1.0),
+        *_layer_products(a, s, 1.0),
         *_attention(a, s, net, 2.0),
         *_passes(a, s, FORWARD_PASSES),
+        *net.partial_sums(s.tokens * (s.heads + 2 * s.kv_heads + 2 * s.mlp) * s.dtype),
         *net.gathers("weights", weights, "embed"),
         *net.reductions("activations", 2 * s.tokens * a.embed * s.dtype, "heads"),
         Work("kept on the host", host=kept, waits=False),
     )
-    recomputed = {"full": (1.0, 1.0), "attention": (0.0, 1.0), "offload": (0.0, 1.0)}.get(remat, (0.0, 0.0))
+    recomputed = _recomputed_names(config, a)
     backward = (
-        *_layer_products(a, s, s.heads, 2.0),
-        *_recomputed(a, s, *recomputed),
+        *_layer_products(a, s, 2.0),
+        *_recomputed(a, s, recomputed),
         *_attention(a, s, net, 7.0 + 2.0 * again),
         *_passes(a, s, BACKWARD_PASSES),
+        *net.partial_sums(s.tokens * s.mlp * s.dtype),
         *(_passes(a, s, FORWARD_PASSES) if remat != "none" else ()),
-        *net.gathers("weights", weights * (1 + max(recomputed)), "embed"),
+        *net.gathers("weights", weights * (2 if recomputed else 1), "embed"),
         *net.scatters("gradients", weights, "embed"),
         *net.reductions("gradients", weights / s.shards, "act_batch", without="embed"),
         *net.reductions("activations", 2 * s.tokens * a.embed * s.dtype, "heads"),
@@ -124,29 +131,40 @@ def update_work(config: RunConfig, a: Architecture, shapes: Batch, mesh: Abstrac
     return Stretch("update", 1, (micro, _optimizer(config, a, s)))
 
 
-def _layer_products(a: Architecture, s: Sizes, heads: float, times: float):
-    """The products of a layer with its weights; `times` 2 for both gradients."""
-    for name, k, n in (
-        ("query", a.embed, heads),
+def _products(a: Architecture, s: Sizes) -> tuple[tuple[str, float, float], ...]:
+    """(name, inputs, outputs) of a layer's kernels."""
+    return (
+        ("query", a.embed, s.heads),
         ("key", a.embed, s.kv_heads),
         ("value", a.embed, s.kv_heads),
-        ("output", heads, a.embed),
+        ("output", s.heads, a.embed),
         ("gate", a.embed, s.mlp),
         ("up", a.embed, s.mlp),
         ("down", s.mlp, a.embed),
-    ):
+    )
+
+
+def _layer_products(a: Architecture, s: Sizes, times: float):
+    """The products of a layer with its weights; `times` 2 for both gradients."""
+    for name, k, n in _products(a, s):
         yield _product(name, s, s.tokens, k, n, times)
 
 
-def _recomputed(a: Architecture, s: Sizes, projections: float, mlp: float):
-    """What the backward pass computes again: of all, or of the MLP's first products and attention's output alone."""
-    if projections:
-        for name, n in (("query", s.heads), ("key", s.kv_heads), ("value", s.kv_heads)):
-            yield _product(f"{name} again", s, s.tokens, a.embed, n, projections)
-    if mlp:
-        yield _product("output again", s, s.tokens, s.heads, a.embed, mlp)
-        for name in ("gate again", "up again"):
-            yield _product(name, s, s.tokens, a.embed, s.mlp, mlp)
+def _recomputed(a: Architecture, s: Sizes, names: tuple[str, ...]):
+    """The products that the backward pass computes again."""
+    for name, k, n in _products(a, s):
+        if name in names:
+            yield _product(f"{name} again", s, s.tokens, k, n, 1.0)
+
+
+def _recomputed_names(config: RunConfig, a: Architecture) -> tuple[str, ...]:
+    mlp = ("output", "gate", "up")
+    if config.model.remat == "full":
+        return ("query", "key", "value", *mlp)
+    if config.model.remat in ("attention", "offload"):
+        # A norm's backward pass needs what went into it, and its result is what is kept.
+        return (*(("query", "key") if a.qk_norm else ()), *mlp)
+    return ()
 
 
 def _product(name: str, s: Sizes, m: float, k: float, n: float, times: float) -> Work:
@@ -160,11 +178,9 @@ def _attention(a: Architecture, s: Sizes, net: "_Network", products: float):
     seen = sum(
         1.0 if kind.window is None else min(1.0, 2 * kind.window / s.length) for kind in a.period
     ) / len(a.period)  # fmt: skip
-    # Of devices that share a row the last one sees all of it, and the others wait.
-    slowest = (2 * parts - 1) / parts
-    flops = products * 2.0 * s.tokens * s.heads * (s.length + block) / 2 * seen * slowest
+    flops = products * 2.0 * s.tokens * s.heads * (s.length + block) / 2 * seen
     passes = products * s.tokens * (s.heads + s.kv_heads) * s.dtype
-    yield Work("attention", kernel_flops=flops, head_dim=a.head_dim, hbm=passes)
+    yield Work("attention", (), flops, a.head_dim, causal_unevenness(parts), hbm=passes)
     if parts > 1:
         yield from net.gathers("keys and values", s.rows * s.length * 2 * s.kv_heads * s.dtype, "act_length")
 
@@ -217,12 +233,26 @@ class _Network(NamedTuple):
         return tuple(name for name in named if name not in left_out and self.mesh.shape[name] > 1)
 
     def gathers(self, name: str, whole: float, axis: str):
-        """An array that is divided over `axis`, put together while the products that need it run."""
-        yield from self._exchange(name, "collective-permute", whole, axis, 1.0, waits=False)
+        """An array that is divided over `axis`, put together for the products that need it."""
+        kind = "collective-permute" if self._is_windowed(axis) else "all-gather"
+        yield from self._exchange(name, kind, whole, axis, 1.0, self._waits(axis))
 
     def scatters(self, name: str, whole: float, axis: str, waits: bool = False):
         """Its gradient, added up over the devices, each of which keeps its part."""
-        yield from self._exchange(name, "reduce-scatter", whole, axis, 1.0, waits)
+        yield from self._exchange(name, "reduce-scatter", whole, axis, 1.0, waits or self._waits(axis))
+
+    def partial_sums(self, size: float):
+        """What the loops of windowed products read and write besides."""
+        if self._is_windowed("embed"):
+            yield Work("partial sums", hbm=PARTIAL_SUMS * self.parts("embed") * size)
+
+    def _is_windowed(self, axis: str) -> bool:
+        alone = self.parts("act_batch", without="embed") == 1
+        alone = alone and 1 in (self.config.train.accumulation, self.parts("act_length"))
+        return alone and 1 < self.parts(axis) <= WINDOWED
+
+    def _waits(self, axis: str) -> bool:
+        return not self._is_windowed(axis) and not self.topology.chip.collectives_beside
 
     def reductions(self, name: str, whole: float, axis: str, without: str = ""):
         """A sum over the devices that all of them wait for and keep."""
@@ -262,10 +292,6 @@ def kept_bytes(config: RunConfig, a: Architecture, s: Sizes) -> float:
     }[config.model.remat]
     statistics = F32 * s.heads / a.head_dim if config.model.remat != "full" else 0.0
     return s.tokens * (s.dtype * (a.embed + numbers) + statistics)
-
-
-def _host_bytes(config: RunConfig, a: Architecture, s: Sizes) -> float:
-    return kept_bytes(config, a, s)
 
 
 class AnalyticMemory(NamedTuple):

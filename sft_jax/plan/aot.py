@@ -64,6 +64,8 @@ def topology_devices(name: str, slices: int = 1) -> list[Any]:
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if wanted.kind == "v4":  # one device for both cores, as the runtime shows
+        options["chip_config_name"] = "megacore"
     if wanted.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:

@@ -40,18 +40,20 @@ class Chip:
     """A side of the torus is closed to a ring where it is a multiple of this."""
     devices: int = 1
     """Devices a chip that JAX shows."""
+    collectives_beside: bool = False
+    """Whether collectives run beside the products by default: on cores of their own, or in streams of GPUs."""
 
 
 # fmt: off
 CHIPS = {
-    "v4": Chip(("TPU v4",), 275e12, 32 * GIB, 1228e9, 50e9, 6.25e9, 16e9, 100e9, 4, 128, 3, wrap=4, devices=2),
+    "v4": Chip(("TPU v4",), 275e12, 32 * GIB, 1228e9, 50e9, 6.25e9, 16e9, 100e9, 4, 128, 3, wrap=4),
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 50e9, 3.125e9, 16e9, 64e9, 4, 128, 2, wrap=16),
     "v5p": Chip(("TPU v5p", "TPU v5"), 459e12, 95 * GIB, 2765e9, 100e9, 6.25e9, 16e9, 112e9, 4, 128, 3, wrap=4),
     "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1640e9, 100e9, 12.5e9, 32e9, 192e9, 4, 256, 2, wrap=16),
-    "tpu7x": Chip(("TPU7x",), 2307e12, 192 * GIB, 7370e9, 100e9, 12.5e9, 32e9, 240e9, 4, 256, 3, wrap=4, devices=2),
-    "a100": Chip(("NVIDIA A100",), 312e12, 80e9, 2039e9, 300e9, 25e9, 32e9, 128e9, 8, 128, 0),
-    "h100": Chip(("NVIDIA H100",), 989e12, 80e9, 3350e9, 450e9, 50e9, 64e9, 256e9, 8, 128, 0),
-    "h200": Chip(("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, 50e9, 64e9, 256e9, 8, 128, 0),
+    "tpu7x": Chip(("TPU7x",), 2307e12, 192 * GIB, 7370e9, 100e9, 12.5e9, 32e9, 240e9, 4, 256, 3, 4, 2, True),
+    "a100": Chip(("NVIDIA A100",), 312e12, 80e9, 2039e9, 300e9, 25e9, 32e9, 128e9, 8, 128, 0, collectives_beside=True),
+    "h100": Chip(("NVIDIA H100",), 989e12, 80e9, 3350e9, 450e9, 50e9, 64e9, 256e9, 8, 128, 0, collectives_beside=True),
+    "h200": Chip(("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, 50e9, 64e9, 256e9, 8, 128, 0, collectives_beside=True),
 }
 # fmt: on
 """By the name that topologies begin with."""
@@ -66,10 +68,7 @@ def chip_of(device_kind: str) -> Chip | None:
 def peak_flops(device_kind: str) -> float | None:
     """Peak dense bf16 FLOP/s of one JAX device, or None for a kind without a datasheet entry (CPUs)."""
     chip = chip_of(device_kind)
-    if chip is None:
-        return None
-    # The runtime on Cloud TPU shows one device for both cores of a v4.
-    return chip.flops / (1 if device_kind.startswith("TPU v4") else chip.devices)
+    return None if chip is None else chip.flops / chip.devices
 
 
 @dataclass(frozen=True)

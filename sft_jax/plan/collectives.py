@@ -114,7 +114,10 @@ def _connected(pairs: list[tuple[int, ...]]) -> frozenset[frozenset[int]]:
 
 
 def axes_of(groups: frozenset[frozenset[int]], mesh: jax.sharding.Mesh) -> tuple[str, ...]:
-    """The mesh axes whose devices the groups are; () where every group is one device."""
+    """The fewest mesh axes along which the devices of every group lie; () where every group is one device.
+
+    A group may be a part of a row of the mesh: over several slices XLA reduces within each slice first.
+    """
     if max(map(len, groups)) == 1:
         return ()
     wide = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
@@ -124,6 +127,7 @@ def axes_of(groups: frozenset[frozenset[int]], mesh: jax.sharding.Mesh) -> tuple
             over = [mesh.axis_names.index(axis) for axis in axes]
             size = math.prod(mesh.shape[axis] for axis in axes)
             rows = np.moveaxis(ids, over, range(-len(over), 0)).reshape(-1, size)
-            if groups == frozenset(frozenset(row.tolist()) for row in rows):
+            row_of = {device: number for number, row in enumerate(rows.tolist()) for device in row}
+            if all(len({row_of[device] for device in group}) == 1 for group in groups):
                 return axes
-    return ("part of the mesh",)
+    raise ValueError(f"groups {sorted(map(sorted, groups))} over {mesh.size} devices")

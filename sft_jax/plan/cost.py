@@ -66,7 +66,7 @@ def _needs(work: Work, topology: Topology) -> dict[str, float]:
     products = math.fsum(product.flops / _matmul(product, chip.tile) for product in work.products)
     attention = assumptions.ATTENTION * _filled(work.head_dim or chip.tile, chip.tile)
     return {
-        "compute": (products + work.kernel_flops / attention) / peak,
+        "compute": (products + work.kernel_flops * work.unevenness / attention) / peak,
         "hbm": work.hbm * chip.devices / (chip.memory_bandwidth * assumptions.MEMORY),
         "host": work.host * chip.devices / (chip.host * assumptions.HOST),
     }

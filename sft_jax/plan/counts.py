@@ -2,14 +2,13 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 
 from sft_jax.plan.collectives import KINDS, axes_of, groups_of
-from sft_jax.plan.hlo import Array, Instruction, Module, bodies, executed
+from sft_jax.plan.hlo import Array, Instruction, Module, bodies
 from sft_jax.plan.work import Product, Sent, Stretch, Work
 
 FREE = frozenset(
@@ -25,21 +24,17 @@ HBM, HOST = 0, 5
 """Memory spaces of TPUs."""
 
 
-def works(module: Module, mesh: jax.sharding.Mesh, kernels: Mapping[str, float]) -> Stretch:
+def works(module: Module, mesh: jax.sharding.Mesh, kernels: Mapping[str, float], unevenness: float) -> Stretch:
     """What a device does in one run: every instruction, in the loops that it runs in.
 
     Args:
-      kernels: operations of one run on one device, by the name of the kernel, as `flops.executed_flops` counts them.
+      kernels: operations of one call on one device, by the name of the kernel, as `flops.kernel_calls` counts them.
+      unevenness: how much more of a kernel's work the busiest device has than the mean.
 
     Raises:
       ValueError: a loop whose length cannot be read.
     """
-    calls: Counter[str] = Counter()
-    for one in executed(module):
-        if kernel := _kernel(one.instruction, kernels):
-            calls[kernel] += one.times  # type: ignore[assignment]
-    each_call = {name: kernels[name] / count for name, count in calls.items()}
-    return _stretch(_Program(module, mesh, _islands(mesh), each_call, set()), module.entry, 1)
+    return _stretch(_Program(module, mesh, _islands(mesh), kernels, unevenness, set()), module.entry, 1)
 
 
 class _Program(NamedTuple):
@@ -49,6 +44,7 @@ class _Program(NamedTuple):
     """The slice of each device, in the order of the mesh."""
     kernels: Mapping[str, float]
     """Operations of one call."""
+    unevenness: float
     carried: set[tuple[str, str]]
     """(computation, channel) of the collectives that were met already."""
 
@@ -70,6 +66,7 @@ def _stretch(program: _Program, computation: str, times: float) -> Stretch:
                 name=each.name,
                 products=tuple(_products_of(module, home, each)),
                 kernel_flops=program.kernels[kernel] if kernel else 0.0,
+                unevenness=program.unevenness,
                 head_dim=max((array.shape[-1] for array in each.arrays if len(array.shape) == 4), default=0),
                 hbm=_moved(module, home, each),
                 host=_to_host(home, each),
@@ -166,7 +163,7 @@ def _pairs(
 
 
 def _sent(program: _Program, computation: str, each: Instruction) -> Iterator[Sent]:
-    """The collectives of an instruction, those inside of a fusion too; one that several fusions carry on counts once."""
+    """The collectives of an instruction, those inside of fusions too; one that several fusions carry counts once."""
     mesh, carried, called = program.mesh, program.carried, each.called("calls") or ""
     for one in _collectives_of(program.module, each):
         channel = re.search(r"channel_id=(\d+)", one.attributes)

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from sft_jax.model.splash import kernel_flops
 
@@ -20,12 +21,34 @@ def executed_flops(traced: Any) -> Products:
     """Operations of one run of a traced program (`jax.jit(f).trace(...)`) on all devices.
 
     A product of [.., m, k] and [.., k, n] is 2mkn for each of its batch. A scan's body counts as often as it runs, each
-    shard of a `shard_map` once; of a `cond`'s branches the largest counts.
+    shard of a `shard_map` once; of a `cond`'s branches the largest counts. What no result depends on is left out, as
+    XLA leaves it out: JAX's rematerialisation also repeats a kernel whose results are all kept.
 
     Raises:
       ValueError: products in a loop of unknown length, or a kernel without a formula.
     """
-    return _of(traced.jaxpr.jaxpr)
+    jaxpr = traced.jaxpr.jaxpr
+    needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _of(needed)
+
+
+def kernel_calls(traced: Any) -> dict[str, float]:
+    """Operations of one call of each kernel on one device: name -> the mean over its calls."""
+    flops, calls = Counter[str](), Counter[str]()
+
+    def walk(jaxpr: core.Jaxpr, times: int) -> None:
+        for equation in jaxpr.eqns:
+            params = equation.params
+            if equation.primitive.name == "pallas_call":
+                name = str(params["name"])
+                flops.update({name: times * kernel_flops(equation)})  # type: ignore[dict-item]
+                calls.update({name: times})
+                continue
+            for body in _bodies(params):
+                walk(body, times * (params["length"] if equation.primitive.name == "scan" else 1))
+
+    walk(traced.jaxpr.jaxpr, 1)
+    return {name: flops[name] / calls[name] for name in calls}
 
 
 def _of(jaxpr: core.Jaxpr) -> Products:

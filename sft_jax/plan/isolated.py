@@ -22,10 +22,10 @@ from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.plan.aot import Memory, OutOfMemory, compile_traced, memory_of, topology_devices, trace_update
 from sft_jax.plan.chips import Topology
-from sft_jax.plan.work import Stretch
+from sft_jax.plan.work import Stretch, causal_unevenness
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-LAST_LINES = 12
+LAST_LINES = 60
 """Of what a compiler wrote that died."""
 
 
@@ -35,8 +35,8 @@ class Compiled(NamedTuple):
     memory: Memory
     program: Stretch
     """What each device does."""
-    executed_flops: float
-    """Of all devices."""
+    traced_flops: float
+    """Operations of all devices in the traced update, before XLA."""
     collectives: list[str]
     """As the compiler names them, one line each with its count."""
     compile_seconds: float
@@ -53,8 +53,9 @@ def compile_isolated(request: Request) -> Compiled:
     """Compile a run's update for TPUs that are not here.
 
     Raises:
-      BadInput: a layout that does not fit the model or the batch; no compiler; or a compiler that died.
+      BadInput: a layout that does not fit the model or the batch, or no compiler.
       OutOfMemory: the update does not fit the chips.
+      RuntimeError: the process died; with what it said.
     """
     with tempfile.TemporaryDirectory(prefix="sft-jax-plan-") as directory:
         place = Path(directory)
@@ -73,7 +74,7 @@ def compile_isolated(request: Request) -> Compiled:
                 child.stdin.close()  # type: ignore[union-attr]
         if not (place / "result").exists():
             said = (place / "messages").read_text(encoding="utf-8", errors="replace").splitlines()
-            raise BadInput(
+            raise RuntimeError(
                 f"the process that compiled for {request.topology.name} ended with status {status} and no result. It "
                 "said last:\n" + "\n".join(said[-LAST_LINES:])
             )
@@ -90,9 +91,10 @@ def compiled(request: Request) -> Compiled:
       As `compile_isolated`.
     """
     from sft_jax.parallel.mesh import make_mesh
+    from sft_jax.parallel.rules import axis_parts
     from sft_jax.plan.collectives import collectives, describe
     from sft_jax.plan.counts import works
-    from sft_jax.plan.flops import executed_flops
+    from sft_jax.plan.flops import executed_flops, kernel_calls
     from sft_jax.plan.hlo import parse
 
     config, architecture, shapes, topology = request
@@ -100,18 +102,18 @@ def compiled(request: Request) -> Compiled:
     devices = topology_devices(topology.name, topology.slices)
     mesh = make_mesh(config.mesh, devices)
     traced = trace_update(config, architecture, shapes, devices)
-    kernels = executed_flops(traced)
-    total = kernels.total()
-    kernels.pop("dot_general", None)
     found = compile_traced(traced, devices)
     seconds, text = time.monotonic() - started, found.as_text()
-    each = {name: flops / len(devices) for name, flops in kernels.items()}
-    program = works(parse(text), mesh, each)
-    return Compiled(memory_of(found), program, total, describe(collectives(text, mesh)), seconds)
+    program = works(
+        parse(text), mesh, kernel_calls(traced), causal_unevenness(axis_parts("act_length", config.sharding, mesh))
+    )
+    return Compiled(
+        memory_of(found), program, executed_flops(traced).total(), describe(collectives(text, mesh)), seconds
+    )
 
 
 def _end_with_the_other() -> None:
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not sys.stdin: its lock would be held when Python ends
     os._exit(1)
 
 

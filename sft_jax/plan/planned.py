@@ -8,8 +8,10 @@ from jax.sharding import AbstractMesh
 
 from sft_jax.config import RunConfig
 from sft_jax.model.architecture import Architecture, model_flops
+from sft_jax.parallel.mesh import check_slices
 from sft_jax.plan import analytic, work
-from sft_jax.plan.aot import OutOfMemory, compiler_problem
+from sft_jax.plan.analytic import AnalyticMemory
+from sft_jax.plan.aot import Memory, OutOfMemory, compiler_problem
 from sft_jax.plan.chips import Topology
 from sft_jax.plan.cost import Estimate, estimate
 from sft_jax.plan.isolated import Compiled, Request, compile_isolated
@@ -47,6 +49,8 @@ class Planned:
     model_flops: float
     """Of one update on all chips, each row one document."""
     executed_flops: float
+    traced_flops: float | None
+    """The same before XLA: what it leaves out or does twice is the difference."""
     hbm_traffic_bytes: float
     """Read and written by one device in an update."""
     collective_bytes: dict[str, dict[str, float]]
@@ -77,6 +81,7 @@ def check(request: Request) -> AbstractMesh:
     """
     config, architecture, shapes, topology = request
     mesh = abstract_mesh(config, topology.devices)
+    check_slices(mesh.shape, topology.slices)
     parameter_layout(config, architecture, shapes, mesh)
     return mesh
 
@@ -97,11 +102,10 @@ def plan_analytic(request: Request) -> Planned:
     memory = analytic.update_memory(config, architecture, shapes, mesh)
     program = analytic.update_work(config, architecture, shapes, mesh, topology)
     devices = topology.chip.devices
-    executed = topology.devices * (work.product_flops(program) + work.kernel_flops(program))
     usable = usable_bytes(topology)
     fits = memory.peak * devices <= usable and memory.host <= topology.chip.host_memory / devices
     return _planned(
-        request, mesh, "analytic", program, memory.peak, memory.arguments, memory.host, executed,
+        request, mesh, "analytic", program, memory,
         fits=fits, problem="" if fits else _too_large(memory.peak * devices, usable), compile_seconds=None,
     )  # fmt: skip
 
@@ -117,10 +121,9 @@ def plan_compiled(request: Request) -> Planned:
         found: Compiled = compile_isolated(request)
     except OutOfMemory as error:
         return _without_room(request, error)
-    memory = found.memory
     return _planned(
-        request, mesh, "compiled", found.program, memory.peak, memory.arguments, memory.host, found.executed_flops,
-        fits=True, problem="", compile_seconds=found.compile_seconds, collectives=tuple(found.collectives),
+        request, mesh, "compiled", found.program, found.memory, fits=True, problem="",
+        compile_seconds=found.compile_seconds, collectives=tuple(found.collectives), traced_flops=found.traced_flops,
     )  # fmt: skip
 
 
@@ -134,8 +137,9 @@ def _without_room(request: Request, error: OutOfMemory) -> Planned:
 
 
 def _planned(
-    request: Request, mesh: AbstractMesh, method: str, program: work.Stretch, peak: float, arguments: float, host: float,
-    executed: float, *, fits: bool, problem: str, compile_seconds: float | None, collectives: tuple[str, ...] = (),
+    request: Request, mesh: AbstractMesh, method: str, program: work.Stretch, memory: Memory | AnalyticMemory, *,
+    fits: bool, problem: str, compile_seconds: float | None, collectives: tuple[str, ...] = (),
+    traced_flops: float | None = None,
 ) -> Planned:  # fmt: skip
     config, architecture, shapes, topology = request
     devices, hosts = topology.chip.devices, math.ceil(topology.chips / topology.chip.host_chips)
@@ -155,14 +159,15 @@ def _planned(
         accumulation=config.train.accumulation,
         first_moment_dtype=config.optimizer.first_moment_dtype,
         fits=fits,
-        peak_bytes_per_chip=peak * devices,
-        argument_bytes_per_chip=arguments * devices,
+        peak_bytes_per_chip=memory.peak * devices,
+        argument_bytes_per_chip=memory.arguments * devices,
         hbm_bytes_per_chip=topology.chip.memory,
         usable_bytes_per_chip=usable_bytes(topology),
-        host_bytes_per_host=host * devices_a_host + arguments * devices_a_host,
+        host_bytes_per_host=(memory.host + memory.arguments) * devices_a_host,
         checkpoint_bytes=state,
         model_flops=needed,
-        executed_flops=executed,
+        executed_flops=topology.devices * (work.product_flops(program) + work.kernel_flops(program)),
+        traced_flops=traced_flops,
         hbm_traffic_bytes=work.hbm_bytes(program),
         collective_bytes=work.sent_by_axes(program),
         networks=_networks(program),

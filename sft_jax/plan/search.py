@@ -31,6 +31,11 @@ DOUBT = 1.15
 SURE = 0.93
 """What is offered without compiling needs at most this part of the memory."""
 FEWEST_COMPILED = 4
+PROMISE = 1.08
+"""Layouts whose corrected estimates are up to so much slower than the best are compiled too, as long as there is time:
+the closed form is not surer than that."""
+UNKNOWN = 0.25
+"""Weight of what no compiled layout tells, where one just like it would have 1."""
 MOST_SHOWN = 12
 """Layouts that a search without a compiler returns."""
 
@@ -163,11 +168,11 @@ def _compile_the_best(
 
 
 def _next(open_: list[Candidate], compiled: list[tuple[Candidate, Planned]], room: float) -> Candidate | None:
-    """The candidate that promises the shortest step, once those most like it have corrected it; None if none does."""
+    """The candidate that promises the shortest step, once those most like it have corrected it; None if none may."""
     best = min((planned.step_seconds for _, planned in compiled if planned.fits), default=math.inf)
     promised = sorted(((*_corrected(each, compiled), each) for each in open_), key=lambda pair: pair[0])
     for seconds, peak, each in promised:
-        if seconds >= best and len(compiled) >= FEWEST_COMPILED:
+        if seconds >= PROMISE * best and len(compiled) >= FEWEST_COMPILED:
             return None
         if (peak <= room or not compiled) and _works(each):
             return each
@@ -175,23 +180,29 @@ def _next(open_: list[Candidate], compiled: list[tuple[Candidate, Planned]], roo
 
 
 def _corrected(candidate: Candidate, compiled: list[tuple[Candidate, Planned]]) -> tuple[float, float]:
-    """(seconds, peak) of a candidate by the error of the compiled one most like it."""
-    if not compiled:
-        return candidate.seconds, candidate.peak
-    other, planned = max(compiled, key=lambda pair: _alike(candidate, pair[0]))
-    peak = candidate.peak * planned.peak_bytes_per_chip / other.peak
-    if not planned.fits:
-        return candidate.seconds, peak
-    return candidate.seconds * planned.step_seconds / other.seconds, peak
+    """(seconds, peak) of a candidate by the errors of the compiled ones, those most like it first.
+
+    A mean of the logarithms of compiled / closed form with weights that halve with each step of unlikeness; one such
+    error of 1 stands for what is not known, so that layouts unlike all that was compiled keep their own estimates.
+    """
+    time, memory, weights = 0.0, 0.0, UNKNOWN
+    for other, planned in compiled:
+        weight = 0.5 ** _unlike(candidate, other)
+        weights += weight
+        memory += weight * math.log(planned.peak_bytes_per_chip / other.peak)
+        if planned.fits:
+            time += weight * math.log(planned.step_seconds / other.seconds)
+    return candidate.seconds * math.exp(time / weights), candidate.peak * math.exp(memory / weights)
 
 
-def _alike(one: Candidate, other: Candidate) -> float:
+def _unlike(one: Candidate, other: Candidate) -> float:
+    """How many steps apart two layouts are: doublings of an axis or of the micro-batches, another remat policy."""
     a, b = one.request.config, other.request.config
     meshes = sum(
         abs(math.log2(getattr(a.mesh, axis) / getattr(b.mesh, axis))) for axis in ("data", "fsdp", "tensor", "context")
     )
-    steps = abs(math.log2(a.train.accumulation / b.train.accumulation))
-    return 3.0 * (a.model.remat == b.model.remat) - meshes - steps
+    micro_batches = abs(math.log2(a.train.accumulation / b.train.accumulation))
+    return meshes / 2 + micro_batches + (a.model.remat != b.model.remat)
 
 
 def _ordered(found: list[Planned]) -> list[Planned]:
@@ -202,9 +213,10 @@ def nearest_that_fits(request: Request) -> Planned | None:
     """The layout least unlike a run's own that fits by the closed form, with some room; None where none does."""
     room, host = SURE * usable_bytes(request.topology), SURE * request.topology.chip.host_memory
     own = _candidate(request, check(request))
+    resolved = _resolved(own)
     fitting = [each for each in candidates(request) if each.peak <= room and each.host <= host]
     # As alike as can be in mesh, remat and micro-batches; of equals the fastest.
-    for each in sorted(fitting, key=lambda each: (-_alike(each, _resolved(own)), each.seconds)):
+    for each in sorted(fitting, key=lambda each: (_unlike(each, resolved), each.seconds)):
         if _works(each):
             return plan_analytic(each.request)
     return None

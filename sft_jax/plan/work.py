@@ -44,6 +44,8 @@ class Work(NamedTuple):
     """Of an attention kernel."""
     head_dim: int = 0
     """Of that kernel."""
+    unevenness: float = 1.0
+    """How much more of it the busiest device has, for which the others wait."""
     hbm: float = 0.0
     """Bytes of main memory read and written."""
     host: float = 0.0
@@ -99,3 +101,9 @@ def sent_by_axes(program: Stretch) -> dict[str, dict[str, float]]:
             kinds = total.setdefault("+".join(one.axes), {})
             kinds[one.kind] = kinds.get(one.kind, 0.0) + one.bytes * times
     return {axes: dict(sorted(total[axes].items())) for axes in sorted(total)}
+
+
+def causal_unevenness(parts: int) -> float:
+    """Of devices that share a causal row, what the last one has over the mean: it sees the whole row, the first one
+    its own part."""
+    return (2 * parts - 1) / parts

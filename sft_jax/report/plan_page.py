@@ -109,8 +109,8 @@ def write_plan_page(path: str, title: str, plan: Planned, notes: Sequence[str], 
     longest = max(plan.busy_seconds.values()) or 1.0
     bars = "".join(
         f"<tr><td>{html.escape(WORDS[name])}</td><td>{seconds:.3f} s</td><td><svg width=240 height=10 role=img "
-        f'aria-label="{seconds:.3f} s"><rect width="{240 * seconds / longest:.0f}" height=10 fill="#2563eb"/></svg></td>'
-        "</tr>"
+        f'aria-label="{seconds:.3f} s"><rect width="{240 * seconds / longest:.0f}" height=10 fill="#2563eb"/></svg>'
+        "</td></tr>"
         for name, seconds in plan.busy_seconds.items()
     )
     parts.append(f"<h2>What each resource needs, were the others free</h2><table>{bars}</table>")

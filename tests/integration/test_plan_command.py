@@ -2,10 +2,13 @@
 
 import json
 import re
+from importlib.metadata import PackageNotFoundError
 
+import jax
 import pytest
 
 from sft_jax.cli import run_command
+from sft_jax.plan import aot
 
 SHARDING = ("--show", "sharding")
 
@@ -119,3 +122,81 @@ def test_a_plan_in_closed_form_has_the_same_keys(run, config_file, only_a_config
     found = json.loads(out)
     assert set(found) > KEYS and found["method"] == "analytic" and found["compile_seconds"] is None
     assert any("no compiler for GPUs" in note for note in found["notes"])
+
+
+def test_a_search_shows_the_best_layouts_and_what_to_paste(run, config_file, only_a_config, tmp_path):
+    page = tmp_path / "search.html"
+    options = ("--topology", "v6e:2x4", "--search", "--analytic", "--html", page)
+    status, out, err = run("plan", config_file, *only_a_config, *options)
+    assert status == 0, err
+    assert "layouts costed in closed form" in err and "in closed form, as --analytic asks" in out
+    assert re.search(r"the fastest that fits: --mesh\.\S+ \d.*--model\.remat \w+ --train\.accumulation \d", out)
+    assert "mesh=Mesh(" in out and "micro-batches" in out
+    assert "Layouts" in page.read_text(encoding="utf-8")
+    status, out, _ = run("plan", config_file, *only_a_config, *options[:-2], "--json")
+    found = json.loads(out)
+    times = [each["step_seconds"] for each in found["search"]]
+    assert times == sorted(times) and found["step_seconds"] == times[0] and found["options"].startswith("--mesh.")
+
+
+LARGE = ("configs/llama31_8b.py", "--analytic")
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers_and_a_layout_that_does(run):
+    options = ("--topology", "v6e:2x4", "--model.remat", "none", "--data.sequence-length", 8192)
+    status, out, err = run("plan", *LARGE, *options, "--json")
+    assert status == 2 and json.loads(out)["fits"] is False and "Traceback" not in err
+    assert re.search(r"does not fit v6e:2x4: [\d.]+ GiB a chip are needed, 31\.52 GiB are there", err)
+    offered = re.search(r"nearest layout that does \(in closed form\): (.*)$", err, re.MULTILINE)
+    assert offered is not None
+    status, out, err = run("plan", *LARGE, *options, *offered[1].split(), "--json")
+    assert status == 0 and json.loads(out)["fits"] is True, err
+
+
+def test_where_nothing_fits_it_says_what_else_to_change(run):
+    status, _, err = run("plan", *LARGE, "--topology", "v5e:2x2")
+    assert status == 2 and "No layout of this batch fits these chips: take more of them" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--topology", "v5litepod-16"), ["v5litepod-16 is spelled v5e:4x4"]),
+        (("--topology", "v6e:2x4", "--mesh.fsdp", 16), ["needs 16 devices, found 8"]),
+        (("--topology", "h100:8", "--slices", 2), ["nodes of 8", "h100:16"]),
+        (("--topology", "v6e:2x4", "--slices", 2), ["mesh.data is 1", "--mesh.data 2"]),
+        (("--topology", "v6e:2x4", "--train.batch-size", 12), ["12 rows", "nearest valid batch sizes: 8 or 16"]),
+        (("--topology", "v6e:2x4", "--serach"), ["--serach", "--search"]),
+    ],
+)
+def test_bad_input_of_a_costed_plan(run, options, words):
+    status, out, err = run("plan", *LARGE, *options)
+    assert status == 2 and "Traceback" not in err and not out, err
+    for word in words:
+        assert word in err, (word, err)
+
+
+def test_without_the_compiler_the_install_line_is_named(run, monkeypatch):
+    def missing(_):
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(aot.sys, "platform", "linux")
+    monkeypatch.setattr(aot.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(aot, "version", missing)
+    status, out, err = run("plan", *LARGE[:1], "--topology", "v6e:4x4")
+    assert status == 2 and not out
+    assert "libtpu is not installed" in err and 'pip install "jax[tpu]"' in err and "--analytic" in err
+    monkeypatch.setattr(aot, "version", lambda _: "0.0.1")
+    status, _, err = run("plan", *LARGE[:1], "--topology", "v6e:4x4")
+    assert status == 2 and "libtpu is 0.0.1" in err and f"jax {jax.__version__} is made for ==0.0." in err
+
+
+@pytest.mark.parametrize(("system", "machine"), [("darwin", "arm64"), ("linux", "aarch64")])
+def test_where_the_compiler_does_not_exist_the_plan_is_analytic_and_says_so(run, monkeypatch, system, machine):
+    monkeypatch.setattr(aot.sys, "platform", system)
+    monkeypatch.setattr(aot.platform, "machine", lambda: machine)
+    status, out, err = run("plan", *LARGE[:1], "--topology", "v6e:4x4", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["method"] == "analytic"
+    assert any(f"{system} on {machine}" in note and "Linux on x86-64 alone" in note for note in found["notes"])

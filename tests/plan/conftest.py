@@ -47,6 +47,11 @@ def traced_on():
 
 
 @pytest.fixture(scope="session")
+def small_config():
+    return small_run
+
+
+@pytest.fixture(scope="session")
 def small() -> Architecture:
     return SMALL
 

@@ -69,7 +69,7 @@ def test_what_is_spelled_is_a_topology_of_so_many_chips(kind, chips):
 
 
 def test_peaks_are_those_of_the_datasheets_for_each_device_that_jax_shows():
-    """The runtime shows one device a chip of v4, two of Ironwood; the longest name that fits decides."""
+    """Ironwood has two; the longest name that fits decides."""
     assert peak_flops("TPU v5 lite") == 197e12 and peak_flops("TPU v5") == 459e12
     assert peak_flops("TPU7x") == 2307e12 / 2 and peak_flops("TPU v4") == 275e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("cpu") is None

@@ -94,10 +94,17 @@ def test_groups_of_devices_become_mesh_axes(mesh_of):
         ("reduce-scatter", ("fsdp",)),
         ("all-reduce", ("data", "fsdp")),
         ("collective-permute", ("data",)),
-        ("all-to-all", ("part of the mesh",)),
+        ("all-to-all", ("data", "fsdp", "tensor")),
         ("all-reduce", ("data",)),
     ]
     assert found[1].shape == "f32[2,8]", "the largest of the result"
+
+
+def test_a_part_of_an_axis_is_that_axis(mesh_of):
+    """Over two slices XLA reduces within each of them first."""
+    text = "  %a = f32[4]{0} all-reduce(%x), replica_groups={{0,2},{4,6},{1,3},{5,7}}, to_apply=%add"
+    (found,) = collectives(text, mesh_of(data=4, fsdp=2))
+    assert found.axes == ("data",)
 
 
 def test_a_collective_says_how_often_and_for_what():

@@ -23,7 +23,7 @@ def _module(function, *arguments):
 
 
 def _works(module, mesh=None, kernels=None) -> Stretch:
-    return works(module, mesh or make_mesh(Mesh(fsdp=1), jax.devices()[:1]), kernels or {})
+    return works(module, mesh or make_mesh(Mesh(fsdp=1), jax.devices()[:1]), kernels or {}, 1.0)
 
 
 def products(module, mesh=None) -> float:
