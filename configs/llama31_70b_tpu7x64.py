@@ -15,9 +15,9 @@ def get_config() -> RunConfig:
     return RunConfig(
         workdir="runs/llama31-70b-tpu7x64",
         # The plan needs the architecture alone; training needs the weights, which this repository does not hold.
-        model=Model(path="configs/architectures/llama-3.1-70b", dtype="bfloat16", remat="minimal", head_chunk=1024),
+        model=Model(path="configs/architectures/llama-3.1-70b", dtype="bfloat16", remat="attention", head_chunk=1024),
         data=Data(train=("YOUR.jsonl",), sequence_length=4096),
         optimizer=Optimizer(learning_rate=1e-5, schedule="cosine", warmup_steps=20),
-        train=Train(epochs=2, batch_size=256, accumulation=2),
+        train=Train(epochs=2, batch_size=256, accumulation=1),
         mesh=Mesh(fsdp=128),
     )

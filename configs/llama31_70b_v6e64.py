@@ -1,7 +1,7 @@
 """Llama 3.1 70B on 64 v6e chips, every weight trained.
 
 Plan:      sft-jax plan configs/llama31_70b_v6e64.py --topology v6e:8x8
-Planned:   64 chips; 24.2 of 31.5 GiB a chip, 7.3 to spare; about 786 tokens/s a chip (37 % MFU), bounded by the
+Planned:   64 chips; 24.2 of 31.5 GiB a chip, 7.3 to spare; about 800 tokens/s a chip (38 % MFU), bounded by the
            matrix units (compiled with jax 0.10.2)
 Train:     sft-jax train configs/llama31_70b_v6e64.py --model.path YOUR/Llama-3.1-70B-Instruct \\
                --data.train YOUR.jsonl --distributed.auto True      (on every host)

@@ -31,7 +31,7 @@ sft-jax: supervised fine-tuning in JAX
 
   sft-jax train CONFIG [--section.field value ...]     fine-tune; running it again continues
   sft-jax data audit|prepare|dump CONFIG [...]         what is trained and what is not; tokenise once for many runs
-  sft-jax plan CONFIG --show sharding|memory           how it lies on a mesh, also on TPUs that are not here
+  sft-jax plan CONFIG --topology v5e:4x4 [--search]    what fits, what it costs, which layout: chips that are not here
   sft-jax sample MODEL --prompts F --out F             completions of prompts
   sft-jax select SAMPLES --out F --check numeric       the best completions as new demonstrations, or pairs
   sft-jax score MODEL --data F --out F                 log p of every token of examples

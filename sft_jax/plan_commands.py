@@ -38,6 +38,8 @@ class Plan(RunConfig):
     """Slices of this topology; mesh.data goes across them."""
     analytic: bool = False
     """Plan in closed form, without compiling: seconds instead of a minute, less exact. GPUs are always planned so."""
+    measure: bool = True
+    """Where these very chips are here, run a few updates (random weights) and set the measured time beside the plan."""
     search: bool = False
     """Look for the fastest mesh, remat policy and number of micro-batches that fit."""
     search_moments: bool = False
@@ -150,12 +152,13 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
 
     from sft_jax.plan.planned import can_compile, check, plan_analytic, plan_compiled
     from sft_jax.plan.search import config_lines, flags, nearest_that_fits, search
-    from sft_jax.report.plan_page import print_pareto, print_plan, write_plan_page
+    from sft_jax.report.plan_page import print_measured, print_pareto, print_plan, write_plan_page
 
     compiles = can_compile(request.topology) and not options.analytic
     notes = [*notes, *_how(request, options)]
     console = Console(soft_wrap=True, highlight=False, width=max(WIDTH, shutil.get_terminal_size().columns))
     found: list[Planned] = []
+    measured: dict[str, float] | None = None
     if options.search:
         tell = Console(stderr=True, highlight=False).print
         found = search(request, options.search_moments, 60 * options.search_minutes if compiles else 0.0, tell)
@@ -163,6 +166,7 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
     else:
         check(request)
         best = plan_compiled(request) if compiles else plan_analytic(request)
+        measured = _measured(request, best) if options.measure and best.fits else None
     if options.html:
         write_plan_page(options.html, f"{request.config.model.path} on {options.topology}", best, notes, found)
     if options.json:
@@ -171,7 +175,7 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
             if found
             else {}
         )
-        print(json.dumps({**_as_json(best), "notes": notes, **more}, indent=1))
+        print(json.dumps({**_as_json(best), "notes": notes, **(measured or {}), **more}, indent=1))
     else:
         if found:
             print_pareto(console, found)
@@ -179,6 +183,8 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
             for line in config_lines(best):
                 console.print(f"    {line},", markup=False)
         print_plan(console, best, notes)
+        if measured:
+            print_measured(console, best, measured)
     if options.html:
         print(options.html, file=sys.stderr)
     if best.fits:
@@ -190,6 +196,22 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
            "No layout of this batch fits these chips: take more of them, fewer rows (--train.batch-size) or shorter "
            "ones (--data.sequence-length).")
     )  # fmt: skip
+
+
+def _measured(request: "Request", planned: "Planned") -> dict[str, float] | None:
+    """The plan's times as they are on this machine; None where it has other chips."""
+    from sft_jax.plan.measure import devices_here, measured_seconds
+
+    devices = devices_here(request.topology)
+    if not devices:
+        return None
+    seconds = measured_seconds(request, devices)
+    speed = planned.tokens_per_step / seconds / planned.chips
+    return {
+        "measured_step_seconds": seconds,
+        "measured_tokens_per_second_per_chip": speed,
+        "measured_mfu": planned.mfu * planned.step_seconds / seconds,
+    }
 
 
 def _as_json(planned: "Planned") -> dict[str, object]:

@@ -234,12 +234,18 @@ class _Network(NamedTuple):
 
     def gathers(self, name: str, whole: float, axis: str):
         """An array that is divided over `axis`, put together for the products that need it."""
-        kind = "collective-permute" if self._is_windowed(axis) else "all-gather"
-        yield from self._exchange(name, kind, whole, axis, 1.0, self._waits(axis))
+        if self._is_windowed(axis):
+            yield from self._exchange(name, "collective-permute", whole, axis, 1.0, waits=False)
+        elif self.topology.chip.sides == 3:
+            # XLA makes it a sum of shards in arrays of zeros there: twice the bytes, and the zeros are written too.
+            yield from self._exchange(name, "all-reduce", whole, axis, 2.0, self._waits(axis), passes=3)
+        else:
+            yield from self._exchange(name, "all-gather", whole, axis, 1.0, self._waits(axis), passes=1)
 
     def scatters(self, name: str, whole: float, axis: str, waits: bool = False):
         """Its gradient, added up over the devices, each of which keeps its part."""
-        yield from self._exchange(name, "reduce-scatter", whole, axis, 1.0, waits or self._waits(axis))
+        passes = 0 if self._is_windowed(axis) else 2
+        yield from self._exchange(name, "reduce-scatter", whole, axis, 1.0, waits or self._waits(axis), passes=passes)
 
     def partial_sums(self, size: float):
         """What the loops of windowed products read and write besides."""
@@ -258,11 +264,15 @@ class _Network(NamedTuple):
         """A sum over the devices that all of them wait for and keep."""
         yield from self._exchange(name, "all-reduce", whole, axis, 2.0, waits=True, without=without)
 
-    def _exchange(self, name: str, kind: str, whole: float, axis: str, times: float, waits: bool, without: str = ""):
+    def _exchange(
+        self, name: str, kind: str, whole: float, axis: str, times: float, waits: bool, without: str = "", passes=0
+    ):
+        """`times` the bytes of an all-gather, and so many `passes` over the whole array in main memory."""
         axes, devices = self._axes(axis, without), self.parts(axis, without)
         if devices > 1:
             size = times * whole * (devices - 1) / devices
-            yield Work(name, sent=(Sent(kind, axes, size, devices, self._islands(axes), waits),))
+            sent = Sent(kind, axes, size, devices, self._islands(axes), waits)
+            yield Work(name, hbm=passes * whole, sent=(sent,), waits=waits)
 
     def _islands(self, axes: tuple[str, ...]) -> int:
         """Slices (or GPU nodes) that a group of devices along these axes is in: the last axes lie closest together."""

@@ -1,7 +1,7 @@
 """A plan as people read it: a table on the terminal, and one self-contained page."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -93,6 +93,19 @@ def print_plan(console: Console, plan: Planned, notes: Sequence[str]) -> None:
         console.print("what the update sends, as the compiler names it:")
         for line in plan.collectives:
             console.print(f"  {line}")
+
+
+def print_measured(console: Console, plan: Planned, measured: Mapping[str, float]) -> None:
+    """What was planned beside what was measured on the same chips."""
+    table = Table("", "planned", "measured", "measured / planned", box=None)
+    for what, name, digits in (
+        ("seconds of a step", "step_seconds", 3),
+        ("tokens/s a chip", "tokens_per_second_per_chip", 0),
+        ("MFU", "mfu", 3),
+    ):
+        planned, found = getattr(plan, name), measured[f"measured_{name}"]
+        table.add_row(what, f"{planned:,.{digits}f}", f"{found:,.{digits}f}", f"{found / planned:.2f}")
+    console.print(table)
 
 
 def write_plan_page(path: str, title: str, plan: Planned, notes: Sequence[str], found: Sequence[Planned] = ()) -> None:

@@ -1,0 +1,65 @@
+"""Run a run's update on devices that are here, with random weights and tokens: what the plan is compared with."""
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sft_jax.data.batches import Batch
+from sft_jax.model.decoder import initialise
+from sft_jax.parallel.mesh import make_mesh
+from sft_jax.parallel.rules import layout
+from sft_jax.plan.chips import Topology, chip_of
+from sft_jax.plan.isolated import Request
+from sft_jax.train.setup import make_program
+from sft_jax.train.step import initial_state
+
+WARM_UP, STEPS = 2, 5
+
+
+def devices_here(topology: Topology) -> list[Any]:
+    """This machine's devices, where they are the whole topology; none otherwise."""
+    found = jax.devices()
+    is_it = jax.process_count() == 1 and len(found) == topology.devices and topology.slices == 1
+    return found if is_it and chip_of(found[0].device_kind) == topology.chip else []
+
+
+def measured_seconds(request: Request, devices: list[Any]) -> float:
+    """The median seconds of an update, each row one document, every token as the config's targets have it."""
+    config, architecture, shapes, _ = request
+    mesh = make_mesh(config.mesh, devices)
+    with layout(mesh, config.sharding):
+        program = make_program(config, architecture, shapes, mesh)
+
+        def make_state():
+            return initial_state(initialise(program.architecture, config.train.seed), program.optimizer)
+
+        state = jax.jit(make_state, out_shardings=program.state_layout)()
+        batch = jax.device_put(_batch(shapes, architecture.vocab), program.batch_layout)
+        seconds = []
+        for _ in range(WARM_UP + STEPS):
+            started = time.perf_counter()
+            state, metrics = program.update(state, {}, batch)
+            jax.block_until_ready((state, metrics))
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[WARM_UP:])
+
+
+def _batch(shapes: Batch, vocab: int) -> Batch:
+    """Rows of one document of random tokens, their targets evenly spread."""
+    draw = np.random.default_rng(0)
+    length, targets = shapes.tokens[2], shapes.target_index[2]
+    tokens = draw.integers(0, vocab, shapes.tokens, np.int32)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), shapes.tokens)
+    index = np.broadcast_to(np.linspace(0, length - 1, targets).astype(np.int32), shapes.target_index)
+    return Batch(
+        tokens=tokens,
+        segment_ids=np.ones(shapes.tokens, np.int32),
+        positions=positions,
+        target_index=index,
+        target_tokens=draw.integers(0, vocab, shapes.target_index, np.int32),
+        target_weights=np.ones(shapes.target_index, jnp.float32),
+    )
