@@ -1,7 +1,7 @@
 """Llama 3.1 8B on sixteen v5e chips, every weight trained.
 
 Plan:      sft-jax plan configs/llama31_8b_v5e16.py --topology v5e:4x4
-Planned:   16 chips; 12.3 of 15.8 GiB a chip, 3.5 to spare; about 2,286 tokens/s a chip (56 % MFU), bounded by the
+Planned:   16 chips; 12.3 of 15.8 GiB a chip, 3.5 to spare; about 2,338 tokens/s a chip (57 % MFU), bounded by the
            matrix units (compiled with jax 0.10.2)
 Train:     sft-jax train configs/llama31_8b_v5e16.py --model.path YOUR/Llama-3.1-8B-Instruct --data.train YOUR.jsonl \\
                --distributed.auto True      (on every host)

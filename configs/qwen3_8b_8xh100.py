@@ -1,7 +1,7 @@
 """Qwen3 8B on eight H100s, every weight trained.
 
 Plan:      sft-jax plan configs/qwen3_8b_8xh100.py --topology h100:8
-Planned:   8 chips; 31.9 of 73.4 GiB a chip, 41.5 to spare; about 13,145 tokens/s a chip (65 % MFU), bounded by the
+Planned:   8 chips; 31.9 of 73.4 GiB a chip, 41.5 to spare; about 12,666 tokens/s a chip (63 % MFU), bounded by the
            matrix units (in closed form, no GPU measured yet)
 Train:     sft-jax train configs/qwen3_8b_8xh100.py --model.path YOUR/Qwen3-8B --data.train YOUR.jsonl
 Hardware:  one node with eight H100s of 80 GB

@@ -1,7 +1,7 @@
 """Qwen3 8B on 64 v6e chips, every weight trained.
 
 Plan:      sft-jax plan configs/qwen3_8b_v6e64.py --topology v6e:8x8
-Planned:   64 chips; 12.7 of 31.5 GiB a chip, 18.8 to spare; about 6,066 tokens/s a chip (32 % MFU), bounded by the
+Planned:   64 chips; 28.4 of 31.5 GiB a chip, 3.1 to spare; about 6,229 tokens/s a chip (33 % MFU), bounded by the
            matrix units (compiled with jax 0.10.2)
 Train:     sft-jax train configs/qwen3_8b_v6e64.py --model.path YOUR/Qwen3-8B --data.train YOUR.jsonl \\
                --distributed.auto True      (on every host)
