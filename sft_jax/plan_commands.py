@@ -120,12 +120,16 @@ def _sharding(config: RunConfig, options: Plan, architecture, shapes, notes: lis
     from rich.console import Console
 
     from sft_jax.parallel.mesh import check_slices
+    from sft_jax.plan.chips import topology
     from sft_jax.plan.sharding import abstract_mesh, place_all
     from sft_jax.report.sharding_page import as_json, print_holders, print_sharding, write_sharding_page
 
     mesh = abstract_mesh(config, _device_count(config, options))
     check_slices(mesh.shape, options.slices)
-    placed = place_all(config, architecture, shapes, mesh, "tpu" if options.topology else "cpu")
+    platform = "cpu"
+    if options.topology:
+        platform = "gpu" if topology(options.topology, options.slices).is_gpu else "tpu"
+    placed = place_all(config, architecture, shapes, mesh, platform)
     names = [each.name for each in placed]
     chosen = [i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, options.parameter or names[0])]
     if not chosen:
