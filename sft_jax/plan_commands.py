@@ -39,7 +39,7 @@ class Plan(RunConfig):
     analytic: bool = False
     """Plan in closed form, without compiling: seconds instead of a minute, less exact. GPUs are always planned so."""
     measure: bool = True
-    """Where these very chips are here, run a few updates (random weights) and set the measured time beside the plan."""
+    """Where these very GPUs are here, run a few updates (random weights) and set the measured time beside the plan."""
     search: bool = False
     """Look for the fastest mesh, remat policy and number of micro-batches that fit."""
     search_moments: bool = False

@@ -1,5 +1,6 @@
-"""Run a run's update on devices that are here, with random weights and tokens: what the plan is compared with."""
+"""Run a run's update on GPUs that are here, with random weights and tokens: what the plan is compared with."""
 
+import importlib.util
 import statistics
 import time
 from typing import Any
@@ -21,7 +22,11 @@ WARM_UP, STEPS = 2, 5
 
 
 def devices_here(topology: Topology) -> list[Any]:
-    """This machine's devices, where they are the whole topology; none otherwise."""
+    """This machine's GPUs, where they are the whole topology; none otherwise."""
+    plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+    # Asking JAX for devices would start every backend, and libtpu looks for a TPU for minutes.
+    if not topology.is_gpu or not any(importlib.util.find_spec(name) for name in plugins):
+        return []
     found = jax.devices()
     is_it = jax.process_count() == 1 and len(found) == topology.devices and topology.slices == 1
     return found if is_it and chip_of(found[0].device_kind) == topology.chip else []
