@@ -29,13 +29,14 @@ def closed_form(small_config):
 
 
 @pytest.mark.parametrize("remat", ["none", "minimal", "attention", "full"])
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize(
     "mesh", [Mesh(fsdp=8), Mesh(fsdp=2, tensor=4), Mesh(data=2, fsdp=4)], ids=["fsdp", "tensor", "data"]
 )
-def test_the_operations_are_those_of_the_jaxpr(remat, mesh, closed_form, traced_on, small):
+def test_the_operations_are_those_of_the_jaxpr(remat, mesh, qk_norm, closed_form, traced_on, small):
     """Products exactly; the kernels as often as they run, one block a row."""
     options = {"remat": remat, "attention": "splash", "length": 512, "targets": 512, "head_chunk": 64}
-    options["architecture"] = replace(small, vocab=512)
+    options["architecture"] = replace(small, vocab=512, qk_norm=qk_norm)
     expected = executed_flops(traced_on(mesh, **options))
     program = closed_form(mesh, **options)
     # The kernel's backward pass multiplies outputs and their gradients outside of itself: one number a head.
@@ -51,6 +52,27 @@ def test_replicas_send_the_gradients_and_the_heads_for_each_chunk(closed_form, s
     layers = 4 * 64 * (2 * 8 * 16 + 2 * 4 * 16 + 3 * 192)
     head = (64 // 32) * 500 * 64
     assert found == {"data": {"all-reduce": pytest.approx(2 * 7 / 8 * 4 * (layers + head))}}
+
+
+def test_weights_are_put_together_as_each_generation_does_it(small_config, small):
+    """For eight devices in a loop of permutes; for more by gathers, on tori of three sides by sums in zeros."""
+
+    def sent(on, fsdp):
+        config, shapes = small_config(Mesh(fsdp=fsdp), rows=fsdp, dtype="bfloat16")
+        chips = topology(on)
+        program = update_work(config, small, shapes, abstract_mesh(config, fsdp), chips)
+        found = work.sent_by_axes(program)["fsdp"]
+        waits = {one.waits for _, each in work.each(program) if each.name == "weights" for one in each.sent}
+        return set(found), found, waits
+
+    kinds, _, waits = sent("v5e:2x4", 8)
+    assert kinds == {"collective-permute", "reduce-scatter"} and waits == {False}
+    kinds, wide, waits = sent("v5e:4x8", 32)
+    assert kinds == {"all-gather", "reduce-scatter"} and waits == {True}
+    kinds, deep, waits = sent("v5p:2x4x4", 32)
+    assert kinds == {"all-reduce", "reduce-scatter"} and waits == {True}
+    assert deep["all-reduce"] == 2 * wide["all-gather"]
+    assert sent("tpu7x:2x2x4", 32)[2] == {False}, "cores of their own"
 
 
 def test_offload_moves_what_attention_keeps(closed_form, small_config, small):

@@ -68,6 +68,13 @@ def tpus(request, tpus_of):
     return tpus_of(request.param)
 
 
+@pytest.mark.parametrize("name", ["v6e:4x4", "v5p:4x4x4", "tpu7x:2x4x4", "v4:2x2x4"])
+def test_an_axis_may_lie_along_a_part_of_a_side_of_the_torus(name, tpus_of):
+    devices = tpus_of(name)
+    mesh = make_mesh(Mesh(data=1, fsdp=-1, tensor=2), devices)
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
+
+
 @pytest.mark.parametrize("context_attention", ["all_gather", "ring"])
 def test_the_attention_of_a_divided_row_compiles_for_every_tpu(tpus, context_attention):
     """Forward and backward, with a window and a soft-cap, heads over tensor and rows over context."""

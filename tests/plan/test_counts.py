@@ -149,3 +149,136 @@ def test_a_slice_reads_the_slice_and_an_update_in_place_writes_the_update():
 
     moved = hbm_bytes(parse(jax.jit(fill, donate_argnums=0).lower(rows).compile().as_text()))
     assert moved < 4 * rows.nbytes  # not 64 times the whole
+
+
+TPU_PROGRAM = """HloModule m
+%copy_fusion (p: bf16[8,64,128]) -> bf16[8,64,128] {
+  %p = bf16[8,64,128]{2,1,0} parameter(0)
+  ROOT %c = bf16[8,64,128]{2,1,0} copy(%p)
+}
+
+%slicing (stack: bf16[8,64,128], i: s32[]) -> bf16[64,128] {
+  %stack = bf16[8,64,128]{2,1,0} parameter(0)
+  %same = bf16[8,64,128]{2,1,0} fusion(%stack), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%copy_fusion
+  %i = s32[] parameter(1)
+  %part = bf16[1,64,128]{2,1,0} dynamic-slice(%same, %i), dynamic_slice_sizes={1,64,128}
+  ROOT %flat = bf16[64,128]{1,0} bitcast(%part)
+}
+
+%outer (stack.1: bf16[8,64,128], i.1: s32[]) -> bf16[64,128] {
+  %stack.1 = bf16[8,64,128]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  ROOT %inner = bf16[64,128]{1,0} fusion(%stack.1, %i.1), kind=kLoop, calls=%slicing
+}
+
+%updating (stack.2: bf16[8,64,128], row: bf16[1,64,128], i.2: s32[]) -> bf16[8,64,128] {
+  %stack.2 = bf16[8,64,128]{2,1,0} parameter(0)
+  %row = bf16[1,64,128]{2,1,0} parameter(1)
+  %i.2 = s32[] parameter(2)
+  %new = bf16[8,64,128]{2,1,0} dynamic-update-slice(%stack.2, %row, %i.2)
+  ROOT %as = bf16[8,64,128]{2,1,0} bitcast(%new)
+}
+
+%all-reduce-scatter.1 (given: f32[128,64]) -> f32[128,16] {
+  %given = f32[128,64]{1,0} parameter(0)
+  %sum = f32[128,64]{1,0} all-reduce(%given), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %own = f32[128,16]{1,0} slice(%sum), slice={[0:128], [0:16]}
+}
+
+%aside (x.1: bf16[64,128]) -> bf16[64,128] {
+  %x.1 = bf16[64,128]{1,0} parameter(0)
+  ROOT %reduced = bf16[64,128]{1,0} all-reduce(%x.1), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+ENTRY %main (stack.3: bf16[8,64,128], i.3: s32[], g: f32[128,64], q: bf16[2,16,32]) -> bf16[64,128] {
+  %stack.3 = bf16[8,64,128]{2,1,0} parameter(0)
+  %i.3 = s32[] parameter(1)
+  %g = f32[128,64]{1,0} parameter(2)
+  %q = bf16[2,16,32]{2,1,0} parameter(3)
+  %room = bf16[8,64,128]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %sliced = bf16[64,128]{1,0} fusion(%stack.3, %i.3), kind=kLoop, calls=%outer
+  %row.1 = bf16[1,64,128]{2,1,0} bitcast(%sliced)
+  %updated = bf16[8,64,128]{2,1,0} fusion(%room, %row.1, %i.3), kind=kLoop, calls=%updating
+  %scattered = f32[128,16]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
+  %start = ((bf16[64,128]{1,0}), bf16[64,128]{1,0}) call-start(%sliced), to_apply=%aside
+  %kept = (bf16[64,128]{1,0:S(5)}, bf16[64,128]{1,0}, u32[]{:S(2)}) copy-start(%sliced)
+  %near = ((bf16[8,64,128]{2,1,0}), bf16[1,64,128]{2,1,0:S(1)}, u32[]{:S(2)}) slice-start(%stack.3), slice={[0:1]}
+  %attend.3 = bf16[2,4,16,8]{3,2,1,0} custom-call(%q), custom_call_target="tpu_custom_call"
+  ROOT %done = bf16[64,128]{1,0} call-done(%start)
+}
+"""
+
+
+@pytest.fixture
+def tpu_works(mesh_of):
+    """Name of an instruction of TPU_PROGRAM -> its work."""
+    program = works(parse(TPU_PROGRAM), mesh_of(fsdp=4), {"attend": 1e6}, 1.75)
+    return {each.name: each for _, each in work.each(program)}
+
+
+STACK, ROW = 8 * 64 * 128 * 2, 64 * 128 * 2
+
+
+def test_a_slice_within_fusions_under_another_layout_reads_the_slice_alone(tpu_works):
+    assert tpu_works["sliced"].hbm == 2 * ROW + 4, "the row, its result, the index"
+
+
+def test_an_update_in_place_writes_the_update_alone(tpu_works):
+    assert tpu_works["updated"].hbm == 2 * ROW + 4
+
+
+def test_room_that_is_set_aside_is_no_work(tpu_works):
+    assert "room" not in tpu_works and "done" not in tpu_works
+
+
+def test_a_sum_of_which_each_device_keeps_its_part_is_a_reduce_scatter_that_is_waited_for(tpu_works):
+    (sent,) = tpu_works["scattered"].sent
+    assert (sent.kind, sent.axes, sent.devices, sent.waits) == ("reduce-scatter", ("fsdp",), 4, True)
+    assert sent.bytes == 128 * 64 * 4 * 3 / 4
+
+
+def test_a_collective_on_cores_of_its_own_is_counted_and_not_waited_for(tpu_works):
+    (sent,) = tpu_works["start"].sent
+    assert (sent.kind, sent.bytes, sent.waits) == ("all-reduce", 2 * ROW * 3 / 4, False)
+    assert not tpu_works["start"].waits
+
+
+def test_what_goes_to_the_host_is_read_here_and_written_there(tpu_works):
+    assert tpu_works["kept"].host == ROW and tpu_works["kept"].hbm == ROW and not tpu_works["kept"].waits
+
+
+def test_a_prefetch_reads_what_it_fetches(tpu_works):
+    assert tpu_works["near"].hbm == ROW and tpu_works["near"].host == 0
+
+
+def test_a_kernel_has_the_operations_of_one_call_and_its_unevenness(tpu_works):
+    kernel = tpu_works["attend.3"]
+    assert (kernel.kernel_flops, kernel.head_dim, kernel.unevenness) == (1e6, 8, 1.75)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        # [16384, 8192] x [8192, 28672]
+        ("%y = f32[2,8192,28672] convolution(%a, %b), dim_labels=0bf_io0->0bf", (8192, 8192, 28672, 2)),
+        # heads added by the kernel: their number is a part of the result's width
+        (
+            "%y = f32[512,64,8] convolution(%c, %d), window={size=64 pad=63_63}, dim_labels=b0f_0io->b0f",
+            (512, 32, 512, 1),
+        ),
+        # heads summed over: their number is a part of what is summed
+        ("%y = f32[512,1,32] convolution(%e, %f), window={size=64}, dim_labels=b0f_0io->b0f", (512, 512, 32, 1)),
+    ],
+)
+def test_a_convolution_is_a_product_of_matrices_whose_sides_are_told(line, expected, mesh_of):
+    shapes = {
+        "a": "[2,8192,8192]", "b": "[8192,28672,1]", "c": "[512,1,32]", "d": "[64,32,8]", "e": "[512,64,8]",
+        "f": "[64,8,32]",
+    }  # fmt: skip
+    parameters = "".join(f"  %{name} = f32{shape} parameter({i})\n" for i, (name, shape) in enumerate(shapes.items()))
+    module = parse(f"HloModule m\nENTRY %main (x: f32[]) -> f32[] {{\n{parameters}  ROOT {line}\n}}\n")
+    (found,) = [each for _, each in work.each(works(module, mesh_of(fsdp=1), {}, 1.0))]
+    (product,) = found.products
+    m, k, n, count = expected
+    assert product.flops == 2 * m * k * n * count
+    assert (product.k, product.n) == (k, n)
