@@ -259,7 +259,7 @@ def test_a_kernel_has_the_operations_of_one_call_and_its_unevenness(tpu_works):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        # [16384, 8192] x [8192, 28672]
+        # two of [8192, 8192] x [8192, 28672]
         ("%y = f32[2,8192,28672] convolution(%a, %b), dim_labels=0bf_io0->0bf", (8192, 8192, 28672, 2)),
         # heads added by the kernel: their number is a part of the result's width
         (
