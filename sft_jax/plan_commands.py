@@ -164,7 +164,7 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
     found: list[Planned] = []
     measured: dict[str, float] | None = None
     if options.search:
-        tell = Console(stderr=True, highlight=False).print
+        tell = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
         found = search(request, options.search_moments, 60 * options.search_minutes if compiles else 0.0, tell)
         best = found[0]
     else:

@@ -122,6 +122,7 @@ def search(request: Request, moments: bool, seconds: float, tell: Callable[[str]
 
     Raises:
       BadInput: no layout divides this batch and this model.
+      RuntimeError: the compiler died of every layout that it was given.
     """
     chip, room = request.topology.chip, usable_bytes(request.topology)
     every = candidates(request, moments)
@@ -149,10 +150,10 @@ def _front(every: Sequence[Candidate]) -> list[Candidate]:
 def _compile_the_best(
     open_: list[Candidate], seconds: float, room: float, tell: Callable[[str], None]
 ) -> list[Planned]:
-    started, compiled = time.monotonic(), list[tuple[Candidate, Planned]]()
+    started, compiled, tried = time.monotonic(), list[tuple[Candidate, Planned]](), 0
     while True:
         spent = time.monotonic() - started
-        if compiled and spent + spent / len(compiled) > seconds:
+        if tried and spent + spent / tried > seconds:
             tell(f"{len(compiled)} compiled in {spent:.0f} s: --search-minutes ends the search here")
             break
         chosen = _next(open_, compiled, room)
@@ -160,10 +161,17 @@ def _compile_the_best(
             tell(f"{len(compiled)} compiled in {spent:.0f} s: no other promises more")
             break
         open_.remove(chosen)
-        planned = plan_compiled(chosen.request)
+        tried += 1
+        try:
+            planned = plan_compiled(chosen.request)
+        except RuntimeError as error:  # the compiler died of this layout, which says nothing about the others
+            tell(f"{flags(plan_analytic(chosen.request))}: {error}")
+            continue
         compiled.append((chosen, planned))
         speed = f"{planned.tokens_per_second_per_chip:,.0f} tokens/s a chip" if planned.fits else "does not fit"
         tell(f"{flags(planned)}: {planned.peak_bytes_per_chip / 2**30:.1f} GiB a chip, {speed}")
+    if not compiled:
+        raise RuntimeError(f"none of {tried} layouts could be compiled; the last lines say why")
     return _ordered([planned for _, planned in compiled])
 
 

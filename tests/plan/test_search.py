@@ -161,3 +161,20 @@ def test_the_best_are_compiled_until_the_time_is_over(small_request):
     found = search(small_request(rows=8), False, 1.0, lines.append)
     assert [plan.method for plan in found] == ["compiled"] and found[0].fits
     assert "costed in closed form" in lines[0] and "--search-minutes ends" in lines[-1]
+
+
+def test_a_layout_of_which_the_compiler_dies_does_not_end_the_search(small_request, monkeypatch):
+    """The compiler is replaced: what makes the real one die is mended when it is found."""
+    died: list[Request] = []
+
+    def compile_all_but_the_first(request: Request):
+        if not died:
+            died.append(request)
+            raise RuntimeError("ended with status -6")
+        return replace(plan_analytic(request), fits=True)
+
+    monkeypatch.setattr("sft_jax.plan.search.plan_compiled", compile_all_but_the_first)
+    lines: list[str] = []
+    found = search(small_request(rows=8), False, 1e9, lines.append)
+    assert len(died) == 1 and found and all(plan.fits for plan in found)
+    assert any("ended with status -6" in line for line in lines)
