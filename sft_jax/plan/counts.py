@@ -71,7 +71,7 @@ def _stretch(program: _Program, computation: str, times: float) -> Stretch:
                 hbm=_moved(module, home, each),
                 host=_to_host(home, each),
                 sent=tuple(_sent(program, computation, each)),
-                waits=not each.opcode.endswith("-start"),
+                waits=not (each.opcode.endswith("-start") or each.opcode in ("send", "recv")),
             )
         )
     return Stretch(computation, times, tuple(done))
@@ -165,6 +165,8 @@ def _pairs(
 def _sent(program: _Program, computation: str, each: Instruction) -> Iterator[Sent]:
     """The collectives of an instruction, those inside of fusions too; one that several fusions carry counts once."""
     mesh, carried, called = program.mesh, program.carried, each.called("calls") or ""
+    if each.opcode == "send":
+        yield from _between_slices(program, each)
     for one in _collectives_of(program.module, each):
         channel = re.search(r"channel_id=(\d+)", one.attributes)
         here = (computation, channel[1] if channel else one.name)
@@ -182,6 +184,15 @@ def _sent(program: _Program, computation: str, each: Instruction) -> Iterator[Se
         waits = each.opcode in KINDS or called.startswith("all-reduce-scatter")
         islands = max(len({program.islands[device] for device in group}) for group in groups)
         yield Sent(kind, axes, size, devices, islands, waits)
+
+
+def _between_slices(program: _Program, each: Instruction) -> Iterator[Sent]:
+    """What a device hands to its host for the other slices; XLA's own collectives stay within one."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', each.attributes)
+    if found:
+        kind, slices = found[1].lower().replace("_", "-"), len(set(program.islands))
+        times = 2 * (slices - 1) / slices if kind == "all-reduce" else 1
+        yield Sent(kind, ("data",), times * each.arrays[0].bytes, slices, slices, waits=False)
 
 
 def _wire(kind: str, one: Instruction, devices: int) -> float:

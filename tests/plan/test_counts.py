@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -282,3 +284,35 @@ def test_a_convolution_is_a_product_of_matrices_whose_sides_are_told(line, expec
     m, k, n, count = expected
     assert product.flops == 2 * m * k * n * count
     assert (product.k, product.n) == (k, n)
+
+
+SLICES = """HloModule m
+ENTRY %main (x: bf16[64,128]) -> bf16[64,128] {
+  %x = bf16[64,128]{1,0} parameter(0)
+  %token = token[] after-all()
+  %send.1 = (bf16[64,128]{1,0}, u32[], token[]) send(%x, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %r = bf16[64,128]{1,0} bitcast(%x)
+}
+"""  # noqa: E501
+
+
+def test_what_goes_to_the_other_slices_is_counted_over_data():
+    """The devices say which slice they are of; these are stand-ins."""
+
+    devices = np.array([SimpleNamespace(slice_index=i // 2) for i in range(8)], dtype=object).reshape(4, 2)
+    mesh: Any = SimpleNamespace(devices=devices)
+    (found,) = [each for _, each in work.each(works(parse(SLICES), mesh, {}, 1.0))]
+    (one,) = found.sent
+    assert (one.kind, one.axes, one.islands, one.waits) == ("all-reduce", ("data",), 4, False)
+    assert one.bytes == 2 * 3 / 4 * 64 * 128 * 2
+
+
+@pytest.mark.slow
+def test_two_slices_send_a_shard_of_the_gradients_across(compile_on, small, tpus_of):
+    mesh, devices = Mesh(data=2, fsdp=4), tpus_of("v5e:2x2", 2)
+    module = parse(compile_on(devices, mesh, rows=8, dtype="bfloat16", length=512, targets=512).as_text())
+    found = [(one, times) for one, times in sent(module, make_mesh(mesh, devices)) if one.islands > 1]
+    total = sum(one.bytes * times for one, times in found)
+    numbers = sum(np.prod(leaf.shape) for leaf in abstract_parameters(small)[0].values())
+    assert {one.axes for one, _ in found} == {("data",)}
+    assert total > 0.9 * 2 * numbers / 4, "an all-reduce of a quarter of all gradients, 2 bytes each"
