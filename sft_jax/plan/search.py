@@ -167,6 +167,11 @@ def _compile_the_best(
         except RuntimeError as error:  # the compiler died of this layout, which says nothing about the others
             tell(f"{flags(plan_analytic(chosen.request))}: {error}")
             continue
+        except KeyboardInterrupt:
+            if not compiled:
+                raise
+            tell(f"interrupted: {len(compiled)} were compiled")
+            break
         compiled.append((chosen, planned))
         speed = f"{planned.tokens_per_second_per_chip:,.0f} tokens/s a chip" if planned.fits else "does not fit"
         tell(f"{flags(planned)}: {planned.peak_bytes_per_chip / 2**30:.1f} GiB a chip, {speed}")

@@ -178,3 +178,27 @@ def test_a_layout_of_which_the_compiler_dies_does_not_end_the_search(small_reque
     found = search(small_request(rows=8), False, 1e9, lines.append)
     assert len(died) == 1 and found and all(plan.fits for plan in found)
     assert any("ended with status -6" in line for line in lines)
+
+
+def test_an_interrupted_search_keeps_what_was_compiled(small_request, monkeypatch):
+    found: list[Request] = []
+
+    def compile_two(request: Request):
+        if len(found) == 2:
+            raise KeyboardInterrupt
+        found.append(request)
+        return replace(plan_analytic(request), fits=True)
+
+    monkeypatch.setattr("sft_jax.plan.search.plan_compiled", compile_two)
+    lines: list[str] = []
+    assert len(search(small_request(rows=8), False, 1e9, lines.append)) == 2
+    assert lines[-1] == "interrupted: 2 were compiled"
+
+
+def test_a_search_that_is_interrupted_before_anything_was_compiled_ends(small_request, monkeypatch):
+    def interrupted(request: Request):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sft_jax.plan.search.plan_compiled", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(small_request(rows=8), False, 1e9, lambda _: None)
