@@ -61,6 +61,11 @@ def read_saved(folder: str) -> Iterator[Row]:
 def _numbered(source: str, batches: Any, number: int) -> Iterator[Row]:
     for batch in batches:
         for first in range(0, batch.num_rows, _ROWS):
-            for value in batch.slice(first, _ROWS).to_pylist():
+            try:
+                values = batch.slice(first, _ROWS).to_pylist()
+            except UnicodeDecodeError as error:  # Arrow does not look into texts when it reads them
+                end = number + min(_ROWS, batch.num_rows - first) - 1
+                raise BadInput(f"{source}: rows {number} to {end} hold text that is no UTF-8: {error}.") from error
+            for value in values:
                 yield Row(source, number, value)
                 number += 1

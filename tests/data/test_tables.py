@@ -142,3 +142,14 @@ def test_a_large_row_group_is_not_held_in_memory(tmp_path: Path):
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak + held < 40 * 2**20, f"{peak:,} + {held:,} bytes of 100 MB"
+
+
+def test_a_text_that_is_no_utf8_is_refused_with_its_rows(tmp_path):
+    """Parquet and Arrow keep the bytes of texts unchecked."""
+    texts = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"ok\x80")]
+    )
+    path = tmp_path / "broken.parquet"
+    pq.write_table(pa.table({"text": texts}), path)
+    with pytest.raises(BadInput, match=r"broken\.parquet: rows 1 to 2 hold text that is no UTF-8: .*0x80"):
+        list(read_records((str(path),)))
