@@ -16,6 +16,7 @@ from sft_jax.errors import EXIT_DONE, BadInput, nearest
 if TYPE_CHECKING:
     from sft_jax.data.batches import Batch
     from sft_jax.model.architecture import Architecture
+    from sft_jax.plan.chips import Topology
     from sft_jax.plan.isolated import Request
     from sft_jax.plan.planned import Planned
 
@@ -77,7 +78,7 @@ def plan(arguments: Sequence[str]) -> int:
     architecture = describe(config.model.path)
     shapes, notes = batch_shapes(config, architecture), _notes(config)
     if options.show == "sharding" or wanted is None:
-        return _sharding(config, options, architecture, shapes, notes)
+        return _sharding(config, options, wanted, architecture, shapes, notes)
     return _cost(Request(config, architecture, shapes, wanted), options, notes)
 
 
@@ -105,10 +106,6 @@ def _notes(config: RunConfig) -> list[str]:
 
 
 def _device_count(config: RunConfig, options: Plan) -> int:
-    from sft_jax.plan.chips import topology
-
-    if options.topology:
-        return topology(options.topology, options.slices).devices
     sizes = vars(config.mesh)
     if options.devices or -1 not in sizes.values():
         return options.devices or math.prod(sizes.values())
@@ -116,19 +113,18 @@ def _device_count(config: RunConfig, options: Plan) -> int:
     raise BadInput(f"mesh.{rest} is -1, the rest of how many devices? Set --topology v5e:4x4, --devices 8, or the axis")
 
 
-def _sharding(config: RunConfig, options: Plan, architecture, shapes, notes: list[str]) -> int:
+def _sharding(
+    config: RunConfig, options: Plan, wanted: "Topology | None", architecture, shapes, notes: list[str]
+) -> int:
     from rich.console import Console
 
     from sft_jax.parallel.mesh import check_slices
-    from sft_jax.plan.chips import topology
     from sft_jax.plan.sharding import abstract_mesh, place_all
     from sft_jax.report.sharding_page import as_json, print_holders, print_sharding, write_sharding_page
 
-    mesh = abstract_mesh(config, _device_count(config, options))
+    mesh = abstract_mesh(config, wanted.devices if wanted else _device_count(config, options))
     check_slices(mesh.shape, options.slices)
-    platform = "cpu"
-    if options.topology:
-        platform = "gpu" if topology(options.topology, options.slices).is_gpu else "tpu"
+    platform = "cpu" if wanted is None else "gpu" if wanted.is_gpu else "tpu"
     placed = place_all(config, architecture, shapes, mesh, platform)
     names = [each.name for each in placed]
     chosen = [i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, options.parameter or names[0])]

@@ -208,9 +208,15 @@ def _head_chunk(a: Architecture, s: Sizes, net: "_Network", chunks: float):
 
 
 def _optimizer(config: RunConfig, a: Architecture, s: Sizes) -> Work:
-    moment = BF16 if config.optimizer.first_moment_dtype == "bfloat16" else F32
-    state = {"adamw": 2 * F32 + 2 * F32 + 2 * moment}.get(config.optimizer.name, 2 * F32)
-    return Work("optimizer", hbm=_parameters(a, s) * (state + 2 * F32 + BF16))
+    read_and_written = 2 * state_bytes(config)
+    return Work("optimizer", hbm=_parameters(a, s) * (read_and_written + 2 * F32 + BF16))
+
+
+def state_bytes(config: RunConfig) -> int:
+    """Of a parameter and its moments."""
+    if config.optimizer.name != "adamw":
+        return F32
+    return F32 + F32 + (BF16 if config.optimizer.first_moment_dtype == "bfloat16" else F32)
 
 
 def _parameters(a: Architecture, s: Sizes) -> float:
@@ -318,8 +324,7 @@ def update_memory(config: RunConfig, a: Architecture, shapes: Batch, mesh: Abstr
     """What an update needs on each device."""
     s = sizes_of(config, a, shapes, mesh)
     parameters = _parameters(a, s)
-    moment = BF16 if config.optimizer.first_moment_dtype == "bfloat16" else F32
-    state = parameters * (2 * F32 + moment if config.optimizer.name == "adamw" else F32)
+    state = parameters * state_bytes(config)
     batch = 6 * F32 * s.micro * s.tokens
     kept = a.layers * kept_bytes(config, a, s)
     offloaded = config.model.remat == "offload"

@@ -98,11 +98,6 @@ class Topology:
     def is_gpu(self) -> bool:
         return self.chip.sides == 0
 
-    @property
-    def islands(self) -> int:
-        """Groups of chips with a fast network inside: slices of TPUs, nodes of GPUs."""
-        return -(-self.chips // self.chip.host_chips) if self.is_gpu else self.slices
-
 
 _CORES = ("v2", "v3", "v4", "v5p")
 """Accelerator types that count cores, two a chip: v5p-128 has 64 chips."""

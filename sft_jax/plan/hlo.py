@@ -6,7 +6,6 @@ holds line ends.
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -71,14 +70,6 @@ class Module:
         return self._named[name]
 
 
-class Executed(NamedTuple):
-    """An instruction that runs by itself (not as a part of a fusion), and how often."""
-
-    instruction: Instruction
-    times: float
-    computation: str
-
-
 def parse(text: str) -> Module:
     """Read a module."""
     module, lines, current = Module(), [], ""
@@ -132,26 +123,6 @@ def _closing(text: str, opening: int) -> int:
         if depth == 0:
             return place
     raise ValueError(f"no end of {text[opening : opening + 60]!r}")
-
-
-def executed(module: Module) -> Iterator[Executed]:
-    """Every instruction that runs by itself, with the product of the trip counts of the loops around it.
-
-    Of the branches of a conditional each is taken to run; what a fusion holds is not listed.
-
-    Raises:
-      ValueError: a loop whose length cannot be read.
-    """
-    yield from _executed(module, module.entry, 1.0)
-
-
-def _executed(module: Module, computation: str, times: float) -> Iterator[Executed]:
-    for each in module.computations[computation]:
-        inner = bodies(module, each)
-        if not inner:
-            yield Executed(each, times, computation)
-        for called, count in inner:
-            yield from _executed(module, called, times * count)
 
 
 def bodies(module: Module, each: Instruction) -> list[tuple[str, int]]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
-from sft_jax.config import RunConfig
-from sft_jax.model.architecture import Architecture, model_flops
+from sft_jax.model.architecture import model_flops
+from sft_jax.model.decoder import abstract_parameters
 from sft_jax.parallel.mesh import check_slices
 from sft_jax.plan import analytic, work
 from sft_jax.plan.analytic import AnalyticMemory
@@ -146,7 +146,7 @@ def _planned(
     cost: Estimate = estimate(program, topology)
     rows, length = config.train.batch_size, shapes.tokens[2]
     needed = model_flops(architecture, rows * length, math.prod(shapes.target_index), rows * length * (length + 1) / 2)
-    state = _state_bytes(config, architecture)
+    numbers = sum(math.prod(leaf.shape) for leaf in abstract_parameters(architecture)[0].values())
     devices_a_host = topology.devices / hosts
     tokens = rows * length
     return Planned(
@@ -164,7 +164,7 @@ def _planned(
         hbm_bytes_per_chip=topology.chip.memory,
         usable_bytes_per_chip=usable_bytes(topology),
         host_bytes_per_host=(memory.host + memory.arguments) * devices_a_host,
-        checkpoint_bytes=state,
+        checkpoint_bytes=float(numbers * analytic.state_bytes(config)),
         model_flops=needed,
         executed_flops=topology.devices * (work.product_flops(program) + work.kernel_flops(program)),
         traced_flops=traced_flops,
@@ -182,14 +182,6 @@ def _planned(
         collectives=collectives,
         problem=problem,
     )
-
-
-def _state_bytes(config: RunConfig, a: Architecture) -> float:
-    from sft_jax.model.decoder import abstract_parameters
-
-    numbers = sum(math.prod(leaf.shape) for leaf in abstract_parameters(a)[0].values())
-    first = 2 if config.optimizer.first_moment_dtype == "bfloat16" else 4
-    return float(numbers * (8 + first if config.optimizer.name == "adamw" else 4))
 
 
 def _networks(program: work.Stretch) -> dict[str, list[str]]:

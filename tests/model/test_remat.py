@@ -46,6 +46,12 @@ def test_minimal_keeps_products_with_weights_and_attention_but_no_scores(kept):
     assert SPLASH in kept("minimal", "splash")
 
 
+def test_attention_keeps_its_own_and_nothing_of_the_mlp(kept):
+    found = kept("attention")
+    assert {LAYER_INPUT, QUERY} <= found and not {INNER, SCORES} & found
+    assert SPLASH in kept("attention", "splash")
+
+
 def test_dots_keeps_the_scores_too(kept):
     assert {LAYER_INPUT, INNER, QUERY, SCORES} <= kept("dots")
 

@@ -20,13 +20,13 @@ def test_every_kind_of_tpu_is_compared_with_libtpu():
 
 def test_slices_multiply_the_chips():
     two = topology("v5p:4x4x8", 2)
-    assert (two.chips, two.devices, two.islands) == (256, 256, 2)
+    assert (two.chips, two.devices) == (256, 256)
     assert topology("tpu7x:4x4x8", 2).devices == 512
 
 
 def test_gpus_are_given_by_their_number():
     sixteen = topology("h100:16")
-    assert (sixteen.chips, sixteen.devices, sixteen.islands, sixteen.is_gpu) == (16, 16, 2, True)
+    assert (sixteen.chips, sixteen.devices, sixteen.is_gpu) == (16, 16, True)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sft_jax.parallel.mesh import make_mesh
 from sft_jax.plan import work
 from sft_jax.plan.counts import works
 from sft_jax.plan.flops import executed_flops
-from sft_jax.plan.hlo import executed, parse, trips
+from sft_jax.plan.hlo import parse, trips
 from sft_jax.plan.work import Stretch
 
 
@@ -78,7 +78,7 @@ ENTRY %main (a: (s32[], f32[4])) -> (s32[], f32[4]) {
         module = parse(text.replace("LIMIT", str(limit)))
         (loop,) = (each for each in module.computations["main"] if each.opcode == "while")
         assert trips(module, loop) == times
-        assert {each.times for each in executed(module) if each.computation == "body"} == {times}
+        assert [count for count, each in work.each(_works(module)) if each.name == "next"] == [times]
 
 
 def test_every_branch_of_a_conditional_counts():

@@ -92,6 +92,7 @@ def test_scan_and_loop_and_every_remat_policy_agree(
         Compute(remat="dots"),
         Compute(remat="minimal"),
         Compute(remat="full"),
+        Compute(remat="attention"),
         Compute(remat="offload"),
         Compute(remat="full", scan_layers=False),
         Compute(attention="reference"),
