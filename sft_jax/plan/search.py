@@ -209,13 +209,14 @@ def _corrected(candidate: Candidate, compiled: list[tuple[Candidate, Planned]]) 
 
 
 def _unlike(one: Candidate, other: Candidate) -> float:
-    """How many steps apart two layouts are: doublings of an axis or of the micro-batches, another remat policy."""
+    """How many steps apart two layouts are: doublings of an axis or of the micro-batches, another remat policy, and an
+    axis that only one of them has, since the compiler makes other products of it."""
     a, b = one.request.config, other.request.config
-    meshes = sum(
-        abs(math.log2(getattr(a.mesh, axis) / getattr(b.mesh, axis))) for axis in ("data", "fsdp", "tensor", "context")
-    )
+    sizes = [(getattr(a.mesh, axis), getattr(b.mesh, axis)) for axis in ("data", "fsdp", "tensor", "context")]
+    doublings = sum(abs(math.log2(mine / theirs)) for mine, theirs in sizes)
+    alone = sum((mine > 1) != (theirs > 1) for mine, theirs in sizes)
     micro_batches = abs(math.log2(a.train.accumulation / b.train.accumulation))
-    return meshes / 2 + micro_batches + (a.model.remat != b.model.remat)
+    return doublings / 2 + alone + micro_batches + (a.model.remat != b.model.remat)
 
 
 def _ordered(found: list[Planned]) -> list[Planned]:
