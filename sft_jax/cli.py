@@ -5,7 +5,6 @@ Exit status: 0 done, 1 failed, 2 bad input (one clear message), 42 preempted aft
 
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -22,9 +21,6 @@ from sft_jax.errors import (
     nearest,
 )
 from sft_jax.training import run_training
-
-LAST_TO_LEAVE_SECONDS = 3.0
-"""How long a failed process 0 stays for the others; see `_leave_the_others`."""
 
 USAGE = """\
 sft-jax: supervised fine-tuning in JAX
@@ -75,23 +71,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = run_command(list(sys.argv[1:] if arguments is None else arguments))
     finally:
-        if status in (EXIT_FAILED, EXIT_BAD_INPUT):
+        if status != EXIT_DONE:
             _leave_the_others(status)
     sys.exit(status)
 
 
 def _leave_the_others(status: int) -> None:
-    """End a failed process of several at once: JAX's exit hook waits minutes for the others, and aborts with 134."""
-    jax = sys.modules.get("jax")
-    if jax is None or not jax.distributed.is_initialized():
+    """End a process of several at once: JAX's exit hook waits minutes for the others, and aborts with 134 without them.
+
+    The others are told, and leave with the same status. An error of the runtime may come of another process's end: the
+    watchdog has the time to find that out first.
+    """
+    start = sys.modules.get("sft_jax.parallel.start")
+    if start is None or start.watch is None:
         return
+    from jax.errors import JaxRuntimeError
+
+    from sft_jax.parallel.watchdog import await_verdict, farewell
+
     if error := sys.exception():
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    if jax.process_index() == 0:
-        # Process 0 serves the others; where all fail alike, they shall end with their own status first.
-        time.sleep(LAST_TO_LEAVE_SECONDS)
+    if isinstance(error, JaxRuntimeError):
+        await_verdict(start.watch)
+    farewell(start.watch, status, f"status {status}; its console says why")
     os._exit(status)
 
 

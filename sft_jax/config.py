@@ -232,10 +232,10 @@ class Sharding:
 
 @dataclass(frozen=True)
 class Distributed:
-    """Start-up of several processes. Cloud TPU pods need only auto=True."""
+    """Start-up of several processes. Cloud TPU pods, GKE and Slurm need only auto=True."""
 
     auto: bool = free(False)
-    """Let JAX find the other processes from the cluster's environment (Cloud TPU, GKE, Slurm)."""
+    """Find the other processes from the cluster's environment (Cloud TPU, GKE, Slurm, Open MPI)."""
     coordinator: str = free("")
     """host:port of process 0, when the processes are named by hand."""
     processes: int = free(1)
@@ -244,6 +244,10 @@ class Distributed:
     """This process's number, from 0."""
     timeout_seconds: int = free(300)
     """How long start-up and collective file work wait for the other processes."""
+    silence_seconds: int = free(60)
+    """A process that is not heard of for so long is gone: the others leave with status 42, to be started again."""
+    devices: int = free(0)
+    """How many devices all processes must have together: fewer are refused at the start; 0 takes what is there."""
     cpu_devices: int = free(0)
     """Simulate this many CPU devices in each process; 0 leaves the platform's own devices."""
 

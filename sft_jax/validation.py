@@ -130,7 +130,15 @@ def layout_problems(mesh: Mesh, sharding: Sharding, distributed: Distributed) ->
             if axis not in axes:
                 problems.append(f"{name} is {rule!r}: unknown mesh axis {axis!r}. {nearest(axis, list(axes))}")
     d = distributed
-    for name, least in (("processes", 1), ("timeout_seconds", 1), ("process_id", 0), ("cpu_devices", 0)):
+    leasts = {
+        "processes": 1,
+        "timeout_seconds": 1,
+        "silence_seconds": 1,
+        "process_id": 0,
+        "devices": 0,
+        "cpu_devices": 0,
+    }
+    for name, least in leasts.items():
         if getattr(d, name) < least:
             problems.append(f"distributed.{name} is {getattr(d, name)}, expected at least {least}")
     if d.processes > 1 and not re.fullmatch(r".+:\d+", d.coordinator):

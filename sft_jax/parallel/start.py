@@ -1,15 +1,43 @@
-"""Start-up: simulated devices, and finding the other processes before the first device is touched."""
+"""Start-up: simulated devices, finding the other processes before the first device is touched, and counting devices."""
 
+import atexit
 import contextlib
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 
+# JAX tells what it has detected in no public function; `jax.distributed.initialize` connects at once, with no message
+# that names an address.
+from jax._src import distributed
+from jax._src.clusters import ClusterEnv
+
 from sft_jax.config import Distributed
 from sft_jax.errors import EXIT_BAD_INPUT, BadInput
+from sft_jax.parallel.relay import open_relay
+from sft_jax.parallel.tpu_lock import check_tpu_is_free
+from sft_jax.parallel.watchdog import Watch, farewell, lost_coordinator, start_watchdog
+
+SLACK_SECONDS = 60
+"""How much longer than ours the runtime's own time limits are: it aborts, and says less."""
+
+watch: Watch | None = None
+"""The watchdog of this process; None in a run of one process."""
+
+
+class Members(NamedTuple):
+    """The processes of a run, and which one this is."""
+
+    coordinator: str
+    """host:port of process 0."""
+    processes: int
+    process: int
+    gpus: list[int] | None = None
+    """The local GPUs of this process; None for all."""
 
 
 def start(config: Distributed) -> None:
@@ -19,57 +47,128 @@ def start(config: Distributed) -> None:
     message: JAX would abort it with a stack of C++.
 
     Raises:
-      BadInput: `auto` where no cluster says who the processes are.
+      BadInput: `auto` where no cluster says who the processes are; an address that cannot be used; a TPU that another
+        process holds; fewer devices than `config.devices`.
     """
     if config.cpu_devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-    if jax.distributed.is_initialized():  # by an earlier run of this process
-        return
-    if config.auto:
-        try:
-            jax.distributed.initialize(initialization_timeout=config.timeout_seconds)
-        except (ValueError, RuntimeError) as error:
-            raise BadInput(
-                f"distributed.auto: no cluster environment (Cloud TPU, GKE, Slurm) tells the processes: {error} "
-                "Name them by hand with --distributed.coordinator, --distributed.processes, --distributed.process-id."
-            ) from error
-    elif config.processes > 1:
-        _start_by_hand(config)
+    else:
+        check_tpu_is_free()
+    if not jax.distributed.is_initialized():  # else by an earlier run of this process
+        members = detect(config) if config.auto else Members(config.coordinator, config.processes, config.process_id)
+        if members.processes > 1:
+            _join(members, config)
+    if config.devices:
+        _check_devices(config)
 
 
-def _start_by_hand(config: Distributed) -> None:
+def detect(config: Distributed) -> Members:
+    """Who the processes are by the environment of Cloud TPU, GKE, Slurm or Open MPI.
+
+    Raises:
+      BadInput: none of these.
+    """
+    try:
+        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, config.timeout_seconds)
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise BadInput(f"distributed.auto: the cluster's environment cannot be read: {error}. {BY_HAND}") from error
+    coordinator, processes, process, gpus = found
+    if coordinator is None or processes is None or process is None:
+        raise BadInput(
+            f"distributed.auto: no cluster environment (Cloud TPU, GKE, Slurm, Open MPI) tells the processes. {BY_HAND}"
+        )
+    return Members(coordinator, processes, process, None if gpus is None else list(gpus))
+
+
+BY_HAND = "Name them by hand with --distributed.coordinator, --distributed.processes, --distributed.process-id."
+
+
+def _join(members: Members, config: Distributed) -> None:
+    global watch
+    _check_address(members)
     # gloo carries the collectives of CPU processes; accelerators bring their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    with _deadline(config):
+
+    def lost() -> None:
+        if watch is not None:
+            lost_coordinator(watch, "has closed the connection")
+
+    port = members.coordinator.rsplit(":", 1)[1]
+    with _deadline(members, config.timeout_seconds):
         jax.distributed.initialize(
-            config.coordinator,
-            config.processes,
-            config.process_id,
-            initialization_timeout=config.timeout_seconds + 60,
+            members.coordinator if members.process == 0 else open_relay(members.coordinator, lost),
+            members.processes,
+            members.process,
+            local_device_ids=members.gpus,
+            initialization_timeout=config.timeout_seconds + SLACK_SECONDS,
+            heartbeat_timeout_seconds=2 * config.silence_seconds + SLACK_SECONDS,
             cluster_detection_method="deactivate",
+            coordinator_bind_address=f"[::]:{port}" if socket.has_dualstack_ipv6() else f"0.0.0.0:{port}",
         )
+    client = distributed.global_state.client
+    watch = start_watchdog(
+        client, members.process, members.processes, members.coordinator, float(config.silence_seconds)
+    )
+    # Before JAX's own exit hook, which waits for the others and then ends the coordinator.
+    atexit.register(farewell, watch, 0, "")
+
+
+def _check_address(members: Members) -> None:
+    """Raises BadInput where process 0 cannot listen, or another one cannot look up where it would."""
+    host, port = members.coordinator.rsplit(":", 1)
+    try:
+        if members.process == 0:
+            with socket.create_server(("", int(port))):
+                pass
+        else:
+            socket.getaddrinfo(host.strip("[]"), int(port))
+    except socket.gaierror as error:
+        raise BadInput(
+            f"distributed.coordinator {members.coordinator}: no host has the name {host!r} ({error.strerror}). Give "
+            "the address of process 0 as the other hosts know it."
+        ) from error
+    except OSError as error:
+        raise BadInput(
+            f"distributed.coordinator {members.coordinator}: process 0 cannot listen on port {port}: {error.strerror}. "
+            "Another run may hold it: stop that one, or take another port for all processes."
+        ) from error
 
 
 @contextlib.contextmanager
-def _deadline(config: Distributed) -> Iterator[None]:
+def _deadline(members: Members, seconds: int) -> Iterator[None]:
     """End the process when what is inside takes longer than the timeout; Python cannot interrupt it."""
 
     def give_up() -> None:
-        others = "the others did not all come" if config.process_id == 0 else "it did not answer"
+        others = "the others did not all come" if members.process == 0 else "it did not answer"
         print(
-            f"error: process {config.process_id} of {config.processes} waited {config.timeout_seconds} s at the "
-            f"coordinator {config.coordinator}: {others}. Start every process with the same --distributed.coordinator "
-            "(host:port of process 0) and --distributed.processes, and its own --distributed.process-id.",
+            f"error: process {members.process} of {members.processes} waited {seconds} s at the "
+            f"coordinator {members.coordinator}: {others}. Start every process with the same --distributed.coordinator "
+            "(host:port of process 0) and --distributed.processes, and its own --distributed.process-id; the port must "
+            "be open between the hosts.",
             file=sys.stderr,
             flush=True,
         )
         os._exit(EXIT_BAD_INPUT)
 
-    timer = threading.Timer(config.timeout_seconds, give_up)
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _check_devices(config: Distributed) -> None:
+    """Raises BadInput, on every process, where the devices of all are not `config.devices`."""
+    if jax.device_count() != config.devices:
+        per_process = dict.fromkeys(range(jax.process_count()), 0)
+        for device in jax.devices():
+            per_process[device.process_index] += 1
+        listed = ", ".join(f"{number} on process {process}" for process, number in per_process.items())
+        raise BadInput(
+            f"distributed.devices is {config.devices}, found {jax.device_count()} {jax.devices()[0].device_kind} "
+            f"devices: {listed}. A host is missing or does not see all its chips; set distributed.devices to 0 to take "
+            "what is there."
+        )

@@ -37,3 +37,20 @@ def test_auto_without_a_cluster_says_how_to_name_the_processes():
     done = join("Distributed(auto=True, cpu_devices=1)")
     assert done.returncode == 1 and "refused: distributed.auto" in done.stderr, done.stderr
     assert "--distributed.coordinator" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_address_that_cannot_be_used_is_refused_before_anybody_waits():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = join(f"Distributed(coordinator='127.0.0.1:{port}', processes=2)")
+    assert f"process 0 cannot listen on port {port}" in done.stderr and "another port" in done.stderr, done.stderr
+    done = join("Distributed(coordinator='no-such-host.invalid:1234', processes=2, process_id=1)")
+    assert "no host has the name 'no-such-host.invalid'" in done.stderr, done.stderr
+
+
+def test_fewer_devices_than_expected_are_refused_with_those_of_each_process():
+    done = join("Distributed(cpu_devices=3, devices=4)")
+    assert "distributed.devices is 4, found 3 cpu devices: 3 on process 0" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
