@@ -47,6 +47,8 @@ class Plan(RunConfig):
     """Let the search try a bfloat16 first moment too."""
     search_minutes: float = 9.0
     """The search compiles its best candidates for this long."""
+    price: float = 0.0
+    """What a chip-hour costs, in any currency; the plan then says what the run costs. Look it up: prices change."""
     devices: int = 0
     """Number of devices where no topology is named (--show sharding)."""
     parameter: str = ""
@@ -65,6 +67,8 @@ def plan(arguments: Sequence[str]) -> int:
         raise BadInput(f"--slices is {options.slices}, --devices {options.devices}: expected at least 1 and 0")
     if options.search_minutes <= 0:
         raise BadInput(f"--search-minutes is {options.search_minutes}, expected more than 0")
+    if not 0 <= options.price < math.inf:
+        raise BadInput(f"--price is {options.price}, expected what a chip-hour costs")
     from sft_jax.plan.chips import topology
     from sft_jax.plan.isolated import Request
     from sft_jax.train.pretrained import describe
@@ -152,7 +156,8 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
 
     from sft_jax.plan.planned import can_compile, check, plan_analytic, plan_compiled
     from sft_jax.plan.search import config_lines, flags, nearest_that_fits, search
-    from sft_jax.report.plan_page import print_measured, print_pareto, print_plan, write_plan_page
+    from sft_jax.plan.spend import spend
+    from sft_jax.report.plan_page import print_measured, print_pareto, print_plan, print_spend, write_plan_page
 
     compiles = can_compile(request.topology) and not options.analytic
     notes = [*notes, *_how(request, options)]
@@ -167,6 +172,7 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
         check(request)
         best = plan_compiled(request) if compiles else plan_analytic(request)
         measured = _measured(request, best) if options.measure and best.fits else None
+    spent = spend(best, request.config.train.steps, options.price)
     if options.html:
         write_plan_page(options.html, f"{request.config.model.path} on {options.topology}", best, notes, found)
     if options.json:
@@ -175,7 +181,7 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
             if found
             else {}
         )
-        print(json.dumps({**_as_json(best), "notes": notes, **(measured or {}), **more}, indent=1))
+        print(json.dumps({**_as_json(best), **spent, "notes": notes, **(measured or {}), **more}, indent=1))
     else:
         if found:
             print_pareto(console, found)
@@ -183,6 +189,7 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
             for line in config_lines(best):
                 console.print(f"    {line},", markup=False)
         print_plan(console, best, notes)
+        print_spend(console, spent, request.config.train.steps)
         if measured:
             print_measured(console, best, measured)
     if options.html:

@@ -95,6 +95,22 @@ def print_plan(console: Console, plan: Planned, notes: Sequence[str]) -> None:
             console.print(f"  {line}")
 
 
+def print_spend(console: Console, spent: Mapping[str, float], steps: int) -> None:
+    """The time of chips that a run takes, and its price where one was given."""
+
+    def priced(hours: str, cost: str) -> str:
+        return f"{spent[hours]:,.1f} chip-hours" + (f", {spent[cost]:,.2f}" if cost in spent else "")
+
+    table = Table("what it costs, estimated", "", box=None)
+    table.add_row("a billion tokens, padding too", priced("chip_hours_per_billion_tokens", "cost_per_billion_tokens"))
+    if steps:
+        run = f"{priced('chip_hours', 'cost')} ({spent['wall_hours']:,.1f} hours)"
+        table.add_row(f"the run's {steps:,} steps", run)
+    else:
+        table.add_row("the run", "its data tell the number of steps; give --train.steps")
+    console.print(table)
+
+
 def print_measured(console: Console, plan: Planned, measured: Mapping[str, float]) -> None:
     """What was planned beside what was measured on the same chips."""
     table = Table("", "planned", "measured", "measured / planned", box=None)

@@ -117,9 +117,12 @@ def test_the_cost_of_an_update_comes_from_the_tpus_compiler(run, config_file, on
 
 
 def test_a_plan_in_closed_form_has_the_same_keys(run, config_file, only_a_config):
-    status, out, err = run("plan", config_file, *only_a_config, "--topology", "h100:8", "--json")
+    price = ("--price", 2.5, "--train.steps", 100)
+    status, out, err = run("plan", config_file, *only_a_config, "--topology", "h100:8", "--json", *price)
     assert status == 0, err
     found = json.loads(out)
+    assert found["chip_hours"] == pytest.approx(100 * found["step_seconds"] * 8 / 3600)
+    assert found["cost"] == pytest.approx(2.5 * found["chip_hours"])
     assert set(found) > KEYS and found["method"] == "analytic" and found["compile_seconds"] is None
     assert any("no compiler for GPUs" in note for note in found["notes"])
 
@@ -166,6 +169,7 @@ def test_where_nothing_fits_it_says_what_else_to_change(run):
         (("--topology", "h100:8", "--slices", 2), ["nodes of 8", "h100:16"]),
         (("--topology", "v6e:2x4", "--slices", 2), ["mesh.data is 1", "--mesh.data 2"]),
         (("--topology", "v6e:2x4", "--train.batch-size", 12), ["12 rows", "nearest valid batch sizes: 8 or 16"]),
+        (("--topology", "v6e:2x4", "--price", "-1"), ["--price is -1.0", "chip-hour"]),
         (("--topology", "v6e:2x4", "--serach"), ["--serach", "--search"]),
     ],
 )

@@ -77,7 +77,7 @@ def _stacked(a, compute, parameters):
 
 
 @pytest.mark.parametrize("stepped", [_stacked, apart])
-@pytest.mark.parametrize("layers", [5, 2])
+@pytest.mark.parametrize("layers", [pytest.param(5, marks=pytest.mark.slow), 2])
 def test_generation_with_a_cache_equals_the_whole_forward(layers, stepped, mixed, float64):
     """Prefill 7 tokens, then 5 one at a time into the cache: the same hidden states as all 12 at once; with two
     periods and a layer beyond them, with one period, and with every layer apart."""

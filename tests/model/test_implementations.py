@@ -60,7 +60,7 @@ def test_an_implementation_equals_the_reference_forward_and_backward(attention_i
     )
 
 
-@pytest.mark.parametrize("time", [64 * 33 + 10, 4096 + 300])
+@pytest.mark.parametrize("time", [64 * 33 + 10, pytest.param(4096 + 300, marks=pytest.mark.slow)])
 def test_long_rows_are_gone_through_in_stretches_and_parts_and_equal_the_reference(attention_inputs, time):
     inputs = attention_inputs(time, heads=2, kv_heads=1)
     assert_equal(value_and_gradients(blockwise, *inputs), value_and_gradients(reference, *inputs), 2e-5)

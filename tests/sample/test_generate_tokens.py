@@ -140,6 +140,7 @@ def test_log_probabilities_are_those_of_scoring_the_whole_text(tiny, tiny_parame
         np.testing.assert_allclose(one.logprobs, log_p[len(prompt) - 1 :], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_completions_of_one_prompt_share_its_reading_and_change_nothing(tiny, tiny_parameters, prompts):
     sampling = Sampling(max_new_tokens=6, temperature=1.0, seed=7)
     together = Generator(tiny, Compute(), [STOP], 258, batch_size=5)(tiny_parameters, prompts, sampling, n=3)

@@ -29,10 +29,10 @@ def one_device(tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients)
         ({"tensor": 2}, 2, None, None),
         ({"tensor": 4}, 1, None, WHOLE_KV),  # fewer key heads than shards
         ({"context": 8}, 1, None, None),
-        ({"context": 8}, 2, RING, None),
+        pytest.param({"context": 8}, 2, RING, None, marks=pytest.mark.slow),
         ({"data": 2, "fsdp": 4}, 1, None, None),
-        ({"data": 4, "tensor": 2}, 2, None, None),
-        ({"data": 2, "context": 4}, 1, RING, None),
+        pytest.param({"data": 4, "tensor": 2}, 2, None, None, marks=pytest.mark.slow),
+        pytest.param({"data": 2, "context": 4}, 1, RING, None, marks=pytest.mark.slow),
         ({"fsdp": 4, "tensor": 2}, 1, None, None),
         ({"fsdp": 2, "context": 4}, 4, None, None),
         ({"tensor": 2, "context": 4}, 1, RING, None),
@@ -56,15 +56,25 @@ def test_layouts_agree_with_one_device(
     ("sizes", "compute", "rules"),
     [
         ({"fsdp": 4}, None, None),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, None, None),
-        ({"fsdp": 2, "context": 4}, None, None),
+        pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, None, None, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 2, "context": 4}, None, None, marks=pytest.mark.slow),
         ({"tensor": 2, "context": 4}, RING, None),
         # The head's work divided by tensor instead of its vocabulary; parameters over everything.
         ({"data": 2, "fsdp": 2, "tensor": 2}, None, Sharding(vocab="none", act_targets="tensor", embed="fsdp+data")),
-        ({"fsdp": 2, "context": 4}, None, Sharding(act_targets="none", embed="context+fsdp", layers="none")),
+        pytest.param(
+            {"fsdp": 2, "context": 4},
+            None,
+            Sharding(act_targets="none", embed="context+fsdp", layers="none"),
+            marks=pytest.mark.slow,
+        ),
         # Eight parts of 260 vocabulary rows, which are padded to 264; heads whole, or divided in themselves.
         ({"tensor": 4, "expert": 2}, None, Sharding(vocab="tensor+expert", heads="none", kv_heads="none")),
-        ({"data": 4, "tensor": 2}, None, Sharding(heads="none", kv_heads="none", head_dim="tensor")),
+        pytest.param(
+            {"data": 4, "tensor": 2},
+            None,
+            Sharding(heads="none", kv_heads="none", head_dim="tensor"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_in_float64_layouts_change_nothing_beyond_1e_10(

@@ -1,0 +1,268 @@
+#!/usr/bin/env bash
+# A run on Cloud TPU VMs, from nothing to done: asks for the slice (queued resources) until there is one, copies this
+# checkout to every worker, starts the run there detached, follows worker 0, starts again after a preemption, and deletes
+# the slice at the end. Needs gcloud, logged in (docs/launch.md).
+#
+#   launch/tpu_vm.sh run NAME --type v6e-16 --zone us-east5-b --spot -- CONFIG --workdir /mnt/disk/a [--section.field value ...]
+#   launch/tpu_vm.sh status|logs|stop|ssh|delete NAME --zone us-east5-b
+#
+# Options of run:
+#   --type TYPE          accelerator type: v4-32, v5litepod-16, v5p-128, v6e-64, tpu7x-8
+#   --zone Z[,Z...]      zones, tried in this order and again from the first
+#   --slices N           so many slices as one run (1)
+#   --spot, --reserved   may be taken away, and cheaper; from your reservation. Without either: on demand
+#   --direct             create the VM at once instead of queueing (one slice): fails when there is none
+#   --wait MINUTES       how long one zone may keep the request waiting before the next is asked (60)
+#   --attempts N         how often a slice is asked for, and a lost one replaced, in all (20)
+#   --keep               leave the slice running at the end
+#   --project P, --runtime V, --service-account A, --network N, --subnetwork S    as gcloud takes them
+#   --env-file F         lines NAME=value (HF_TOKEN, WANDB_API_KEY), copied to the workers, readable by you alone
+# --dry-run with any command prints what would be run, and runs nothing.
+#
+# `run` again with the same NAME goes on where the last one was, wherever it was cut off. Exit status: that of the run.
+set -euo pipefail
+
+usage() { sed -n '/^#   launch/p; /^# Options/,/^# `run`/p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+fail() { echo "error: $*" >&2; exit 2; }
+say() { echo "[$(date +%H:%M:%S)] $*" >&2; }
+
+[[ $# -ge 2 ]] || usage
+action=$1 name=$2
+shift 2
+[[ $action =~ ^(run|status|logs|stop|ssh|delete)$ ]] || { echo "error: unknown command '$action'" >&2; usage; }
+[[ $name =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
+  fail "the name '$name' is none that Cloud TPU takes: lower-case letters, digits and -, beginning with a letter"
+
+type='' zones=() slices=1 tier='' direct='' wait=60 attempts=20 keep='' runtime='' env_file='' dry=''
+common=() create=() arguments=()
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --type | --zone | --slices | --wait | --attempts | --project | --runtime | --service-account | --network | --subnetwork | --env-file)
+      [[ $# -ge 2 ]] || fail "$1 needs a value" ;;
+  esac
+  case $1 in
+    --type) type=$2; shift 2 ;;
+    --zone) IFS=, read -r -a zones <<<"$2"; shift 2 ;;
+    --slices) slices=$2; shift 2 ;;
+    --spot | --reserved) [[ -z $tier ]] || fail "--spot and --reserved exclude each other"; tier=$1; shift ;;
+    --direct) direct=1; shift ;;
+    --wait) wait=$2; shift 2 ;;
+    --attempts) attempts=$2; shift 2 ;;
+    --keep) keep=1; shift ;;
+    --project) common+=(--project "$2"); shift 2 ;;
+    --runtime) runtime=$2; shift 2 ;;
+    --service-account | --network | --subnetwork) create+=("$1" "$2"); shift 2 ;;
+    --env-file) env_file=$2; shift 2 ;;
+    --dry-run) dry=1; shift ;;
+    --) shift; arguments=("$@"); break ;;
+    *) fail "unknown option $1; what the run itself takes stands after --" ;;
+  esac
+done
+[[ ${#zones[@]} -gt 0 ]] || fail "--zone is missing, e.g. --zone us-east5-b"
+[[ $slices =~ ^[1-9][0-9]*$ && $wait =~ ^[1-9][0-9]*$ && $attempts =~ ^[1-9][0-9]*$ ]] ||
+  fail "--slices $slices, --wait $wait, --attempts $attempts: expected whole numbers from 1"
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+zone=${zones[0]}
+poll=${SFT_JAX_POLL_SECONDS:-15} # tests poll faster
+
+# --- gcloud ------------------------------------------------------------------------------------------------------------
+
+shown() { printf '%q ' "$@"; echo; }
+gc() { # what changes something, or asks a worker
+  if [[ -n $dry ]]; then shown gcloud compute tpus "$@" --zone "$zone" ${common[@]+"${common[@]}"} --quiet; return; fi
+  gcloud compute tpus "$@" --zone "$zone" ${common[@]+"${common[@]}"} --quiet
+}
+on_workers() { # NODE WORKER COMMAND; the command has no word of the user's in it
+  gc tpu-vm ssh "$1" --worker "$2" --command "$3"
+}
+state() { # of the slice in $zone; empty where there is none
+  local found value
+  value='value(state.state)'
+  found=(queued-resources describe)
+  [[ -z $direct ]] || { found=(tpu-vm describe); value='value(state)'; }
+  if ! gcloud compute tpus "${found[@]}" "$name" --zone "$zone" ${common[@]+"${common[@]}"} --quiet \
+    --format "$value" 2>"$scratch/describe"; then
+    grep -qiE 'not.?found|404' "$scratch/describe" && return 0
+    cat "$scratch/describe" >&2
+    return 1
+  fi
+}
+nodes() {
+  if ((slices == 1)); then echo "$name"; else for ((i = 0; i < slices; i++)); do echo "$name-$i"; done; fi
+}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+runtime_of() {
+  case $1 in
+    v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    tpu7x-*) echo v2-alpha-tpu7-ubuntu2404 ;;
+    v5e-*) fail "--type $1: Cloud TPU spells it v5litepod-${1#v5e-}" ;;
+    *) fail "--type $1: known are v2-, v3-, v4-, v5litepod-, v5p-, v6e- and tpu7x-, with the number that docs/launch.md says" ;;
+  esac
+}
+devices_of() { # that JAX will show: the number of a type counts cores, of which v4 and v5p make one device of two
+  local number=${1##*-}
+  case $1 in v4-* | v5p-*) echo $((number / 2 * slices)) ;; *) echo $((number * slices)) ;; esac
+}
+
+ask_for_slice() {
+  if [[ -n $direct ]]; then
+    gc tpu-vm create "$name" --accelerator-type "$type" --version "$runtime" ${tier:+"$tier"} ${create[@]+"${create[@]}"}
+  elif ((slices == 1)); then
+    gc queued-resources create "$name" --node-id "$name" --accelerator-type "$type" --runtime-version "$runtime" \
+      ${tier:+"$tier"} ${create[@]+"${create[@]}"}
+  else
+    gc queued-resources create "$name" --node-count "$slices" --node-prefix "$name" --accelerator-type "$type" \
+      --runtime-version "$runtime" ${tier:+"$tier"} ${create[@]+"${create[@]}"}
+  fi
+}
+remove_slice() {
+  if [[ -n $direct ]]; then gc tpu-vm delete "$name"; else gc queued-resources delete "$name" --force; fi
+}
+
+# Waits until the slice is there. 0: it is; 1: there is none to be had here.
+await_slice() {
+  local now before='' end=$((SECONDS + 60 * wait))
+  while true; do
+    now=$(state)
+    [[ $now == "$before" ]] || say "$name in $zone: ${now:-not there}"
+    before=$now
+    case $now in
+      ACTIVE | READY) return 0 ;;
+      ACCEPTED | WAITING_FOR_RESOURCES | CREATING | PROVISIONING | STARTING | RESTARTING | REIMAGING | REPAIRING)
+        if ((SECONDS > end)); then say "nothing in $zone after $wait minutes"; return 1; fi ;;
+      SUSPENDING | DELETING | STOPPING) ;;
+      *) return 1 ;; # FAILED, SUSPENDED, PREEMPTED, TERMINATED, STOPPED, or gone
+    esac
+    sleep "$poll"
+  done
+}
+
+# --- the workers -------------------------------------------------------------------------------------------------------
+
+pack() { # this checkout as git has it and what is new in it: no .git, no .venv, nothing ignored
+  (cd "$here" && git ls-files -z --cached --others --exclude-standard | xargs -0 ls -d 2>/dev/null | tr '\n' '\0' |
+    tar --null --no-recursion -T - -czf "$scratch/code.tgz")
+  { printf 'exec .venv/bin/sft-jax train'; printf ' %q' "${arguments[@]}" --distributed.auto True --distributed.devices "$(devices_of "$type")"; echo; } \
+    >"$scratch/command.sh"
+  : >"$scratch/env"
+  [[ -z $env_file ]] || cat "$env_file" >"$scratch/env"
+  chmod 600 "$scratch/env"
+}
+set_up() {
+  local node
+  for node in $(nodes); do
+    say "$node: copy the code, install"
+    gc tpu-vm scp "$scratch/code.tgz" "$scratch/command.sh" "$scratch/env" "$node:/tmp/" --worker all
+    on_workers "$node" all 'set -e; mkdir -p ~/sft_jax; cd ~/sft_jax; tar -xzf /tmp/code.tgz; mv /tmp/command.sh .command.sh; install -m 600 /tmp/env .env; rm -f /tmp/env; [ -x .venv/bin/python ] || python3 -m venv .venv; .venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"'
+  done
+}
+start_run() {
+  local node
+  for node in $(nodes); do
+    on_workers "$node" all 'cd ~/sft_jax; if [ -f .pid ] && kill -0 "$(cat .pid)" 2>/dev/null; then exit 0; fi; rm -f .status; echo "== start $(date)" >>run.log; setsid nohup bash -c "set -a; . ./.env; set +a; bash .command.sh; echo \$? >.status" >>run.log 2>&1 </dev/null & echo $! >.pid'
+  done
+}
+
+# Prints what is new in worker 0's log until every worker has ended; sets `status`. 1: a worker cannot be reached.
+follow() {
+  local node seen=0 left first
+  first=$(nodes | head -1)
+  while true; do
+    if ! on_workers "$first" 0 "tail -c +$((seen + 1)) ~/sft_jax/run.log 2>/dev/null" >"$scratch/new"; then return 1; fi
+    cat "$scratch/new"
+    seen=$((seen + $(wc -c <"$scratch/new")))
+    : >"$scratch/statuses"
+    for node in $(nodes); do
+      on_workers "$node" all 'cd ~/sft_jax; if [ -f .status ]; then echo "ended $(cat .status)"; elif kill -0 "$(cat .pid)" 2>/dev/null; then echo runs; else echo "ended 137"; fi' \
+        >>"$scratch/statuses" || return 1
+    done
+    left=$(grep -c '^runs' "$scratch/statuses" || true)
+    if [[ $left -eq 0 ]]; then
+      # One failure is the run's: bad input (2) and errors (1) before what is to be started again.
+      status=$(awk '/^ended/ {s[$2]++} END {for (i in s) if (i != 0 && i != 42 && i < 128) {print i; exit}
+        if (42 in s) print 42; else {for (i in s) if (i != 0) {print 42; exit}; print 0}}' "$scratch/statuses")
+      on_workers "$first" 0 "tail -c +$((seen + 1)) ~/sft_jax/run.log 2>/dev/null" || return 1
+      return 0
+    fi
+    sleep "$poll"
+  done
+}
+
+# --- commands ----------------------------------------------------------------------------------------------------------
+
+run() {
+  [[ -n $type ]] || fail "--type is missing, e.g. --type v6e-16"
+  [[ ${#arguments[@]} -gt 0 ]] || fail "after -- stands what sft-jax train takes: CONFIG [--section.field value ...]"
+  [[ -z $direct || $slices -eq 1 ]] || fail "--direct makes one slice; several are queued"
+  [[ -z $env_file || -r $env_file ]] || fail "--env-file $env_file cannot be read"
+  [[ -n $runtime ]] || runtime=$(runtime_of "$type")
+  command -v gcloud >/dev/null || [[ -n $dry ]] || fail "gcloud is not on the PATH: https://cloud.google.com/sdk/docs/install"
+  pack
+  if [[ -n $dry ]]; then
+    ask_for_slice; set_up; start_run; remove_slice
+    echo "on the workers, .command.sh: $(cat "$scratch/command.sh")"
+    return
+  fi
+  local attempt=0 there next=0 pause=$poll status=1
+  for zone in "${zones[@]}"; do # a run that is there already goes on
+    there=$(state)
+    [[ -z $there ]] || break
+  done
+  [[ -n $there ]] || zone=${zones[0]}
+  while ((attempt < attempts)); do
+    attempt=$((attempt + 1))
+    there=$(state)
+    if [[ -z $there ]]; then
+      say "attempt $attempt of $attempts: $type x $slices in $zone"
+      if ! ask_for_slice 2>"$scratch/error"; then
+        cat "$scratch/error" >&2
+        # What no other try can mend ends here; a quota and a stock-out may be another zone's.
+        if grep -qiE 'permission|denied|invalid|unauthenticated|not enabled' "$scratch/error"; then return 2; fi
+      fi
+    fi
+    if await_slice; then
+      pause=$poll
+      set_up && start_run && if follow; then
+        case $status in
+          42) say "status 42: saved and stopped, or a worker is gone; starting again"; [[ $(state) =~ ^(ACTIVE|READY)$ ]] && continue ;;
+          *) finish "$status"; return ;;
+        esac
+      fi
+      say "a worker cannot be reached: $name in $zone is $(state)"
+      await_slice && continue
+    fi
+    if [[ -n $(state) ]]; then remove_slice; fi
+    next=$(((next + 1) % ${#zones[@]}))
+    zone=${zones[next]}
+    sleep "$pause"
+    pause=$((pause < 300 ? 2 * pause : 300))
+  done
+  fail "no finished run after $attempts attempts in ${zones[*]}; the same command goes on"
+}
+finish() {
+  if [[ -n $keep || $1 -ne 0 ]]; then
+    say "status $1; the slice is still there and costs money. Delete it: launch/tpu_vm.sh delete $name --zone $zone ${common[*]-}"
+  else
+    remove_slice
+    say "done; $name is deleted"
+  fi
+  return "$1"
+}
+each_node() { local node; for node in $(nodes); do on_workers "$node" "$1" "$2"; done; }
+
+case $action in
+  run) run ;;
+  status)
+    [[ -n $dry ]] || { there=$(state); echo "$name in $zone: ${there:-not there}"; [[ -n $there ]] || exit 1; }
+    each_node all 'cd ~/sft_jax 2>/dev/null || exit 0; echo "$(hostname): $(cat .status 2>/dev/null || echo runs), $(tail -n 1 run.log)"' ;;
+  logs) each_node all 'tail -n 100 ~/sft_jax/run.log | sed "s/^/$(hostname): /"' ;;
+  stop) each_node all 'kill -TERM -- "-$(cat ~/sft_jax/.pid)"' && say "told: every worker saves and leaves with 42" ;;
+  ssh) gc tpu-vm ssh "$(nodes | head -1)" --worker 0 ;;
+  delete) remove_slice ;;
+esac
