@@ -20,6 +20,7 @@
 # --dry-run with any command prints what would be run, and runs nothing.
 #
 # `run` again with the same NAME goes on where the last one was, wherever it was cut off. Exit status: that of the run.
+# shellcheck disable=SC2016  # the workers expand what stands in single quotes
 set -euo pipefail
 
 usage() { sed -n '/^#   launch/p; /^# Options/,/^# `run`/p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
@@ -107,7 +108,7 @@ runtime_of() {
 }
 devices_of() { # that JAX will show: the number of a type counts cores, of which v4 and v5p make one device of two
   local number=${1##*-}
-  case $1 in v4-* | v5p-*) echo $((number / 2 * slices)) ;; *) echo $((number * slices)) ;; esac
+  case $1 in v4-* | v5p-*) echo $((number * slices / 2)) ;; *) echo $((number * slices)) ;; esac
 }
 
 ask_for_slice() {
@@ -158,14 +159,14 @@ set_up() {
   local node
   for node in $(nodes); do
     say "$node: copy the code, install"
-    gc tpu-vm scp "$scratch/code.tgz" "$scratch/command.sh" "$scratch/env" "$node:/tmp/" --worker all
-    on_workers "$node" all 'set -e; mkdir -p ~/sft_jax; cd ~/sft_jax; tar -xzf /tmp/code.tgz; mv /tmp/command.sh .command.sh; install -m 600 /tmp/env .env; rm -f /tmp/env; [ -x .venv/bin/python ] || python3 -m venv .venv; .venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"'
+    gc tpu-vm scp "$scratch/code.tgz" "$scratch/command.sh" "$scratch/env" "$node:" --worker all
+    on_workers "$node" all 'set -e; mkdir -p ~/sft_jax; cd ~/sft_jax; tar -xzf ~/code.tgz; mv ~/command.sh .command.sh; install -m 600 ~/env .env; rm -f ~/env ~/code.tgz; [ -x .venv/bin/python ] || python3 -m venv .venv; .venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"'
   done
 }
 start_run() {
   local node
   for node in $(nodes); do
-    on_workers "$node" all 'cd ~/sft_jax; if [ -f .pid ] && kill -0 "$(cat .pid)" 2>/dev/null; then exit 0; fi; rm -f .status; echo "== start $(date)" >>run.log; setsid nohup bash -c "set -a; . ./.env; set +a; bash .command.sh; echo \$? >.status" >>run.log 2>&1 </dev/null & echo $! >.pid'
+    on_workers "$node" all 'cd ~/sft_jax; if [ -f .pid ] && kill -0 "$(cat .pid)" 2>/dev/null; then exit 0; fi; rm -f .status .stopped; echo "== start $(date)" >>run.log; setsid nohup bash -c "trap : TERM; set -a; . ./.env; set +a; bash .command.sh; echo \$? >.status" >>run.log 2>&1 </dev/null & echo $! >.pid'
   done
 }
 
@@ -179,14 +180,15 @@ follow() {
     seen=$((seen + $(wc -c <"$scratch/new")))
     : >"$scratch/statuses"
     for node in $(nodes); do
-      on_workers "$node" all 'cd ~/sft_jax; if [ -f .status ]; then echo "ended $(cat .status)"; elif kill -0 "$(cat .pid)" 2>/dev/null; then echo runs; else echo "ended 137"; fi' \
+      on_workers "$node" all 'cd ~/sft_jax; if kill -0 "$(cat .pid)" 2>/dev/null; then echo runs; elif [ -f .status ] && [ -f .stopped ]; then echo stopped; elif [ -f .status ]; then echo "ended $(cat .status)"; else echo "ended 137"; fi' \
         >>"$scratch/statuses" || return 1
     done
     left=$(grep -c '^runs' "$scratch/statuses" || true)
     if [[ $left -eq 0 ]]; then
       # One failure is the run's: bad input (2) and errors (1) before what is to be started again.
-      status=$(awk '/^ended/ {s[$2]++} END {for (i in s) if (i != 0 && i != 42 && i < 128) {print i; exit}
-        if (42 in s) print 42; else {for (i in s) if (i != 0) {print 42; exit}; print 0}}' "$scratch/statuses")
+      status=$(awk '/^ended/ {s[$2]++} END {for (i in s) if (i + 0 != 0 && i + 0 != 42 && i + 0 < 128) {print i; exit}
+        if (42 in s) print 42; else {for (i in s) if (i + 0) {print 42; exit}; print 0}}' "$scratch/statuses")
+      if grep -q '^stopped' "$scratch/statuses"; then status=stopped; fi
       on_workers "$first" 0 "tail -c +$((seen + 1)) ~/sft_jax/run.log 2>/dev/null" || return 1
       return 0
     fi
@@ -231,6 +233,7 @@ run() {
       set_up && start_run && if follow; then
         case $status in
           42) say "status 42: saved and stopped, or a worker is gone; starting again"; [[ $(state) =~ ^(ACTIVE|READY)$ ]] && continue ;;
+          stopped) say "stopped by hand; the same command goes on"; finish 42; return ;;
           *) finish "$status"; return ;;
         esac
       fi
@@ -262,7 +265,7 @@ case $action in
     [[ -n $dry ]] || { there=$(state); echo "$name in $zone: ${there:-not there}"; [[ -n $there ]] || exit 1; }
     each_node all 'cd ~/sft_jax 2>/dev/null || exit 0; echo "$(hostname): $(cat .status 2>/dev/null || echo runs), $(tail -n 1 run.log)"' ;;
   logs) each_node all 'tail -n 100 ~/sft_jax/run.log | sed "s/^/$(hostname): /"' ;;
-  stop) each_node all 'kill -TERM -- "-$(cat ~/sft_jax/.pid)"' && say "told: every worker saves and leaves with 42" ;;
+  stop) each_node all 'touch ~/sft_jax/.stopped; kill -TERM -- "-$(cat ~/sft_jax/.pid)"' && say "told: every worker saves and leaves with 42" ;;
   ssh) gc tpu-vm ssh "$(nodes | head -1)" --worker 0 ;;
   delete) remove_slice ;;
 esac
