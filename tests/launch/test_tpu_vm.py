@@ -137,6 +137,7 @@ def test_a_run_that_fails_on_any_worker_ends_with_its_status_and_is_not_repeated
     assert "costs money" in err and "delete mine --zone east" in err and not cloud.calls("delete")
 
 
+@pytest.mark.slow
 def test_without_stock_or_quota_the_next_zone_is_asked(cloud):
     cloud.plays(
         east=[{"create_error": "RESOURCE_EXHAUSTED: Quota limit 'TPUV6EPreemptible' has been exceeded"}],
@@ -191,6 +192,7 @@ def test_secrets_come_by_a_file_and_stand_in_no_argument(cloud, tmp_path):
     assert kept.stat().st_mode & 0o777 == 0o600 and not (tmp_path / "workers" / "0" / "env").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_here_goes_on_and_is_stopped_by_hand(cloud):
     cloud.environment["SFT_JAX_POLL_SECONDS"] = "0.2"
     cloud.plays(ends=(("wait",), ("wait",)), east=[ACTIVE])
