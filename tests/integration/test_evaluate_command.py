@@ -110,6 +110,7 @@ def test_samples_are_selected_into_demonstrations_and_pairs(tiny_model, answers,
         assert status == 2 and message in error
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_initialised_trained_exported_and_ranks(tiny_model, tmp_path, file, capsys):
     pairs = [{"prompt": f"Say {n}.", "chosen": f"good {n}", "rejected": f"a bad answer {n}"} for n in range(24)]
     pairs = [{**pair, "margin": n % 2} for n, pair in enumerate(pairs)]
@@ -171,6 +172,7 @@ def test_pairs_are_prepared_for_the_run_that_will_read_them(tiny_model, tmp_path
     assert status == 2 and 'data.over_length="drop"' in error
 
 
+@pytest.mark.slow
 def test_held_out_prompts_are_answered_and_judged_while_training_goes_on(config_file, tmp_path, capsys):
     status, _, error = _run(
         capsys, "train", config_file, "--train.eval-samples", 3, "--train.eval-new-tokens", 6, "--train.eval-checks",

@@ -60,6 +60,7 @@ def test_initial_parameters_have_the_abstract_shapes_and_every_dimension_a_logic
     assert shapes["remainder.0.mlp.down.kernel"].shape == (24, 16)
 
 
+@pytest.mark.slow
 def test_scanned_periods_equal_the_layers_one_by_one(mixed, float64):
     parameters = _random(mixed)
     tokens, places = _tokens()

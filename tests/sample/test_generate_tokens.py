@@ -57,6 +57,7 @@ def test_generation_stops_at_the_stop_token_and_says_so(tiny, tiny_parameters, p
     assert any(one.tokens == seen[: seen.index(stop)] for one in ends)
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_prompt_number_and_seed_not_on_the_batch(tiny, tiny_parameters, generator, prompts):
     sampling = Sampling(max_new_tokens=8, temperature=1.0, seed=4)
     once = generator(tiny_parameters, prompts, sampling, n=2)
@@ -149,6 +150,7 @@ def test_completions_of_one_prompt_share_its_reading_and_change_nothing(tiny, ti
         assert [each[number].tokens for each in alone] == [each[number].tokens for each in together]
 
 
+@pytest.mark.slow
 def test_a_completion_ends_before_a_stop_string_also_across_tokens_and_pieces(tiny, tiny_parameters, prompts):
     def decode(ids: list[int]) -> str:
         return "".join(chr(0x100 + token) for token in ids)

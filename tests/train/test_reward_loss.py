@@ -91,6 +91,7 @@ def test_a_zero_head_begins_at_the_logarithm_of_two_without_margins(reward, pair
     assert np.abs(gradients["score"]).max() > 0
 
 
+@pytest.mark.slow
 def test_packed_pairs_are_the_pairs_alone_and_every_layout_says_the_same(reward, pairs, mesh_of, assert_same):
     packed, alone = _batches(pairs), _batches(pairs, "none", batch_size=4, accumulation=2)
     assert packed.rows_per_epoch < alone.rows_per_epoch == len(pairs)
