@@ -2,7 +2,7 @@
 # One run as N processes of M simulated CPU devices each, on this machine:
 #
 #   launch/local.sh N M CONFIG [--section.field value ...]
-#   launch/local.sh 2 4 configs/smollm2_135m_tools.py --workdir runs/two --train.steps 20
+#   launch/local.sh 2 4 configs/quickstart.py --workdir runs/two --train.steps 20
 #
 # Process 0 talks to the terminal; the others write to files that are named at the start. Ctrl-C and SIGTERM reach all of
 # them. Ends with 0 when all are done, otherwise with the status of a process that is not: 2 bad input, 42 start me again.

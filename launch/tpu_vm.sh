@@ -16,7 +16,8 @@
 #   --attempts N         how often a slice is asked for, and a lost one replaced, in all (20)
 #   --keep               leave the slice running at the end
 #   --project P, --runtime V, --service-account A, --network N, --subnetwork S    as gcloud takes them
-#   --env-file F         lines NAME=value (HF_TOKEN, WANDB_API_KEY), copied to the workers, readable by you alone
+#   --env-file F         lines NAME=value (HF_TOKEN), copied to the workers, readable by you alone
+# The other commands take --zone, --project, --slices and --direct as run was given them.
 # --dry-run with any command prints what would be run, and runs nothing.
 #
 # `run` again with the same NAME goes on where the last one was, wherever it was cut off. Exit status: that of the run.
@@ -135,9 +136,8 @@ await_slice() {
     before=$now
     case $now in
       ACTIVE | READY) return 0 ;;
-      ACCEPTED | WAITING_FOR_RESOURCES | CREATING | PROVISIONING | STARTING | RESTARTING | REIMAGING | REPAIRING)
+      ACCEPTED | WAITING_FOR_RESOURCES | CREATING | PROVISIONING | STARTING | RESTARTING | REIMAGING | REPAIRING | SUSPENDING | DELETING | STOPPING)
         if ((SECONDS > end)); then say "nothing in $zone after $wait minutes"; return 1; fi ;;
-      SUSPENDING | DELETING | STOPPING) ;;
       *) return 1 ;; # FAILED, SUSPENDED, PREEMPTED, TERMINATED, STOPPED, or gone
     esac
     sleep "$poll"
@@ -159,14 +159,14 @@ set_up() {
   local node
   for node in $(nodes); do
     say "$node: copy the code, install"
-    gc tpu-vm scp "$scratch/code.tgz" "$scratch/command.sh" "$scratch/env" "$node:" --worker all
-    on_workers "$node" all 'set -e; mkdir -p ~/sft_jax; cd ~/sft_jax; tar -xzf ~/code.tgz; mv ~/command.sh .command.sh; install -m 600 ~/env .env; rm -f ~/env ~/code.tgz; [ -x .venv/bin/python ] || python3 -m venv .venv; .venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"'
+    gc tpu-vm scp "$scratch/code.tgz" "$scratch/command.sh" "$scratch/env" "$node:" --worker all || return 1 # or the run would start with what lay there before
+    on_workers "$node" all 'set -e; mkdir -p ~/sft_jax; cd ~/sft_jax; tar -xzf ~/code.tgz; mv ~/command.sh .command.sh; install -m 600 ~/env .env; rm -f ~/env ~/code.tgz; [ -x .venv/bin/python ] || python3 -m venv .venv; .venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"' || return 1
   done
 }
 start_run() {
   local node
   for node in $(nodes); do
-    on_workers "$node" all 'cd ~/sft_jax; if [ -f .pid ] && kill -0 "$(cat .pid)" 2>/dev/null; then exit 0; fi; rm -f .status .stopped; echo "== start $(date)" >>run.log; setsid nohup bash -c "trap : TERM; set -a; . ./.env; set +a; bash .command.sh; echo \$? >.status" >>run.log 2>&1 </dev/null & echo $! >.pid'
+    on_workers "$node" all 'cd ~/sft_jax; if [ -f .pid ] && kill -0 "$(cat .pid)" 2>/dev/null; then exit 0; fi; rm -f .status .stopped; echo "== start $(date)" >>run.log; setsid nohup bash -c "trap : TERM; set -a; . ./.env; set +a; bash .command.sh; echo \$? >.status" >>run.log 2>&1 </dev/null & echo $! >.pid' || return 1
   done
 }
 

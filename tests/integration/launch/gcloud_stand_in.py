@@ -5,6 +5,7 @@ The script is PLAY/play.json: zone -> lives, in the order in which slices are cr
 
   states            what describe answers, one after the other; the last one stays
   create_error      creation fails with this text instead
+  copy_fails        nothing can be copied to the workers
   lost_after        so many commands on workers succeed; then the slice is in the state `then`, and none does
 
 PLAY/calls.jsonl has every call; PLAY/now.json where each zone is in its lives.
@@ -95,14 +96,16 @@ def act(command, positional, flags, lives, here, life) -> None:
         if here["commands"] > life.get("lost_after", 10**9):
             print("ERROR: ssh: connect to host port 22: Connection timed out", file=sys.stderr)
             sys.exit(255)
-        on_workers(verb, positional, flags)
+        on_workers(verb, positional, flags, life)
 
 
-def on_workers(verb, positional, flags) -> None:
+def on_workers(verb, positional, flags, life) -> None:
     workers = range(WORKERS) if flags.get("worker") == "all" else [int(flags["worker"])]
     for worker in workers:
         home = PLAY / "workers" / str(worker)
         if verb == "scp":
+            if life.get("copy_fails"):
+                sys.exit(1)
             for file in positional[:-1]:
                 shutil.copy(file, home)
         else:

@@ -1,4 +1,4 @@
-"""launch/skypilot: the run commands as a shell makes them; whether SkyPilot takes the files (where it is installed)."""
+"""launch/skypilot: the run commands as a shell makes them; a real SkyPilot takes the files."""
 
 import os
 import subprocess

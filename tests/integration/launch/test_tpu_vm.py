@@ -174,6 +174,13 @@ def test_several_slices_are_one_request_and_all_their_workers_run(cloud):
     assert "32" in (cloud.place / "arguments-0").read_text().split("\n")
 
 
+def test_a_run_is_not_started_with_code_that_could_not_be_copied(cloud):
+    cloud.plays(east=[{**ACTIVE, "copy_fails": True}])
+    status, _, err = cloud.run(*RUN[:2], "--attempts", "2", *RUN[2:])
+    assert status == 2 and "no finished run after 2 attempts" in err, err
+    assert not cloud.calls("ssh") and not (cloud.place / "starts-0").exists()
+
+
 def test_direct_creates_a_vm(cloud):
     cloud.plays(east=[{"states": ["CREATING", "READY"]}])
     status, _, err = cloud.run(*RUN[:2], "--direct", *RUN[2:])
