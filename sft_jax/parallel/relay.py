@@ -48,14 +48,17 @@ def _serve(client: socket.socket, coordinator: tuple[str, int], lost: Callable[[
     client_left = threading.Event()
 
     def send() -> None:
-        _copy(client, upstream)
-        client_left.set()
+        if _copy(client, upstream):
+            client_left.set()
+        elif not client_left.is_set():  # the coordinator no longer takes bytes: the first sign of its end, at times
+            lost()
         _end(upstream)
 
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
-    _copy(upstream, client)
-    if not client_left.is_set():
+    if not _copy(upstream, client):
+        client_left.set()
+    elif not client_left.is_set():
         lost()
     _end(client)
     sender.join()
@@ -69,8 +72,16 @@ def _end(side: socket.socket) -> None:
         side.shutdown(socket.SHUT_RDWR)
 
 
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    """Pass bytes on until either side has closed."""
-    with contextlib.suppress(OSError):
-        while block := source.recv(BLOCK_BYTES):
+def _copy(source: socket.socket, target: socket.socket) -> bool:
+    """Pass bytes on until either side has closed; returns whether that was the source."""
+    while True:
+        try:
+            block = source.recv(BLOCK_BYTES)
+        except OSError:
+            return True
+        if not block:
+            return True
+        try:
             target.sendall(block)
+        except OSError:
+            return False

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from sft_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
-from sft_jax.parallel.relay import open_relay
+from sft_jax.parallel.relay import _copy, open_relay
 
 SILENCE = 6
 
@@ -137,6 +137,20 @@ def test_a_relay_passes_bytes_both_ways_and_tells_who_closed_first():
             else:
                 assert client.recv(9) == b"" and lost
                 client.close()
+
+
+def test_a_relay_tells_a_source_that_ended_from_a_target_that_no_longer_takes_bytes():
+    """A process that was stopped finds the coordinator gone by sending to it: that is no farewell of its own."""
+    for refused, source_ended in ((False, True), (True, False)):
+        source, far_source = socket.socketpair()
+        target, far_target = socket.socketpair()
+        with source, far_source, target, far_target:
+            far_source.sendall(b"beat")
+            if refused:
+                far_target.shutdown(socket.SHUT_RD)
+            else:
+                far_source.shutdown(socket.SHUT_WR)
+            assert _copy(source, target) is source_ended
 
 
 def test_a_relay_lets_the_client_try_again_until_the_coordinator_is_there(free_port):
