@@ -3,7 +3,7 @@
 # checkout to every worker, starts the run there detached, follows worker 0, starts again after a preemption, and deletes
 # the slice at the end. Needs gcloud, logged in (docs/launch.md).
 #
-#   launch/tpu_vm.sh run NAME --type v6e-16 --zone us-east5-b --spot -- CONFIG --workdir /mnt/disk/a [--section.field value ...]
+#   launch/tpu_vm.sh run NAME --type v6e-16 --zone us-east5-b --spot -- CONFIG --workdir gs://bucket/a [--section.field value ...]
 #   launch/tpu_vm.sh status|logs|stop|ssh|delete NAME --zone us-east5-b
 #
 # Options of run:
@@ -160,7 +160,7 @@ set_up() {
   for node in $(nodes); do
     say "$node: copy the code, install"
     gc tpu-vm scp "$scratch/code.tgz" "$scratch/command.sh" "$scratch/env" "$node:" --worker all || return 1 # or the run would start with what lay there before
-    on_workers "$node" all 'set -e; mkdir -p ~/sft_jax; cd ~/sft_jax; tar -xzf ~/code.tgz; mv ~/command.sh .command.sh; install -m 600 ~/env .env; rm -f ~/env ~/code.tgz; [ -x .venv/bin/python ] || python3 -m venv .venv; .venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"' || return 1
+    on_workers "$node" all 'set -e; mkdir -p ~/sft_jax; cd ~/sft_jax; tar -xzf ~/code.tgz; mv ~/command.sh .command.sh; install -m 600 ~/env .env; rm -f ~/env ~/code.tgz; [ -x .venv/bin/python ] || python3 -m venv .venv; .venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu,gcs]"' || return 1
   done
 }
 start_run() {

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import tyro
 
 from sft_jax.config import RunConfig, load_config
+from sft_jax.data.bucket import check_writable as bucket_is_writable
+from sft_jax.data.bucket import is_remote
 from sft_jax.errors import BadInput, nearest
 from sft_jax.validation import validate
 
@@ -87,9 +89,21 @@ def require(options: Any, name: str, program: str) -> None:
         raise BadInput(f"{program}: --{name.replace('_', '-')} is missing")
 
 
-def check_writable(path: str, directory: bool = False, option: str = "--out") -> None:
-    """Refuse an output path that cannot be made, before the work is done whose result would be lost."""
+def check_writable(path: str, directory: bool = False, option: str = "--out", bucket: bool = True) -> None:
+    """Refuse an output path that cannot be made, before the work is done whose result would be lost.
+
+    Args:
+      directory: it names a directory, not a file.
+      bucket: it may lie in an object store, gs://bucket/path.
+    """
     if not path:
+        return
+    if "://" in path:
+        if not (bucket and is_remote(path)):
+            raise BadInput(
+                f"{option} {path}: expected a path of this machine{' or gs://bucket/path' if bucket else ''}"
+            )
+        bucket_is_writable(path)
         return
     place = Path(path)
     if not directory and place.is_dir():

@@ -37,7 +37,8 @@ sft-jax: supervised fine-tuning in JAX
   sft-jax reward-init MODEL --out DIR                  a scalar head on it: where a reward model starts
   sft-jax kl MODEL --reference MODEL --data F          how far a policy has moved from its reference
 
-MODEL is a Hugging Face directory, a .gguf file, a run's workdir (newest checkpoint), or hf://org/name.
+MODEL is a Hugging Face directory, a .gguf file, a run's workdir (newest checkpoint), all also
+at gs://bucket/path, or hf://org/name.
 `sft-jax COMMAND --help` lists every option with its default.
 """
 

@@ -158,6 +158,7 @@ def export(arguments: Sequence[str]) -> int:
     require(options, "out", "sft-jax export")
     at_least(options, 1, "max_shard_bytes")
     check_writable(options.out, directory=True)
+    from sft_jax.data.bucket import local, publish
     from sft_jax.weights.export import export as write_directory
 
     with loaded(options.model, options) as (pretrained, architecture, parameters):
@@ -166,21 +167,23 @@ def export(arguments: Sequence[str]) -> int:
             architecture,
             pretrained.hf_config,
             pretrained.tokenizer,
-            options.out,
+            local(options.out),
             dtype=options.dtype,
             max_shard_bytes=options.max_shard_bytes,
             generation_config=pretrained.generation_config,
         )
         _describe_export(options, pretrained, parameters)
+        publish(options.out)
     print(options.out)
     return EXIT_DONE
 
 
 def _describe_export(options: Export, pretrained: "Pretrained", parameters: dict) -> None:
     """handoff.json beside the exported weights, with the fingerprint of those they were written from."""
+    from sft_jax.data.bucket import local
     from sft_jax.handoff.artefact import describe_handoff, weights_fingerprint, write_handoff
 
     fingerprint = weights_fingerprint(parameters)
     if is_first_process():
         stops, date = pretrained.stop_ids, pretrained.template_date
-        write_handoff(options.out, describe_handoff(pretrained.tokenizer, stops, fingerprint, ".", ".", date))
+        write_handoff(local(options.out), describe_handoff(pretrained.tokenizer, stops, fingerprint, ".", ".", date))

@@ -30,7 +30,7 @@ class Model:
     """The pretrained decoder and how its forward pass is computed."""
 
     path: str = identity("")
-    """A Hugging Face directory, a `.gguf` file, a run's workdir (newest checkpoint), or `hf://org/name`."""
+    """A Hugging Face directory, a `.gguf` file, a run's workdir (newest checkpoint), also `gs://…`; `hf://org/name`."""
     dtype: Literal["float32", "bfloat16"] = identity("float32")
     """Compute dtype. Master weights, moments, softmax, norms, RoPE angles and the loss stay float32."""
     weights: Literal["pretrained", "random"] = identity("pretrained")
@@ -257,7 +257,7 @@ class RunConfig:
     """A whole training run. `configs/*.py` return one from `get_config()`."""
 
     workdir: str = free("runs/default")
-    """Where config.json, metrics.jsonl, checkpoints/ and TensorBoard events go."""
+    """Where config, metrics, checkpoints, logs and TensorBoard events go: a directory, or gs://bucket/path."""
     model: Model = Model()
     data: Data = Data()
     optimizer: Optimizer = Optimizer()

@@ -40,8 +40,8 @@ class Prepare(RunConfig):
     """Tokenise the demonstrations of a config into a TFDS data set."""
 
     out: str = ""
-    """Directory to create; an interrupted preparation goes on. Train from it with --data.train DIR --data.eval
-    DIR:eval."""
+    """Directory to create, here or gs://bucket/path; an interrupted preparation here goes on. Train from it with
+    --data.train DIR --data.eval DIR:eval."""
     licence: str = ""
     """Licence of the demonstrations, kept in the data set's description."""
     description: str = ""
@@ -70,7 +70,7 @@ def data(arguments: Sequence[str]) -> int:
 def audit(arguments: Sequence[str]) -> int:
     """sft-jax data audit CONFIG [--json] [--html F]"""
     config, options = config_with_options(Audit, arguments, "sft-jax data audit")
-    check_writable(options.html, option="--html")
+    check_writable(options.html, option="--html", bucket=False)
     _refuse_streaming(config)
     if options.examples < 1:
         raise BadInput(f"--examples is {options.examples}, expected at least 1")
@@ -114,6 +114,7 @@ def prepare(arguments: Sequence[str]) -> int:
             "data.weights: a mixture is made when a run reads it. Prepare each entry of data.train into a directory "
             "of its own, and give those as data.train with the weights."
         )
+    from sft_jax.data.bucket import local, publish
     from sft_jax.data.dataset import prepare_split, provenance
     from sft_jax.data.store import METADATA, Store, finish, is_store
     from sft_jax.train.inputs import read_as, template_date
@@ -121,7 +122,7 @@ def prepare(arguments: Sequence[str]) -> int:
 
     tokenizer = open_pretrained(config.model.path, config.data.tokenizer, config.data.chat_template).tokenizer
     chosen = dataclasses.replace(read_as(config).data, template_date=template_date(config, tokenizer))
-    directory = Path(options.out)
+    directory = local(options.out)
     wanted = {"train": chosen.train, **({"eval": chosen.eval} if chosen.eval else {})}
     if is_store(directory):
         before = json.loads((directory / METADATA).read_text(encoding="utf-8"))
@@ -129,18 +130,19 @@ def prepare(arguments: Sequence[str]) -> int:
             before[split].items() >= provenance(chosen, tokenizer, files).items() for split, files in wanted.items()
         )
         if not same:
-            raise BadInput(f"--out {directory} holds another data set; name a new directory or remove it")
-        print(f"{directory}: prepared already", file=sys.stderr)
+            raise BadInput(f"--out {options.out} holds another data set; name a new directory or remove it")
+        print(f"{options.out}: prepared already", file=sys.stderr)
         return EXIT_DONE
     made = {
         split: prepare_split(chosen, tokenizer, files, directory, split, _progress()) for split, files in wanted.items()
     }
     about = options.description or f"Demonstrations tokenised by sft_jax: {', '.join(chosen.train)}"
     finish(directory, made, about, options.licence)
+    publish(options.out)
     for split in made:
         store = Store(directory, split)
         print(
-            f"{directory}:{split}: {len(store):,} examples, {int(store.lengths.sum(dtype='int64')):,} tokens, "
+            f"{options.out}:{split}: {len(store):,} examples, {int(store.lengths.sum(dtype='int64')):,} tokens, "
             f"{int(store.targets.sum(dtype='int64')):,} trained"
         )
     return EXIT_DONE
@@ -151,7 +153,7 @@ def dump(arguments: Sequence[str]) -> int:
     config, options = config_with_options(Dump, arguments, "sft-jax data dump")
     require(options, "out", "sft-jax data dump")
     _refuse_streaming(config)
-    check_writable(options.out)
+    check_writable(options.out, bucket=False)
     from sft_jax.train.inputs import read_demonstrations
 
     found = read_demonstrations(config, True, _progress())

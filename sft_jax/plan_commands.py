@@ -62,7 +62,7 @@ class Plan(RunConfig):
 def plan(arguments: Sequence[str]) -> int:
     """sft-jax plan CONFIG --topology v5e:4x4 [--slices N] [--search] [--section.field value ...]"""
     config, options = config_with_options(Plan, arguments, "sft-jax plan")
-    check_writable(options.html, option="--html")
+    check_writable(options.html, option="--html", bucket=False)
     if options.slices < 1 or options.devices < 0:
         raise BadInput(f"--slices is {options.slices}, --devices {options.devices}: expected at least 1 and 0")
     if options.search_minutes <= 0:

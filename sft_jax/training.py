@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_jax.using import agree_on_options
@@ -46,11 +45,13 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
     """
     from rich.console import Console
 
-    from sft_jax.parallel.start import start
+    from sft_jax.data.bucket import forget, local, local_file, publish_results, publishing
+    from sft_jax.parallel import start as starting
+    from sft_jax.report.process_log import LOG, process_log
     from sft_jax.report.terminal import TrainingProgress, rows_progress
     from sft_jax.train.inputs import claim_workdir, read_inputs
 
-    start(config.distributed)
+    starting.start(config.distributed)
     agree_on_options(config)
 
     import jax
@@ -84,29 +85,44 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
     architecture = padded(inputs.pretrained.architecture, config, mesh)
     if first_process:
         claim_workdir(inputs)
-    config = inputs.config
-    for note in inputs.notes:
-        console.print(note)
-    with layout(mesh, config.sharding), contextlib.ExitStack() as stack:
+    config, workdir = inputs.config, local(inputs.config.workdir)
+
+    def say(text: str) -> None:
+        console.print(text)
+        log.info("%s", text)
+
+    def send() -> None:
+        publish_results(config.workdir)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(forget, config.workdir)
+        stack.enter_context(publishing(config.workdir))
+        log = stack.enter_context(process_log(local_file(config.workdir, LOG.format(jax.process_index()))))
+        if starting.watch is not None:
+            starting.watch.last_words = send
+        log.info("%s", where_it_runs())
+        stack.enter_context(layout(mesh, config.sharding))
+        for note in inputs.notes:
+            say(note)
         poll = stack.enter_context(watch_for_preemption())
         assembled = assemble(inputs, mesh, poll)
         begin = int(assembled.state.step)
         if begin >= config.train.steps:
-            console.print(f"{config.workdir}: already at step {begin} of {config.train.steps}; nothing to do")
-            if first_process and not (Path(config.workdir) / REPORT).exists():  # a kill came right before it
-                write_page(Path(config.workdir))
+            say(f"{config.workdir}: already at step {begin} of {config.train.steps}; nothing to do")
+            if first_process and not (workdir / REPORT).exists():  # a kill came right before it
+                write_page(workdir)
             finished = Trained(inputs, architecture, assembled.state, mesh)
             hand_over(finished)
             return finished
         if begin:
-            console.print(f"continuing {config.workdir} after step {begin} of {config.train.steps}")
+            say(f"continuing {config.workdir} after step {begin} of {config.train.steps}")
         source = inputs.source
         if not isinstance(source, PreparedRows):
-            stack.callback(lambda: [console.print(f"streamed: {line}") for line in source.account()])
+            stack.callback(lambda: [say(f"streamed: {line}") for line in source.account()])
         show = stack.enter_context(TrainingProgress(console, begin, config.train.steps)).show
         writer = None
         if first_process:
-            writer = MetricsWriter(config.workdir, begin, config.train.tensorboard)
+            writer = MetricsWriter(workdir, begin, config.train.tensorboard)
             stack.callback(writer.close)
 
         def report(row: dict[str, Any]) -> None:
@@ -116,7 +132,7 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
 
         eval_every = config.train.eval_every
         due = bool(begin and eval_every and begin % eval_every == 0)
-        missed = due and first_process and not has_evaluation(config.workdir, begin)
+        missed = due and first_process and not has_evaluation(workdir, begin)
         evaluate_first = bool(multihost_utils.broadcast_one_to_all(np.int32(missed)))
         begun = Trained(inputs, architecture, assembled.state, mesh)
         watches = [make(begun) for make in (watch, samples_watch if config.train.eval_samples else None) if make]
@@ -127,25 +143,43 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
             source,
             assembled.shapes,
             assembled.shardings,
-            Callables(assembled.update, _watched(assembled.evaluate, watches), report, poll),
+            Callables(assembled.update, _watched(assembled.evaluate, watches), report, poll, send),
             Schedule(config.train.steps, eval_every, config.train.save_every, evaluate_first),
             assembled.manager,
             inputs.record,
             architecture,
             peak * jax.device_count() if peak else None,
         )
-    trained = Trained(inputs, architecture, state, mesh)
-    hand_over(trained)
-    if first_process:
-        write_page(Path(config.workdir))
-        console.print(f"done: {config.workdir} (metrics.jsonl, checkpoints/, report.html, handoff.json)")
+        trained = Trained(inputs, architecture, state, mesh)
+        hand_over(trained)
+        if first_process:
+            write_page(workdir)
+    console.print(f"done: {config.workdir} (metrics.jsonl, checkpoints/, report.html, handoff.json)")
     return trained
+
+
+def where_it_runs() -> str:
+    """One line about this process, its machine and its devices."""
+    import os
+    import platform
+
+    import jax
+
+    import sft_jax
+
+    kinds = sorted({device.device_kind for device in jax.local_devices()})
+    return (
+        f"sft_jax {sft_jax.__version__}, jax {jax.__version__}, Python {platform.python_version()}: process "
+        f"{jax.process_index()} of {jax.process_count()} on {platform.node()} (pid {os.getpid()}), "
+        f"{jax.local_device_count()} of {jax.device_count()} devices: {', '.join(kinds)}"
+    )
 
 
 def hand_over(trained: Trained) -> None:
     """Write what the RL stage starts from into the workdir; every process takes part."""
     import jax
 
+    from sft_jax.data.bucket import local
     from sft_jax.handoff.artefact import describe_handoff, weights_fingerprint, write_handoff
     from sft_jax.train.pretrained import MODEL_FILES
 
@@ -154,7 +188,7 @@ def hand_over(trained: Trained) -> None:
         config, pretrained = trained.inputs.config, trained.inputs.pretrained
         policy, date = f"checkpoints/{int(trained.state.step)}", config.data.template_date
         about = describe_handoff(pretrained.tokenizer, pretrained.stop_ids, fingerprint, policy, MODEL_FILES, date)
-        write_handoff(config.workdir, about)
+        write_handoff(local(config.workdir), about)
 
 
 def _watched(evaluate: Any, watches: Sequence[Watch]) -> Any:
@@ -180,6 +214,7 @@ def samples_watch(begun: Trained) -> Watch:
     """
     import jax
 
+    from sft_jax.data.bucket import local
     from sft_jax.evaluate.checks import judge, make_checks, summarise
     from sft_jax.evaluate.complete import complete, prompts_of
     from sft_jax.evaluate.measure import read_tasks
@@ -195,7 +230,7 @@ def samples_watch(begun: Trained) -> Watch:
     prompts = prompts_of(tasks, pretrained, architecture, train.eval_new_tokens, config.data.template_date)
     compute = Compute(config.model.dtype, attention=config.model.attention)
     generator = generator_of(pretrained, architecture, compute, batch_size=min(32, len(prompts)))
-    path = Path(config.workdir) / SAMPLES
+    path = local(config.workdir) / SAMPLES
     if jax.process_index() == 0:
         cut_after(path, int(begun.state.step))
 

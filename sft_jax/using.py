@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding, leaf_fields
+from sft_jax.data.bucket import is_remote, open_path, reaching
 from sft_jax.errors import BadInput
 from sft_jax.validation import layout_problems
 
@@ -115,6 +116,9 @@ def write_lines(rows: Iterable[dict[str, Any]], path: str) -> None:
     if not is_first_process():
         for _ in lines:  # the work behind a row is everybody's
             pass
+    elif is_remote(path):
+        with reaching(path), open_path(path).open("w") as file:  # it is there once it is closed
+            file.writelines(lines)
     elif path:
         partial = f"{path}.partial"  # a name that nobody takes for a finished file
         with open(partial, "w", encoding="utf-8") as file:

@@ -19,6 +19,7 @@ from typing import Any
 
 import sft_jax
 from sft_jax.config import Data
+from sft_jax.data.bucket import below, exists, is_remote, local, open_path, publish, reaching
 from sft_jax.data.prepare import Counts, Dropped, add, check_any_used, encode_rows
 from sft_jax.data.readers import read_rows
 from sft_jax.data.rows import Row, cut
@@ -194,7 +195,7 @@ def open_entry(
     data: Data,
     tokenizer: Any,
     entry: str,
-    cache: Path,
+    cache: str | Path,
     is_first_process: bool,
     deadline_seconds: float,
     progress: Progress | None = None,
@@ -211,31 +212,41 @@ def open_entry(
         store = Store(directory, split)
         check_settings(store, data, tokenizer)
         return store
-    about = provenance(data, tokenizer, (entry,))
-    place = cache / _key(about)
-    refusal = place.with_suffix(".refused")
+    place = below(cache, _key(provenance(data, tokenizer, (entry,))))
+    refusal = f"{place}.refused"
     if is_first_process and not is_store(place):
-        refusal.unlink(missing_ok=True)
-        try:
-            made = prepare_split(data, tokenizer, (entry,), place, "train", progress)
-        except BadInput as error:
-            message = str(error).encode()
-            if cache.is_dir():
-                write_whole(refusal, lambda file: file.write(message))
-            raise
-        finish(place, {"train": made}, f"Tokenised by sft_jax from {entry}", "")
+        with reaching(refusal):
+            open_path(refusal).unlink(missing_ok=True)
+        _prepare_entry(data, tokenizer, entry, place, refusal, progress)
     end = time.monotonic() + deadline_seconds
     while not is_store(place):
-        if refusal.exists():
-            raise BadInput(refusal.read_text(encoding="utf-8"))
+        if exists(refusal):
+            raise BadInput(open_path(refusal).read_text())
         if time.monotonic() > end:
             raise RuntimeError(
-                f"{place / INFO}: the first process has not prepared {entry} within {deadline_seconds:g} s. "
+                f"{below(place, INFO)}: the first process has not prepared {entry} within {deadline_seconds:g} s. "
                 "Look for its error; all processes must see the same directory; a long preparation needs a "
                 "larger distributed.timeout_seconds."
             )
-        time.sleep(0.1)
+        time.sleep(1.0 if is_remote(place) else 0.1)
     return Store(place)
+
+
+def _prepare_entry(data: Data, tokenizer: Any, entry: str, place: str, refusal: str, progress: Progress | None) -> None:
+    """Make the data set in `place`; what is wrong with the entry is left in `refusal` for the other processes."""
+    directory = local(place)
+    try:
+        made = prepare_split(data, tokenizer, (entry,), directory, "train", progress)
+    except BadInput as error:
+        message = str(error)
+        if is_remote(refusal):
+            with reaching(refusal):
+                open_path(refusal).write_text(message)
+        elif directory.parent.is_dir():
+            write_whole(Path(refusal), lambda file: file.write(message.encode()))
+        raise
+    finish(directory, {"train": made}, f"Tokenised by sft_jax from {entry}", "")
+    publish(place)
 
 
 def check_settings(store: Store, data: Data, tokenizer: Any) -> None:

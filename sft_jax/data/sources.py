@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sft_jax.data.bucket import PACKAGES, open_path, refusals
 from sft_jax.errors import BadInput, nearest
 
 KINDS = (".jsonl", ".json", ".parquet")
 COMPRESSED = (".gz", ".zst")
 _EXPECTED = ".jsonl or .json (also .gz, .zst) or .parquet"
-_REMOTE = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
-"""URL scheme -> the package that etils.epath needs to open it."""
 
 
 def find_files(patterns: tuple[str, ...]) -> list[str]:
@@ -95,13 +94,13 @@ def _directory(folder: str) -> list[str]:
 
 
 def _remote(pattern: str) -> list[str]:
-    path = _epath(pattern)
+    path = open_path(pattern)
     if "**" in pattern:
         raise BadInput(f"{pattern}: ** is not supported in a bucket (it asks for every folder): name the folders")
     if glob.has_magic(pattern):
         parts = pattern.split("/")
         first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-        found = sorted(str(match) for match in _epath("/".join(parts[:first])).glob("/".join(parts[first:])))
+        found = sorted(str(match) for match in open_path("/".join(parts[:first])).glob("/".join(parts[first:])))
         if not found:
             raise BadInput(f"{pattern}: no file matches this pattern")
         return _known(found)
@@ -113,17 +112,6 @@ def _remote(pattern: str) -> list[str]:
     if not path.exists():
         raise BadInput(f"{pattern}: no such file")
     return _known([pattern])
-
-
-def _epath(name: str) -> Any:
-    from etils import epath
-
-    scheme = name.partition("://")[0] if "://" in name else ""
-    try:
-        return epath.Path(name)
-    except KeyError as error:
-        known = ", ".join(f"{known}://" for known in (*_REMOTE, "tfds", "hf"))
-        raise BadInput(f"{name}: unknown scheme {scheme}://. Known: {known}, and paths of this machine") from error
 
 
 @contextmanager
@@ -142,18 +130,17 @@ def reading(name: str) -> Iterator[None]:
             f"{name}: the compressed file is damaged or cut off ({error}). Copy or compress it again."
         ) from error
     except ImportError as error:
-        package = _REMOTE.get(name.partition("://")[0], error.name or "a package")
+        package = PACKAGES.get(name.partition("://")[0], error.name or "a package")
         raise BadInput(f"{name}: cannot be opened without {package} ({error}): pip install {package}") from error
-    except OSError as error:
-        raise BadInput(
-            f"{name}: cannot be read: {error.strerror or error}. Check the path and its permissions."
-        ) from error
+    except refusals() as error:
+        said = getattr(error, "strerror", None) or error
+        raise BadInput(f"{name}: cannot be read: {said}. Check the path and its permissions.") from error
 
 
 @contextmanager
 def open_file(name: str) -> Iterator[BinaryIO]:
     """The (uncompressed) bytes of a file, streamed."""
-    with _epath(name).open("rb") as file:
+    with open_path(name).open("rb") as file:
         if name.lower().endswith(".gz"):
             with gzip.open(file) as plain:
                 yield plain  # type: ignore[misc]
@@ -212,7 +199,7 @@ def content_digest(name: str) -> str:
         paths = sorted(str(path) for path in Path(name).rglob("*") if path.is_file())
     digest = hashlib.sha256()
     for path in paths:
-        with reading(path), _epath(path).open("rb") as file:
+        with reading(path), open_path(path).open("rb") as file:
             for block in iter(lambda file=file: file.read(2**20), b""):
                 digest.update(block)
     return digest.hexdigest()

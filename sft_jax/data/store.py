@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sft_jax.data.bucket import below, exists, local
 from sft_jax.errors import BadInput, nearest
 
 NAME = "demonstrations"
@@ -200,8 +201,8 @@ def write_whole(path: Path, write: Any) -> None:
 
 
 def is_store(path: str | Path) -> bool:
-    """Whether `path` is a directory that `finish` has described."""
-    return (Path(path) / INFO).is_file() and (Path(path) / METADATA).is_file()
+    """Whether `path` is a directory that `finish` has described, here or in a bucket."""
+    return exists(below(path, INFO)) and exists(below(path, METADATA))
 
 
 class Store(Sequence[Example]):
@@ -212,9 +213,9 @@ class Store(Sequence[Example]):
         Raises:
           BadInput: not a prepared data set, no such split, or files that do not fit its description.
         """
-        self.directory, self.split = Path(directory), split
         if not is_store(directory):
             raise BadInput(f"{directory}: no prepared data set: {INFO} or {METADATA} is missing")
+        self.directory, self.split = local(directory), split
         splits = json.loads((self.directory / METADATA).read_text(encoding="utf-8"))
         if split not in splits:
             raise BadInput(f"{directory}: no split {split!r}. {nearest(split, list(splits))}")

@@ -9,15 +9,19 @@ processes, not with its square. A process that leaves says so, with its status, 
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from sft_jax.errors import EXIT_PREEMPTED
+
+_log = logging.getLogger(__name__)
 
 BEATS = "sft_jax/beats/"
 VERDICT = "sft_jax/verdict/"
@@ -26,6 +30,7 @@ INTERVAL_SECONDS = 1.0
 ROUNDS_TO_READ = 3
 """So many intervals a verdict stands before process 0 leaves: one to be read in, one in which a process may still end
 by itself, with a message of its own, and one to spare."""
+LAST_WORDS_SECONDS = 5.0
 PROCESSES_PER_SECOND = 250
 """So many beats a second process 0 reads at most: with more processes the interval is longer."""
 
@@ -45,6 +50,8 @@ class Watch:
     """This process is leaving by itself: whoever goes now is missed by nobody."""
     heard: float = dataclasses.field(default_factory=time.monotonic)
     """When the store last answered this process."""
+    last_words: Callable[[], None] = lambda: None
+    """Called before this process is ended, at most `LAST_WORDS_SECONDS` long."""
 
     @property
     def interval_seconds(self) -> float:
@@ -167,5 +174,10 @@ def _leave(watch: Watch, status: int, why: str) -> None:
     if watch.over.wait(watch.interval_seconds):
         return  # this process ends by itself
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
-    print(f"{show_cursor}\nprocess {watch.process} of {watch.processes} leaves: {why}", file=sys.stderr, flush=True)
+    text = f"process {watch.process} of {watch.processes} leaves: {why}"
+    print(f"{show_cursor}\n{text}", file=sys.stderr, flush=True)
+    _log.info("%s", text)
+    speaker = threading.Thread(target=watch.last_words, daemon=True)
+    speaker.start()
+    speaker.join(LAST_WORDS_SECONDS)
     os._exit(status)

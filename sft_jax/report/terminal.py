@@ -1,5 +1,6 @@
 """Progress on the terminal: loss, rate and time left; a bar where there is a screen, lines where there is a log."""
 
+import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sft_jax.train.metrics import scores_of
 
+_log = logging.getLogger(__name__)
 LINE_SECONDS = 10.0
 """A log file gets a line at most this often, and always the first two, the last and the evaluations."""
 
@@ -45,10 +47,11 @@ class TrainingProgress:
     def show(self, row: dict[str, Any]) -> None:
         """One row of metrics.jsonl."""
         if "eval/loss" in row:
-            self._console.print(
+            self._line(
                 f"step {row['step']}: held-out loss {row['eval/loss']:.4f}, accuracy {row['eval/accuracy']:.1%} "
                 f"over {row['eval/target_tokens']:,} tokens"
-                + "".join(f", {name} {value:.3g}" for name, value in scores_of(row).items())
+                + "".join(f", {name} {value:.3g}" for name, value in scores_of(row).items()),
+                over_the_bar=True,
             )
             return
         # The first step includes compilation and would spoil the estimate.
@@ -61,11 +64,15 @@ class TrainingProgress:
         text = f"loss {loss}  {row['tokens_per_second']:,.0f} tokens/s  {left} left"
         if self._bar:
             self._bar.update(self._task, completed=row["step"], description=text)
-            return
         now = time.monotonic()
         if measured <= 1 or row["step"] == self._steps or now - self._shown >= LINE_SECONDS:
             self._shown = now
-            self._console.print(f"step {row['step']}/{self._steps}  {text}")
+            self._line(f"step {row['step']}/{self._steps}  {text}", over_the_bar=False)
+
+    def _line(self, text: str, over_the_bar: bool) -> None:
+        _log.info("%s", text)
+        if over_the_bar or not self._bar:
+            self._console.print(text)
 
 
 def rows_progress(console: Console, seconds: float = 2.0) -> Callable[[int], None]:

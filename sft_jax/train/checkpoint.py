@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
+from sft_jax.data.bucket import place
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters
@@ -58,7 +59,7 @@ class _Manager(ocp.CheckpointManager):
 def _manager(workdir: str | Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "moments", "counters")}
     handlers: Any = {**arrays, "record": ocp.JsonCheckpointHandler()}
-    return _Manager(Path(workdir).resolve() / "checkpoints", item_handlers=handlers, options=options)
+    return _Manager(place(workdir) / "checkpoints", item_handlers=handlers, options=options)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, record: dict[str, Any]) -> None:
@@ -117,11 +118,12 @@ def restore_parameters(
     """
     shapes, _ = abstract_parameters(architecture)
     step = None
-    if (Path(workdir) / "checkpoints").is_dir():
+    directory = place(workdir) / "checkpoints"
+    if directory.is_dir():
         manager = _manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
         step = manager.latest_step()
     if step is None:
-        raise BadInput(f"{workdir}: no finished checkpoint in {Path(workdir) / 'checkpoints'}; train this run first")
+        raise BadInput(f"{workdir}: no finished checkpoint in {directory}; train this run first")
     wanted = {
         name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[name]) for name, shape in shapes.items()
     }

@@ -5,13 +5,13 @@ import datetime
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sft_jax.config import Data, RunConfig, identity_differences, to_json
 from sft_jax.data.batches import Batches, batches_of
+from sft_jax.data.bucket import below, check_writable, local, place, publish, reaching
 from sft_jax.data.dataset import account, open_entry
 from sft_jax.data.mixture import Mixture, row_shares
 from sft_jax.data.packing import Plan, choose_target_capacity, permutation, plan_packing
@@ -82,7 +82,7 @@ def read_demonstrations(
     check_objective(config, pretrained)
     date = template_date(config, pretrained.tokenizer)
     data = dataclasses.replace(read_as(config).data, template_date=date)
-    cache, deadline = Path(config.workdir) / PREPARED, config.distributed.timeout_seconds
+    cache, deadline = below(config.workdir, PREPARED), config.distributed.timeout_seconds
 
     def opened(entries: Sequence[str]) -> tuple[Store, ...]:
         stores = [
@@ -124,7 +124,7 @@ def template_date(config: RunConfig, tokenizer: Any) -> str:
     """The date that the chat template shall print: the config's, the begun run's, or today; "" where it prints none."""
     if config.data.template_date or "strftime_now" not in str(tokenizer.chat_template):
         return config.data.template_date
-    workdir = Path(config.workdir)
+    workdir = config.workdir
     before = read_run_config(workdir).data.template_date if has_begun(workdir) else ""
     return before or datetime.date.today().isoformat()
 
@@ -133,9 +133,11 @@ def read_inputs(config: RunConfig, first_process: bool, progress: Callable[[int]
     """Everything up to the batches: `read_demonstrations`, then the packing plan and the number of steps.
 
     Raises:
-      BadInput: as `read_demonstrations`, or a workdir that holds another run.
+      BadInput: as `read_demonstrations`; a workdir that holds another run, or lies in a bucket and cannot be written.
     """
     config = read_as(config)
+    if first_process:
+        check_writable(config.workdir)
     check_same_run(config)
     found = read_demonstrations(config, first_process, progress)
     config = dataclasses.replace(config, data=found.data)
@@ -227,7 +229,7 @@ def pack(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixture,
     length = data.sequence_length
     groups = list(stores) if data.weights else [drawn(config, stores)]
     # A run keeps the capacity it began with: the context axis may change, and the rows must not.
-    capacity = data.target_capacity or _capacity_of(Path(config.workdir))
+    capacity = data.target_capacity or _capacity_of(config.workdir)
     capacity = capacity or max(
         choose_target_capacity(group.lengths, group.targets, length, data.packing, _multiple(config))
         for group in groups
@@ -259,17 +261,22 @@ def describe_mixture(config: RunConfig, source: Mixture, steps: int) -> list[str
     ]
 
 
-def _capacity_of(workdir: Path) -> int:
+def _capacity_of(workdir: str) -> int:
     """The target capacity of the run in `workdir`; 0 where none has begun."""
     return read_run_config(workdir).data.target_capacity if has_begun(workdir) else 0
 
 
-def has_begun(workdir: Path) -> bool:
+def has_begun(workdir: str) -> bool:
     """Whether a run has taken a step here; one that was refused before its first may be started anew."""
-    steps = workdir / "metrics.jsonl", *(workdir / "checkpoints").glob("*")
-    return (workdir / RUN_CONFIG).is_file() and any(
-        path.is_dir() or path.stat().st_size for path in steps if path.exists()
-    )
+    folder = local(workdir)
+    if not (folder / RUN_CONFIG).is_file():
+        return False
+    rows = folder / "metrics.jsonl"
+    if rows.exists() and rows.stat().st_size:
+        return True
+    with reaching(workdir):
+        checkpoints = place(workdir) / "checkpoints"
+        return checkpoints.is_dir() and any(path.is_dir() for path in checkpoints.iterdir())
 
 
 def check_same_run(config: RunConfig) -> None:
@@ -280,7 +287,7 @@ def check_same_run(config: RunConfig) -> None:
     Raises:
       BadInput: a diff of the identity fields.
     """
-    workdir = Path(config.workdir)
+    workdir = config.workdir
     if not has_begun(workdir):
         return
     before = read_run_config(workdir)
@@ -312,14 +319,14 @@ def check_same_record(config: RunConfig, found: dict[str, str]) -> None:
     Raises:
       BadInput: with both fingerprints.
     """
-    path = Path(config.workdir) / RECORD
-    if not (has_begun(path.parent) and path.is_file()):
+    path = local(config.workdir) / RECORD
+    if not (has_begun(config.workdir) and path.is_file()):
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     for name, value in found.items():
         if before[name] != value:
             raise BadInput(
-                f"{path.parent}: {CHANGED[name]}, or choose another --workdir (fingerprint {before[name][:12]}, now "
+                f"{config.workdir}: {CHANGED[name]}, or choose another --workdir (fingerprint {before[name][:12]}, now "
                 f"{value[:12]})"
             )
 
@@ -330,7 +337,7 @@ def claim_workdir(inputs: Inputs) -> None:
     Raises:
       BadInput: the workdir cannot be written.
     """
-    workdir = Path(inputs.config.workdir)
+    workdir = local(inputs.config.workdir)
     model = workdir / MODEL_FILES
     try:
         model.mkdir(parents=True, exist_ok=True)
@@ -345,3 +352,4 @@ def claim_workdir(inputs: Inputs) -> None:
             write_whole(path, lambda file, content=content: file.write(content))
     except OSError as error:
         raise BadInput(f"workdir {workdir} cannot be written: {error}") from error
+    publish(inputs.config.workdir)

@@ -31,6 +31,8 @@ class Callables:
     """Called with every row, in order of steps: file, TensorBoard, terminal."""
     preempted: Callable[[], bool]
     """Polled once a step by every process."""
+    saving: Callable[[], None]
+    """Called before a checkpoint is saved: what was reported until then must not be lost when it is restored."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def train(
     def save(step: int) -> None:
         nonlocal saved
         if saved != step:
+            calls.saving()
             checkpoint.save(manager, state, {**record, "source": whole_state(source, step)})
             saved = step
 

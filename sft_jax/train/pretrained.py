@@ -1,4 +1,5 @@
-"""MODEL of the command line: a Hugging Face directory, a `.gguf` file, `hf://org/name`, or a run's workdir."""
+"""MODEL of the command line: a Hugging Face directory, a `.gguf` file, or a run's workdir, each also as
+`gs://bucket/path`; or `hf://org/name`."""
 
 import dataclasses
 import json
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from sft_jax.config import RunConfig, from_json
+from sft_jax.data.bucket import MODEL_FILES, below, exists, is_remote, local
 from sft_jax.data.tokenizer import load_tokenizer
+from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters, initialise
 from sft_jax.model.families import architecture_of
@@ -22,8 +25,6 @@ from sft_jax.weights.export import stop_tokens
 from sft_jax.weights.load import load_parameters, open_model, read_json
 
 CONFIG = RUN_CONFIG = "config.json"
-MODEL_FILES = "model"
-"""In a workdir: config.json, generation_config.json and the tokenizer, so that the run needs no other file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +49,14 @@ class Pretrained:
 
 def is_workdir(path: str) -> bool:
     """Whether `path` is the workdir of a run of this program."""
-    return (Path(path) / MODEL_FILES).is_dir() and (Path(path) / RUN_CONFIG).is_file()
+    folder = local(path)
+    return (folder / MODEL_FILES).is_dir() and (folder / RUN_CONFIG).is_file()
 
 
 def read_run_config(workdir: str | Path) -> RunConfig:
     """The resolved config a run saved."""
-    path = Path(workdir) / RUN_CONFIG
-    return from_json(path.read_text(encoding="utf-8"), str(path))
+    text = (local(workdir) / RUN_CONFIG).read_text(encoding="utf-8")
+    return from_json(text, below(workdir, RUN_CONFIG))
 
 
 def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> Pretrained:
@@ -68,7 +70,7 @@ def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> 
       BadInput: no such model, an unsupported architecture, or a broken tokenizer.
     """
     if is_workdir(path):
-        model = Path(path) / MODEL_FILES
+        model = local(path) / MODEL_FILES
         config, generation = (
             json.loads((model / name).read_text(encoding="utf-8")) for name in ("config.json", "generation_config.json")
         )
@@ -81,7 +83,7 @@ def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> 
             load=lambda architecture, shardings: restore_parameters(path, architecture, shardings),
             template_date=read_run_config(path).data.template_date,
         )
-    files = open_model(path)
+    files = open_model(_with_weights(path))
     return Pretrained(
         origin=path,
         architecture=files.architecture,
@@ -92,6 +94,15 @@ def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> 
     )
 
 
+def _with_weights(path: str) -> str:
+    """Where a model lies on this machine; its files are copied from a bucket."""
+    if not is_remote(path):
+        return path
+    if not exists(path):
+        raise BadInput(f"{path}: no such file or directory. A model is a Hugging Face directory or a .gguf file.")
+    return str(local(path, weights=True))
+
+
 def open_base(config: RunConfig) -> Pretrained:
     """What a run starts from: the weights at model.path, or random ones for the decoder that is described there.
 
@@ -99,9 +110,9 @@ def open_base(config: RunConfig) -> Pretrained:
       BadInput: as `open_pretrained`.
     """
     tokenizer, template = config.data.tokenizer, config.data.chat_template
-    path = Path(config.model.path)
     if config.model.weights == "pretrained":
         return open_pretrained(config.model.path, tokenizer, template)
+    path = local(config.model.path)
     if is_workdir(config.model.path) or not (path / CONFIG).is_file():  # a file or a hub's model holds its own
         return dataclasses.replace(
             open_pretrained(config.model.path, tokenizer, template), load=partial(_initialise, config.train.seed)
@@ -113,7 +124,7 @@ def open_base(config: RunConfig) -> Pretrained:
         architecture=architecture_of(hf_config, config.model.path),
         hf_config=hf_config,
         generation_config=ids,
-        tokenizer=load_tokenizer(tokenizer or config.model.path, template),
+        tokenizer=load_tokenizer(tokenizer or str(path), template),
         load=partial(_initialise, config.train.seed),
     )
 
@@ -139,9 +150,9 @@ def describe(path: str) -> Architecture:
     Raises:
       BadInput: no such model, or an unsupported one.
     """
-    place = Path(path)
+    place = local(path)
     if path.startswith("hf://") or not place.is_dir():
-        return open_model(path).architecture
+        return open_model(_with_weights(path)).architecture
     name = place / MODEL_FILES / "config.json" if is_workdir(path) else place / "config.json"
     return architecture_of(read_json(name), str(name.parent))
 

@@ -35,6 +35,8 @@ def test_a_run_leaves_everything_and_learns(run, config_file, tmp_path, rows_of)
         p.name for p in workdir.iterdir()
     }
     assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [8, 12]
+    log = (workdir / "logs" / "process-0.log").read_text()
+    assert "process 0 of 1 on " in log and "step 12/12  loss" in log and log.endswith("INFO sft_jax: done\n")
     resolved = json.loads((workdir / "config.json").read_text())
     assert resolved["train"]["steps"] == 12 and resolved["data"]["target_capacity"] > 0
 

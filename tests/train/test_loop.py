@@ -31,7 +31,7 @@ def run(tmp_path, tiny, make_batches, mesh_of):
             return state._replace(step=state.step + 1), {name: jnp.asarray(value) for name, value in SUMS.items()}
 
         shardings = batch_shardings(mesh_of(), Sharding())
-        calls = Callables(update, evaluate, rows.append, preempted)
+        calls = Callables(update, evaluate, rows.append, preempted, lambda: None)
         error = None
         try:
             train(state, {}, source, batch_shapes_of(source), shardings, calls, schedule, manager, {}, tiny, None)

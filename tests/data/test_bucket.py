@@ -1,0 +1,149 @@
+"""Copies of directories in a bucket: what is copied, what is sent back and when, and what becomes of the copies."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sft_jax.data import bucket
+from sft_jax.errors import BadInput
+from tests.object_store import BUCKET, emulator, listing, read
+
+RUN = f"gs://{BUCKET}/runs/a"
+
+
+@pytest.fixture(scope="module")
+def store():
+    with emulator() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield environment
+
+
+@pytest.fixture
+def put(store):
+    """(name, text): an object below the run, as another process would leave it."""
+
+    def put(name: str, text: str) -> None:
+        bucket.open_path(f"{RUN}/{name}").write_text(text)
+
+    yield put
+    bucket.forget(RUN)
+    for name in listing(store):
+        bucket.open_path(f"gs://{BUCKET}/{name}").unlink()
+
+
+def test_a_directory_of_this_machine_is_its_own_copy(tmp_path):
+    assert bucket.local(tmp_path) == tmp_path
+    assert bucket.below(tmp_path, "a", "b") == str(tmp_path / "a" / "b")
+    bucket.publish(tmp_path)
+    with bucket.publishing(tmp_path):
+        pass
+
+
+def test_small_files_are_copied_and_what_a_run_does_not_need_is_not(put, store):
+    put("config.json", "{}")
+    put("model/tokenizer.json", "t")
+    put("model.safetensors", "weights")
+    put("checkpoints/8/x", "large")
+    put("export/model.safetensors", "large")
+    folder = bucket.local(RUN)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {"config.json", "model/tokenizer.json"} and folder.name == "a"
+    assert (bucket.local(RUN, weights=True) / "model.safetensors").read_text() == "weights"
+    assert bucket.local(f"{RUN}/config.json").read_text() == "{}"
+    assert bucket.exists(f"{RUN}/config.json") and not bucket.exists(f"{RUN}/other.json")
+
+
+def test_what_has_changed_is_sent_once_and_what_describes_the_rest_comes_last(put, store, monkeypatch):
+    put("config.json", "old")
+    folder = bucket.local(RUN)
+    sent = []
+    monkeypatch.setattr(bucket, "below", lambda path, name: sent.append(name) or f"{path}/{name}")
+    bucket.publish(RUN)
+    assert sent == []
+    (folder / "config.json").write_text("new one")
+    for name in ("dataset_info.json", "metadata.json", "z.jsonl", "x.partial"):
+        (folder / name).write_text(name)
+    (folder / "logs").mkdir()
+    (folder / "logs" / "process-0.log").write_text("line\n")
+    bucket.publish(RUN)
+    assert sent == ["logs/process-0.log", "z.jsonl", "metadata.json", "dataset_info.json", "config.json"]
+    assert read(store, "runs/a/config.json") == "new one"
+    with (folder / "z.jsonl").open("a") as file:
+        file.write("more")
+    bucket.publish(RUN)
+    assert sent[5:] == ["z.jsonl"] and read(store, "runs/a/z.jsonl") == "z.jsonlmore"
+
+
+def test_a_file_that_is_appended_to_is_taken_from_the_bucket_first(put, store):
+    put("logs/process-3.log", "before\n")
+    path = bucket.local_file(RUN, "logs/process-3.log")
+    assert path.read_text() == "before\n"
+    assert not bucket.local_file(RUN, "logs/process-4.log").exists()
+
+
+def test_it_is_published_again_and_again_and_at_the_end_also_of_a_failure(put, store, monkeypatch):
+    monkeypatch.setattr(bucket, "PUBLISH_SECONDS", 0.05)
+    folder = bucket.local(RUN)
+    with pytest.raises(ZeroDivisionError), bucket.publishing(RUN):
+        (folder / "metrics.jsonl").write_text("1\n")
+        end = time.monotonic() + 20
+        while "runs/a/metrics.jsonl" not in listing(store):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        monkeypatch.setattr(bucket, "PUBLISH_SECONDS", 1000)
+        (folder / "metrics.jsonl").write_text("1\n2\n")
+        raise ZeroDivisionError
+    assert read(store, "runs/a/metrics.jsonl") == "1\n2\n"
+
+
+def test_a_run_whose_bucket_is_gone_has_failed_and_its_input_is_not_to_blame(put, store, monkeypatch):
+    folder = bucket.local(RUN)
+    (folder / "metrics.jsonl").write_text("1\n")
+    monkeypatch.setattr(bucket, "open_path", lambda name: (_ for _ in ()).throw(PermissionError("forbidden")))
+    with pytest.raises(BadInput, match="cannot be reached: forbidden"):
+        bucket.publish(RUN)
+    with pytest.raises(RuntimeError, match=r"not all in the bucket: .*forbidden"), bucket.publishing(RUN):
+        pass
+    monkeypatch.undo()
+
+
+def test_a_bucket_that_does_not_exist_is_named(store):
+    with pytest.raises(BadInput, match=r"gs://nowhere/x: cannot be reached: .*credentials"):
+        bucket.check_writable("gs://nowhere/x")
+    bucket.check_writable(RUN)
+    assert listing(store) == {}
+    with pytest.raises(BadInput, match=r"gcs2://x: unknown scheme gcs2://. Known: gs://"):
+        bucket.open_path("gcs2://x")
+
+
+def test_copies_of_a_killed_process_are_removed_by_the_next_and_those_of_a_living_one_are_not(tmp_path):
+    code = (
+        "import os, time; from sft_jax.data import bucket; bucket._SECONDS_TO_LOCK = {}; "
+        "print(bucket._home(), flush=True); {}"
+    )
+
+    def start(then: str, seconds: float = 0) -> tuple[subprocess.Popen, Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code.format(seconds, then)],
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout
+        return process, Path(process.stdout.readline().strip())
+
+    living, of_living = start("time.sleep(100)")
+    killed, of_killed = start("os._exit(1)")
+    killed.communicate()
+    assert of_killed.is_dir()
+    for seconds, kept in ((1000, True), (0, False)):
+        process, own = start("pass", seconds)
+        process.communicate()
+        assert of_living.is_dir() and of_killed.is_dir() is kept and not own.exists()
+    living.kill()
+    living.communicate()
