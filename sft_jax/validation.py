@@ -54,10 +54,10 @@ def validate(config: RunConfig) -> None:
         problems.append(f"optimizer.eps is {config.optimizer.eps}, expected more than 0")
     if config.train.seed >= 2**63:
         problems.append(f"train.seed is {config.train.seed}, expected less than 2**63")
-    if not re.fullmatch(r"gs://[^/]+/.+|(?!.*://).+", config.workdir):
+    if not re.fullmatch(r"(gs|s3)://[^/]+/.+|(?!.*://).+", config.workdir):
         problems.append(
-            f"workdir is {config.workdir!r}, expected a directory or gs://bucket/path. Orbax writes checkpoints to no "
-            "other object store: mount the bucket and name the directory"
+            f"workdir is {config.workdir!r}, expected a directory, gs://bucket/path or s3://bucket/path; mount a "
+            "bucket of another kind and name the directory"
         )
     if not config.model.path:
         problems.append("model.path is empty: name a Hugging Face directory, a .gguf file, a workdir or hf://org/name")

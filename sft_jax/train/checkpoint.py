@@ -20,6 +20,7 @@ from sft_jax.data.bucket import place
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters
+from sft_jax.train.s3_checkpoints import teach_orbax_s3
 from sft_jax.train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file it touches
@@ -59,6 +60,8 @@ class _Manager(ocp.CheckpointManager):
 def _manager(workdir: str | Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "moments", "counters")}
     handlers: Any = {**arrays, "record": ocp.JsonCheckpointHandler()}
+    if str(workdir).startswith("s3://"):
+        teach_orbax_s3()
     return _Manager(place(workdir) / "checkpoints", item_handlers=handlers, options=options)
 
 

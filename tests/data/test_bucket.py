@@ -10,17 +10,17 @@ import pytest
 
 from sft_jax.data import bucket
 from sft_jax.errors import BadInput
-from tests.object_store import BUCKET, emulator, listing, read
+from tests.object_store import BUCKET, google_cloud_storage
 
 RUN = f"gs://{BUCKET}/runs/a"
 
 
 @pytest.fixture(scope="module")
 def store():
-    with emulator() as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+    with google_cloud_storage() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
             patch.setenv(name, value)
-        yield environment
+        yield store
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def put(store):
 
     yield put
     bucket.forget(RUN)
-    for name in listing(store):
+    for name in store.listing():
         bucket.open_path(f"gs://{BUCKET}/{name}").unlink()
 
 
@@ -72,11 +72,11 @@ def test_what_has_changed_is_sent_once_and_what_describes_the_rest_comes_last(pu
     (folder / "logs" / "process-0.log").write_text("line\n")
     bucket.publish(RUN)
     assert sent == ["logs/process-0.log", "z.jsonl", "metadata.json", "dataset_info.json", "config.json"]
-    assert read(store, "runs/a/config.json") == "new one"
+    assert store.read("runs/a/config.json") == "new one"
     with (folder / "z.jsonl").open("a") as file:
         file.write("more")
     bucket.publish(RUN)
-    assert sent[5:] == ["z.jsonl"] and read(store, "runs/a/z.jsonl") == "z.jsonlmore"
+    assert sent[5:] == ["z.jsonl"] and store.read("runs/a/z.jsonl") == "z.jsonlmore"
 
 
 def test_a_file_that_is_appended_to_is_taken_from_the_bucket_first(put, store):
@@ -92,13 +92,13 @@ def test_it_is_published_again_and_again_and_at_the_end_also_of_a_failure(put, s
     with pytest.raises(ZeroDivisionError), bucket.publishing(RUN):
         (folder / "metrics.jsonl").write_text("1\n")
         end = time.monotonic() + 20
-        while "runs/a/metrics.jsonl" not in listing(store):
+        while "runs/a/metrics.jsonl" not in store.listing():
             assert time.monotonic() < end
             time.sleep(0.02)
         monkeypatch.setattr(bucket, "PUBLISH_SECONDS", 1000)
         (folder / "metrics.jsonl").write_text("1\n2\n")
         raise ZeroDivisionError
-    assert read(store, "runs/a/metrics.jsonl") == "1\n2\n"
+    assert store.read("runs/a/metrics.jsonl") == "1\n2\n"
 
 
 def test_a_run_whose_bucket_is_gone_has_failed_and_its_input_is_not_to_blame(put, store, monkeypatch):
@@ -116,7 +116,7 @@ def test_a_bucket_that_does_not_exist_is_named(store):
     with pytest.raises(BadInput, match=r"gs://nowhere/x: cannot be reached: .*credentials"):
         bucket.check_writable("gs://nowhere/x")
     bucket.check_writable(RUN)
-    assert listing(store) == {}
+    assert store.listing() == {}
     with pytest.raises(BadInput, match=r"gcs2://x: unknown scheme gcs2://. Known: gs://"):
         bucket.open_path("gcs2://x")
 

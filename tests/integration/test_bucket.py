@@ -1,4 +1,4 @@
-"""Runs whose workdir, model and data lie in a bucket, against an emulator of Google Cloud Storage."""
+"""Runs whose workdir, model and data lie in a bucket, against emulators of Google Cloud Storage and S3."""
 
 import json
 import signal
@@ -6,27 +6,37 @@ import time
 
 import pytest
 
-from tests.object_store import BUCKET, emulator, listing, read
+from tests.object_store import MOTO, google_cloud_storage, s3
 
 EXACT = ("step", "loss", "grad_norm", "learning_rate", "tokens", "eval/loss")
 
 
 @pytest.fixture(scope="module")
-def store():
-    with emulator() as environment:
-        yield environment
+def google():
+    with google_cloud_storage() as store:
+        yield store
 
 
-@pytest.fixture(autouse=True)
-def in_the_store(store, monkeypatch):
-    """What these tests start talks to the emulator."""
-    for name, value in store.items():
+@pytest.fixture(scope="module")
+def amazon():
+    if not MOTO.exists():
+        pytest.skip("make slow brings moto")
+    with s3() as store:
+        yield store
+
+
+@pytest.fixture(params=["google", pytest.param("amazon", marks=pytest.mark.slow)])
+def store(request, monkeypatch):
+    """An object store that the commands of a test talk to."""
+    store = request.getfixturevalue(request.param)
+    for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
+    return store
 
 
 def _rows(store, run):
     """metrics.jsonl of a run, without times."""
-    rows = map(json.loads, read(store, f"{run}/metrics.jsonl").splitlines())
+    rows = map(json.loads, store.read(f"{run}/metrics.jsonl").splitlines())
     return [{name: row[name] for name in EXACT if name in row} for row in rows]
 
 
@@ -36,20 +46,20 @@ def test_a_run_in_a_bucket_is_the_run_in_a_directory_and_its_workdir_is_a_model(
 ):
     status, _, err = run("train", config_file, "--workdir", tmp_path / "here")
     assert status == 0, err
-    url = f"gs://{BUCKET}/a/whole"
+    url = f"{store.url}/a/whole"
     status, _, err = run("train", config_file, "--workdir", url, "--train.tensorboard", True)
     assert status == 0 and f"done: {url}" in err, err
     assert _rows(store, "a/whole") == [
         {name: row[name] for name in EXACT if name in row} for row in rows_of(tmp_path / "here")
     ]
-    names = set(listing(store))
+    names = set(store.listing())
     kept = {"config.json", "record.json", "report.html", "handoff.json", "metrics.jsonl", "model/tokenizer.json"}
     assert {f"a/whole/{name}" for name in kept | {"logs/process-0.log"}} <= names
     assert any(name.startswith("a/whole/tensorboard/events") for name in names)
     assert any(name.startswith("a/whole/prepared/") and name.endswith("dataset_info.json") for name in names)
     steps = {name.split("/")[3] for name in names if name.startswith("a/whole/checkpoints/")}
     assert {"8", "12"} <= steps and not any(name.endswith((".partial", ".tmp")) for name in names)
-    assert "<title>whole</title>" in read(store, "a/whole/report.html")
+    assert "<title>whole</title>" in store.read("a/whole/report.html")
     assert not (tmp_path / "gs:").exists()
 
     status, _, err = run("train", config_file, "--workdir", url, "--train.tensorboard", True)
@@ -66,18 +76,18 @@ def test_a_run_in_a_bucket_is_the_run_in_a_directory_and_its_workdir_is_a_model(
     assert outs[str(tmp_path / "here")] == outs[url]
     status, _, err = run("score", url, "--data", prompts, "--out", f"{url}-scores/scores.jsonl")
     assert status == 0, err
-    assert read(store, "a/whole-scores/scores.jsonl") == outs[url]
+    assert store.read("a/whole-scores/scores.jsonl") == outs[url]
 
 
 @pytest.mark.slow
 def test_a_killed_and_a_preempted_run_in_a_bucket_lose_no_row(command, run, config_file, store):
     options = ("train", config_file, "--train.steps", 60, "--train.save-every", 10)
-    status, _, err = run(*options, "--workdir", f"gs://{BUCKET}/k/whole")
+    status, _, err = run(*options, "--workdir", f"{store.url}/k/whole")
     assert status == 0, err
-    killed = (*options, "--workdir", f"gs://{BUCKET}/k/cut")
+    killed = (*options, "--workdir", f"{store.url}/k/cut")
 
     def saved(least):
-        steps = {name.split("/")[3] for name in listing(store) if name.startswith("k/cut/checkpoints/")}
+        steps = {name.split("/")[3] for name in store.listing() if name.startswith("k/cut/checkpoints/")}
         return any(step.isdigit() and int(step) >= least for step in steps)
 
     for least, how, status in ((10, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGTERM, 42)):
@@ -92,14 +102,14 @@ def test_a_killed_and_a_preempted_run_in_a_bucket_lose_no_row(command, run, conf
     status, _, err = run(*killed)
     assert status == 0 and "continuing" in err, err
     assert _rows(store, "k/cut") == _rows(store, "k/whole")
-    log = read(store, "k/cut/logs/process-0.log")
+    log = store.read("k/cut/logs/process-0.log")
     assert log.count("process 0 of 1 on") == 3 and "Preempted: stopped after step" in log
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_workdir_in_a_bucket(command, config_file, free_port, store):
     """Each has its own copy of the small files; one prepares the data, and each writes its log."""
-    url = f"gs://{BUCKET}/t/two"
+    url = f"{store.url}/t/two"
     for cut_off in (False, True):
         processes = [
             command(
@@ -115,22 +125,22 @@ def test_two_processes_share_a_workdir_in_a_bucket(command, config_file, free_po
     assert "already at step 12 of 12" in ends[0]
     assert [row["step"] for row in _rows(store, "t/two") if "loss" in row] == list(range(1, 13))
     for process in range(2):
-        assert f"process {process} of 2 on" in read(store, f"t/two/logs/process-{process}.log")
+        assert f"process {process} of 2 on" in store.read(f"t/two/logs/process-{process}.log")
 
 
 @pytest.mark.slow
 def test_prepared_data_and_exports_go_to_a_bucket_and_are_trained_from_there(run, config_file, tmp_path, store):
-    prepared = f"gs://{BUCKET}/p/prepared"
+    prepared = f"{store.url}/p/prepared"
     for words in (("examples",), ("prepared already",)):
         status, out, err = run("data", "prepare", config_file, "--out", prepared)
         assert status == 0 and all(word in out + err for word in words), err
     status, _, err = run("data", "prepare", config_file, "--out", prepared, "--data.sequence-length", 64)
     assert status == 2 and f"{prepared} holds another data set" in err
 
-    model = f"gs://{BUCKET}/p/model"
+    model = f"{store.url}/p/model"
     status, _, err = run("export", _model_of(config_file), "--out", model)
     assert status == 0, err
-    assert "p/model/model.safetensors" in listing(store)
+    assert "p/model/model.safetensors" in store.listing()
     status, _, err = run("export", _model_of(config_file), "--out", model)
     assert status == 2 and "not empty" in err, err
 
@@ -146,13 +156,11 @@ def test_prepared_data_and_exports_go_to_a_bucket_and_are_trained_from_there(run
     assert losses[0] == losses[1]
 
 
-def test_what_is_wrong_with_a_bucket_is_said_in_one_message(run, config_file):
+def test_what_is_wrong_with_a_bucket_is_said_in_one_message(run, config_file, store):
     for options, words in (
-        (("--workdir", "gs://nowhere/run"), ["gs://nowhere/run", "cannot be reached", "credentials"]),
-        (("--workdir", "s3://bucket/run"), ["s3://bucket/run", "gs://bucket/path", "mount"]),
-        (("--workdir", "gs://bucket"), ["gs://bucket", "gs://bucket/path"]),
-        (("--model.path", f"gs://{BUCKET}/no/model"), [f"gs://{BUCKET}/no/model"]),
-        (("--data.train", f"gs://{BUCKET}/no.jsonl"), [f"gs://{BUCKET}/no.jsonl", "no such file"]),
+        (("--workdir", f"{store.scheme}://nowhere/run"), ["://nowhere/run", "cannot be reached", "credentials"]),
+        (("--model.path", f"{store.url}/no/model"), [f"{store.url}/no/model"]),
+        (("--data.train", f"{store.url}/no.jsonl"), [f"{store.url}/no.jsonl", "no such file"]),
     ):
         status, _, err = run("train", config_file, *options)
         assert status == 2 and err.count("error: ") == 1 and "Traceback" not in err, err
