@@ -103,7 +103,7 @@ def check_writable(path: str, directory: bool = False, option: str = "--out", bu
             raise BadInput(
                 f"{option} {path}: expected a path of this machine{' or gs://bucket/path' if bucket else ''}"
             )
-        bucket_is_writable(path)
+        bucket_is_writable(path, directory)
         return
     place = Path(path)
     if not directory and place.is_dir():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_jax.arguments import check_writable, config_with_options
 from sft_jax.config import RunConfig
-from sft_jax.data.bucket import is_remote
+from sft_jax.data.bucket import require_local
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.using import agree_on_options, at_least, is_first_process, plain
 
@@ -58,8 +58,7 @@ def ceiling(arguments: Sequence[str]) -> int:
     """sft-jax ceiling CONFIG"""
     config, options = config_with_options(Ceiling, arguments, "sft-jax ceiling")
     check_writable(options.html, option="--html", bucket=False)
-    if is_remote(config.workdir):
-        raise BadInput(f"workdir is {config.workdir}: a ceiling's many runs share a directory of this machine")
+    require_local(config.workdir, "workdir")  # many runs share it
     result = measure_ceiling(config, options)
     if is_first_process():
         from rich.console import Console

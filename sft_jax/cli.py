@@ -4,6 +4,7 @@ Exit status: 0 done, 1 failed, 2 bad input (one clear message), 42 preempted aft
 """
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -68,6 +69,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
+    if os.getpid() == 1:  # of a container: the kernel lets no signal end it that it does not handle
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     status = EXIT_FAILED
     try:
         status = run_command(list(sys.argv[1:] if arguments is None else arguments))

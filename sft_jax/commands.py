@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sft_jax.arguments import check_writable, parse, require
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.using import Layout, ModelPath, at_least, is_first_process, loaded, write_lines
+from sft_jax.using import Layout, ModelPath, at_least, is_first_process, loaded, send, write_lines
 
 if TYPE_CHECKING:
     from sft_jax.train.pretrained import Pretrained
@@ -158,10 +158,10 @@ def export(arguments: Sequence[str]) -> int:
     require(options, "out", "sft-jax export")
     at_least(options, 1, "max_shard_bytes")
     check_writable(options.out, directory=True)
-    from sft_jax.data.bucket import local, publish
+    from sft_jax.data.bucket import local, naming
     from sft_jax.weights.export import export as write_directory
 
-    with loaded(options.model, options) as (pretrained, architecture, parameters):
+    with loaded(options.model, options) as (pretrained, architecture, parameters), naming(options.out):
         write_directory(
             parameters,
             architecture,
@@ -173,7 +173,7 @@ def export(arguments: Sequence[str]) -> int:
             generation_config=pretrained.generation_config,
         )
         _describe_export(options, pretrained, parameters)
-        publish(options.out)
+        send(options.out)
     print(options.out)
     return EXIT_DONE
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from sft_jax.arguments import check_writable, parse, require
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
+from sft_jax.using import Layout, ModelPath, at_least, loaded, send, write_lines
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def reward_init(arguments: Sequence[str]) -> int:
     options = parse(RewardInit, arguments, "sft-jax reward-init")
     require(options, "out", "sft-jax reward-init")
     check_writable(options.out, directory=True)
-    from sft_jax.data.bucket import local, publish
+    from sft_jax.data.bucket import local, naming
     from sft_jax.handoff.reward import choose_pad, with_reward_head
     from sft_jax.model.families import family_of
     from sft_jax.weights.export import export
@@ -47,9 +47,10 @@ def reward_init(arguments: Sequence[str]) -> int:
         config = {**pretrained.hf_config, "model_type": kind, "pad_token_id": tokenizer.pad_token_id}
         generation = {**pretrained.generation_config, "pad_token_id": tokenizer.pad_token_id}
         reward, head = with_reward_head(architecture, parameters, options.init, options.seed)
-        out = local(options.out)
-        export(head, reward, config, tokenizer, out, dtype=options.dtype, generation_config=generation)
-        publish(options.out)
+        with naming(options.out):
+            out = local(options.out)
+            export(head, reward, config, tokenizer, out, dtype=options.dtype, generation_config=generation)
+        send(options.out)
     if tokenizer.pad_token != before:
         print(f"padding is {tokenizer.pad_token} instead of {before}, which ends answers")
     print(options.out)

@@ -157,7 +157,14 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
     from sft_jax.plan.planned import can_compile, check, plan_analytic, plan_compiled
     from sft_jax.plan.search import config_lines, flags, nearest_that_fits, search
     from sft_jax.plan.spend import spend
-    from sft_jax.report.plan_page import print_measured, print_pareto, print_plan, print_spend, write_plan_page
+    from sft_jax.report.plan_page import (
+        print_measured,
+        print_pareto,
+        print_plan,
+        print_spend,
+        spend_rows,
+        write_plan_page,
+    )
 
     compiles = can_compile(request.topology) and not options.analytic
     notes = [*notes, *_how(request, options)]
@@ -174,7 +181,8 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
         measured = _measured(request, best) if options.measure and best.fits else None
     spent = spend(best, request.config.train.steps, options.price)
     if options.html:
-        write_plan_page(options.html, f"{request.config.model.path} on {options.topology}", best, notes, found)
+        title = f"{request.config.model.path} on {options.topology}"
+        write_plan_page(options.html, title, best, notes, spend_rows(spent, request.config.train.steps), found)
     if options.json:
         more = (
             {"search": [_as_json(each) for each in found], "options": flags(best), "config_lines": config_lines(best)}

@@ -15,6 +15,7 @@ from typing import Any
 from sft_jax.arguments import resolve_config
 from sft_jax.cli import exit_status
 from sft_jax.config import RunConfig
+from sft_jax.data.bucket import require_local
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.training import run_training
 
@@ -123,6 +124,7 @@ def quickstart(arguments: Sequence[str]) -> int:
 
     started = time.perf_counter()
     config = resolve_config([CONFIG, *arguments], "quickstart")
+    require_local(config.workdir, "workdir")  # the export and the report of it lie there too
     workdir = Path(config.workdir)
     console = Console(soft_wrap=True, highlight=False)
     rows = held_out_rows(config)

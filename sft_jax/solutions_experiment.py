@@ -16,6 +16,7 @@ from typing import Any
 from sft_jax.arguments import parse
 from sft_jax.cli import exit_status
 from sft_jax.config import RunConfig, load_config
+from sft_jax.data.bucket import require_local
 from sft_jax.errors import EXIT_DONE, BadInput
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
@@ -39,6 +40,7 @@ class Experiment:
 def experiment(arguments: Sequence[str]) -> int:
     """Run it; leaves WORKDIR/solutions.json."""
     options = parse(Experiment, arguments, "solutions_experiment")
+    require_local(options.workdir, "--workdir")
     rows = _read(options)
     held_out, training = rows[: options.held_out], rows[options.held_out :]
     documents = [(row, who) for row in held_out for who in (*MODELS, HUMAN)]

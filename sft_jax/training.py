@@ -45,7 +45,7 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
     """
     from rich.console import Console
 
-    from sft_jax.data.bucket import forget, local, local_file, publish_results, publishing
+    from sft_jax.data.bucket import forget, is_remote, local, local_file, publish_results, publishing
     from sft_jax.parallel import start as starting
     from sft_jax.report.process_log import LOG, process_log
     from sft_jax.report.terminal import TrainingProgress, rows_progress
@@ -53,6 +53,7 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
 
     starting.start(config.distributed)
     agree_on_options(config)
+    forget(config.workdir)  # an earlier command of this process may have left an older copy
 
     import jax
     import numpy as np
@@ -97,7 +98,8 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
     with contextlib.ExitStack() as stack:
         stack.callback(forget, config.workdir)
         stack.enter_context(publishing(config.workdir))
-        log = stack.enter_context(process_log(local_file(config.workdir, LOG.format(jax.process_index()))))
+        path = local_file(config.workdir, LOG.format(jax.process_index()))
+        log = stack.enter_context(process_log(path, goes_with_the_process=is_remote(config.workdir)))
         if starting.watch is not None:
             starting.watch.last_words = send
         log.info("%s", where_it_runs())

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding, leaf_fields
-from sft_jax.data.bucket import is_remote, open_path, reaching
+from sft_jax.data.bucket import file_system, is_remote, reaching
 from sft_jax.errors import BadInput
 from sft_jax.validation import layout_problems
 
@@ -110,6 +111,19 @@ def at_least(options: Any, least: int, *names: str) -> None:
             raise BadInput(f"--{name.replace('_', '-')} is {value}, expected at least {least}")
 
 
+SEND_SECONDS = 24 * 3600.0
+"""So long the other processes wait while process 0 sends what it has written to a bucket."""
+
+
+def send(out: str) -> None:
+    """Publish what was written in the copy of `out`; no process goes on, and ends, before all is sent."""
+    from sft_jax.data.bucket import publish
+    from sft_jax.parallel.agree import agreed
+
+    if is_remote(out):
+        agreed("output", lambda: publish(out), lambda _: {}, "", SEND_SECONDS)
+
+
 def write_lines(rows: Iterable[dict[str, Any]], path: str) -> None:
     """JSON lines into a file, or to the terminal when `path` is empty; process 0 alone writes."""
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -117,8 +131,12 @@ def write_lines(rows: Iterable[dict[str, Any]], path: str) -> None:
         for _ in lines:  # the work behind a row is everybody's
             pass
     elif is_remote(path):
-        with reaching(path), open_path(path).open("w") as file:  # it is there once it is closed
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".jsonl") as file:
             file.writelines(lines)
+            file.flush()
+            with reaching(path):
+                files, target = file_system(path)
+                files.put_file(file.name, target)
     elif path:
         partial = f"{path}.partial"  # a name that nobody takes for a finished file
         with open(partial, "w", encoding="utf-8") as file:

@@ -36,6 +36,19 @@ _NOT_NEGATIVE = (
 )
 
 
+def url_problem(path: str) -> str:
+    """What is wrong with `gs://bucket/path`, or nothing: fsspec, Orbax and TensorStore read some characters differently
+    (patterns, fragments), and would write to different places."""
+    if "://" not in path:
+        return ""
+    strange = sorted(
+        set(re.findall(r"[#?*\[\]\\]", path)) | ({".."} & set(path.split("/"))) | ({"."} & set(path.split("/")))
+    )
+    if strange or "//" in path.partition("://")[2]:
+        return f"{path} has {' and '.join(map(repr, strange)) or repr('//')}, which not all programs take for a name"
+    return ""
+
+
 def validate(config: RunConfig) -> None:
     """Check everything that can be checked without a device or a data file.
 
@@ -59,6 +72,8 @@ def validate(config: RunConfig) -> None:
             f"workdir is {config.workdir!r}, expected a directory, gs://bucket/path or s3://bucket/path; mount a "
             "bucket of another kind and name the directory"
         )
+    elif problem := url_problem(config.workdir):
+        problems.append(f"workdir: {problem}")
     if not config.model.path:
         problems.append("model.path is empty: name a Hugging Face directory, a .gguf file, a workdir or hf://org/name")
     if not config.data.train:

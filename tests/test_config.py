@@ -118,6 +118,7 @@ def test_only_identity_fields_count_as_another_run():
         (replace(GOOD, mesh=Mesh(tensor=0)), ["mesh.tensor is 0"]),
         (replace(GOOD, workdir=""), ["workdir is ''"]),
         (replace(GOOD, workdir="az://bucket/run"), ["workdir is 'az://bucket/run'", "gs://bucket/path", "mount"]),
+        (replace(GOOD, workdir="gs://bucket/run*"), ["workdir: gs://bucket/run* has '*'", "not all programs"]),
         (replace(GOOD, workdir="gs://bucket"), ["workdir is 'gs://bucket'", "gs://bucket/path"]),
         (replace(GOOD, optimizer=Optimizer(learning_rate=float("nan"))), ["optimizer.learning_rate is nan", "finite"]),
         (replace(GOOD, optimizer=Optimizer(b2=2.0, eps=0.0)), ["optimizer.b2 is 2.0", "optimizer.eps is 0.0"]),

@@ -208,8 +208,9 @@ render() {
     fi
     added=(--distributed.auto True)
   fi
-  # Half an hour for the slowest node to come: the run's own default is made for hosts that are there already.
-  [[ " ${arguments[*]} " == *" --distributed.timeout-seconds"* ]] || added+=(--distributed.timeout-seconds 1800)
+  # Six hours for the slowest node to come, which nobody else waits for: the run's own default is made for hosts that are
+  # there already, and giving up ends the run (status 2).
+  [[ " ${arguments[*]} " == *" --distributed.timeout-seconds"* ]] || added+=(--distributed.timeout-seconds 21600)
   longest=$name-slice-$((slices - 1))-$((hosts - 1))-abcde
   ((${#longest} <= 63)) || fail "the name '$name' is $((${#longest} - 63)) characters too long: a pod would be named $longest, and 63 are allowed"
   [[ -n $image ]] || ! grep -q 'PROJECT/.* # <- image' "$template" || fail "--image is missing: docker build --target ${gpu:+cuda}${topology:+tpu} -f launch/gke/Dockerfile -t IMAGE . && docker push IMAGE"
@@ -339,6 +340,7 @@ run() {
   [[ -n $topology || -n $gpu ]] || fail "--topology or --gpu is missing, e.g. --topology v6e:4x4"
   [[ -z $topology || -z $gpu ]] || fail "--topology is for TPUs and --gpu for GPUs: give one"
   [[ -z $gpu || $slices -eq 1 ]] || fail "--slices is for TPUs; GPUs take --nodes"
+  [[ -z $gpu || -z $host_network ]] || fail "--host-network is for TPU slices"
   [[ -z $topology || $nodes -eq 1 ]] || fail "--nodes is for GPUs; TPUs take --slices, and a topology has its hosts"
   [[ ${#arguments[@]} -gt 0 ]] || fail "after -- stands what sft-jax train takes: CONFIG [--section.field value ...]"
   render

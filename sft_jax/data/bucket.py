@@ -7,6 +7,7 @@ changed in it. Checkpoints, which are large, are no part of it: Orbax writes and
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -14,12 +15,14 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft_jax.errors import BadInput
+from sft_jax.errors import BadInput, Preempted
+from sft_jax.validation import url_problem
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 """URL scheme -> the package that etils.epath needs to open it."""
@@ -28,6 +31,8 @@ MODEL_FILES = "model"
 COPIED_FOLDERS = (MODEL_FILES, "additional_chat_templates")
 """What is copied with a directory's own files: of a run and of a Hugging Face tokenizer."""
 WEIGHTS = (".safetensors", ".gguf")
+OTHER_WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx")
+"""Of other programs, never read."""
 LAST = ("features.json", "metadata.json", "dataset_info.json", "config.json")
 """Sent after all others, in this order: whoever sees them finds the rest."""
 UNFINISHED = (".partial", ".tmp")
@@ -35,7 +40,6 @@ PUBLISH_SECONDS = 30.0
 """So far may what is in the bucket lag behind, between two checkpoints."""
 _COPIES, _HELD = "sft_jax-copies-", "held"
 _SECONDS_TO_LOCK = 60
-_BLOCK_BYTES = 2**22
 
 
 @dataclass
@@ -90,21 +94,46 @@ def below(path: str | Path, *names: str) -> str:
     return "/".join((str(path).rstrip("/"), *names)) if is_remote(path) else str(Path(path, *names))
 
 
-def exists(path: str | Path) -> bool:
-    """Whether a file or directory is there, in a bucket or here."""
-    with reaching(path):
-        return open_path(str(path)).exists()
-
-
-def check_writable(path: str | Path) -> None:
-    """Find out now, by an empty object beside it, whether `path` can be written; nothing for a path of this machine.
+def kind_of(path: str | Path) -> str:
+    """`file`, `directory`, or empty for nothing, in a bucket or here.
 
     Raises:
-      BadInput: it cannot.
+      BadInput: the bucket does not let this be seen; epath's own questions say then that nothing is there.
+    """
+    with reaching(path):
+        try:
+            return "directory" if open_path(str(path)).stat().is_directory else "file"
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+
+
+def exists(path: str | Path) -> bool:
+    """Whether a file or directory is there, in a bucket or here."""
+    return bool(kind_of(path))
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path there; it copies whole files, much faster than block by block."""
+    import fsspec.core
+
+    open_path(url)  # first: it says that nothing is to be remembered
+    return fsspec.core.url_to_fs(url)
+
+
+def check_writable(path: str | Path, directory: bool = True) -> None:
+    """Find out now whether what is at `path` can be written and removed; nothing for a path of this machine.
+
+    By an empty object in it, or beside it where it is to be a file.
+
+    Raises:
+      BadInput: it cannot, or the URL is none that every package reads alike.
     """
     if is_remote(path):
+        if problem := url_problem(str(path)):
+            raise BadInput(problem)
         with reaching(path):
-            probe = open_path(f"{str(path).rstrip('/')}.probe")
+            name = f"{str(path).rstrip('/')}{'/' if directory else ''}.probe-{uuid.uuid4().hex}"
+            probe = open_path(name)  # of this process's own: several may ask
             probe.write_text("")
             probe.unlink()
 
@@ -132,31 +161,35 @@ def local(path: str | Path, weights: bool = False) -> Path:
     with reaching(url), copy.lock:
         source = open_path(url)
         if not copy.made or (weights and not copy.with_weights):
-            copy.is_file = source.is_file()
+            kind = kind_of(url)
+            copy.is_file = kind == "file"
             if copy.is_file:
-                _fetch(copy, source, source.name)
-            else:
-                _fetch_folders(copy, source, weights)
+                _fetch(copy, url, source.name)
+            elif kind:
+                _fetch_folders(copy, url, weights)
             copy.made, copy.with_weights = True, weights or copy.is_file
     return copy.folder / source.name if copy.is_file else copy.folder
 
 
-def _fetch_folders(copy: _Copy, source: Any, weights: bool) -> None:
+def _fetch_folders(copy: _Copy, url: str, weights: bool) -> None:
+    left = OTHER_WEIGHTS if weights else OTHER_WEIGHTS + WEIGHTS
     for folder in ("", *COPIED_FOLDERS):
-        directory = source / folder
-        for one in directory.iterdir() if directory.is_dir() else ():
-            if one.name and (weights or not one.name.endswith(WEIGHTS)) and one.is_file():
-                _fetch(copy, one, f"{folder}/{one.name}".lstrip("/"))
+        directory = f"{url}/{folder}".rstrip("/")
+        files, path = file_system(directory)
+        for one in files.ls(path, detail=True) if kind_of(directory) else ():
+            name = one["name"].rpartition("/")[2]
+            if one["type"] == "file" and name and not name.endswith(left):
+                _fetch(copy, f"{directory}/{name}", f"{folder}/{name}".lstrip("/"))
 
 
-def _fetch(copy: _Copy, source: Any, name: str) -> None:
+def _fetch(copy: _Copy, source: str, name: str) -> None:
     target = copy.folder / name
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
-    with source.open("rb") as file, partial.open("wb") as out:
-        shutil.copyfileobj(file, out, _BLOCK_BYTES)
+    files, path = file_system(source)
+    files.get_file(path, str(partial))
     partial.rename(target)
     copy.sent[name] = _signature(target)
 
@@ -165,9 +198,9 @@ def local_file(path: str | Path, name: str) -> Path:
     """One file of `local(path)`, also from a folder that is not copied as a whole; it need not be there yet."""
     found = local(path) / name
     if is_remote(path):
+        source = below(path, name)
         with reaching(path):
-            source = open_path(below(path, name))
-            if source.exists():
+            if kind_of(source):
                 _fetch(_copies[str(path).rstrip("/")], source, name)
     found.parent.mkdir(parents=True, exist_ok=True)
     return found
@@ -190,21 +223,22 @@ def publish(path: str | Path) -> None:
             # Before it is read: what is written meanwhile is sent the next time.
             signature = _signature(named[name])
             if copy.sent.get(name) != signature:
-                with named[name].open("rb") as file, open_path(below(path, name)).open("wb") as out:
-                    shutil.copyfileobj(file, out, _BLOCK_BYTES)
+                files, target = file_system(below(path, name))
+                files.put_file(str(named[name]), target)
                 copy.sent[name] = signature
 
 
 def publish_results(path: str | Path) -> None:
-    """`publish` for a run that is under way: nothing is wrong with its input.
+    """`publish` for a run that is under way.
 
     Raises:
-      RuntimeError: the bucket cannot be reached or written any more.
+      Preempted: the bucket cannot be reached or written any more. It is a matter of starting again, from what is there;
+        a start finds out whether it is for good.
     """
     try:
         publish(path)
     except BadInput as error:
-        raise RuntimeError(f"what the run has written is not all in the bucket: {error}") from error
+        raise Preempted(f"what the run has written is not all in the bucket: {error}") from error
 
 
 @contextlib.contextmanager
@@ -212,28 +246,35 @@ def publishing(path: str | Path) -> Iterator[None]:
     """Publish every `PUBLISH_SECONDS` what is written in `local(path)`, and the rest at the end, however it ends.
 
     Raises:
-      RuntimeError: at the end, as `publish_results`; until then it is told, and tried again.
+      Preempted: after a clean end, as `publish_results`; where the run ends by an error, or goes on, it is told only.
     """
     if not is_remote(path):
         yield
         return
     over = threading.Event()
 
+    def try_to() -> None:
+        try:
+            publish(path)
+        except BadInput as error:
+            print(f"not all is in the bucket yet: {error}", file=sys.stderr, flush=True)
+
     def repeat() -> None:
         while not over.wait(PUBLISH_SECONDS):
-            try:
-                publish(path)
-            except BadInput as error:
-                print(f"{error}; trying again", file=sys.stderr, flush=True)
+            try_to()
 
     thread = threading.Thread(target=repeat, daemon=True, name="publishing")
     thread.start()
     try:
         yield
-    finally:
+    except BaseException:
         over.set()
         thread.join()
-        publish_results(path)
+        try_to()  # how the run ended is the news
+        raise
+    over.set()
+    thread.join()
+    publish_results(path)
 
 
 def forget(path: str | Path) -> None:
@@ -259,6 +300,11 @@ def reaching(path: str | Path) -> Iterator[None]:
         package = PACKAGES[str(path).partition("://")[0]]
         raise BadInput(f"{path}: cannot be opened without {package} ({error}): pip install {package}") from error
     except refusals() as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BadInput(
+                f"{path}: its copy on this machine does not fit into {tempfile.gettempdir()} ({error.strerror}). Name "
+                "another directory by TMPDIR."
+            ) from error
         said = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
             f"{path}: cannot be reached: {said}. Check the bucket's name, this machine's credentials and their "
@@ -266,10 +312,34 @@ def reaching(path: str | Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Messages about the copy of `path` name `path` itself.
+
+    Raises:
+      BadInput: as inside.
+    """
+    try:
+        yield
+    except BadInput as error:
+        copy = _copies.get(str(path).rstrip("/"))
+        if copy is None or str(copy.folder) not in str(error):
+            raise
+        raise BadInput(str(error).replace(str(copy.folder), str(path).rstrip("/"))) from error
+
+
+def require_local(path: str | Path, option: str) -> None:
+    """Raises BadInput where `path` is in an object store, for what works on this machine alone."""
+    if "://" in str(path):
+        raise BadInput(f"{option} is {path}, expected a directory of this machine")
+
+
 def refusals() -> tuple[type[Exception], ...]:
     """What the packages that have been loaded raise where a bucket does not answer as it should."""
     named = (
         ("gcsfs.retry", "HttpError"),
+        ("gcsfs.retry", "ChecksumError"),
+        ("gcsfs.retry", "NonRetryableError"),
         ("google.auth.exceptions", "GoogleAuthError"),
         ("google.api_core.exceptions", "GoogleAPIError"),
         ("aiohttp", "ClientError"),

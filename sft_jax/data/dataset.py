@@ -268,7 +268,7 @@ def check_settings(store: Store, data: Data, tokenizer: Any) -> None:
         differences.append("the tokenizer or its chat template is another one")
     if differences:
         listed = "\n  ".join(differences)
-        raise BadInput(f"{store.directory}: prepared otherwise than this run needs it:\n  {listed}\nPrepare it again.")
+        raise BadInput(f"{store.name}: prepared otherwise than this run needs it:\n  {listed}\nPrepare it again.")
 
 
 def account(stores: Sequence[Store]) -> tuple[Counts, list[Dropped]]:

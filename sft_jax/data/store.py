@@ -215,7 +215,7 @@ class Store(Sequence[Example]):
         """
         if not is_store(directory):
             raise BadInput(f"{directory}: no prepared data set: {INFO} or {METADATA} is missing")
-        self.directory, self.split = local(directory), split
+        self.name, self.directory, self.split = str(directory), local(directory), split
         splits = json.loads((self.directory / METADATA).read_text(encoding="utf-8"))
         if split not in splits:
             raise BadInput(f"{directory}: no split {split!r}. {nearest(split, list(splits))}")
@@ -224,7 +224,7 @@ class Store(Sequence[Example]):
         for number in range(len(shards)):
             path = self.directory / f"{NAME}-{split}.array_record-{number:05d}-of-{len(shards):05d}"
             if not path.is_file():
-                raise BadInput(f"{path}: missing; prepare the data set again")
+                raise BadInput(f"{below(directory, path.name)}: missing; prepare the data set again")
         with np.load(self.directory / f"{split}.index.npz") as index:
             self.lengths, self.targets = index["lengths"], index["targets"]
         if len(self.lengths) != sum(shards):

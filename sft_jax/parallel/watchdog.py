@@ -176,8 +176,12 @@ def _leave(watch: Watch, status: int, why: str) -> None:
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
     text = f"process {watch.process} of {watch.processes} leaves: {why}"
     print(f"{show_cursor}\n{text}", file=sys.stderr, flush=True)
-    _log.info("%s", text)
-    speaker = threading.Thread(target=watch.last_words, daemon=True)
+
+    def speak() -> None:  # to a file system that may hang too
+        _log.info("%s", text)
+        watch.last_words()
+
+    speaker = threading.Thread(target=speak, daemon=True)
     speaker.start()
     speaker.join(LAST_WORDS_SECONDS)
     os._exit(status)

@@ -95,19 +95,29 @@ def print_plan(console: Console, plan: Planned, notes: Sequence[str]) -> None:
             console.print(f"  {line}")
 
 
-def print_spend(console: Console, spent: Mapping[str, float], steps: int) -> None:
-    """The time of chips that a run takes, and its price where one was given."""
+SPEND = "what it costs, estimated"
+
+
+def spend_rows(spent: Mapping[str, float], steps: int) -> list[tuple[str, str]]:
+    """(what, chip-hours and its price where one was given)."""
 
     def priced(hours: str, cost: str) -> str:
         return f"{spent[hours]:,.1f} chip-hours" + (f", {spent[cost]:,.2f}" if cost in spent else "")
 
-    table = Table("what it costs, estimated", "", box=None)
-    table.add_row("a billion tokens, padding too", priced("chip_hours_per_billion_tokens", "cost_per_billion_tokens"))
+    run = "its data tell the number of steps; give --train.steps"
     if steps:
         run = f"{priced('chip_hours', 'cost')} ({spent['wall_hours']:,.1f} hours)"
-        table.add_row(f"the run's {steps:,} steps", run)
-    else:
-        table.add_row("the run", "its data tell the number of steps; give --train.steps")
+    return [
+        ("a billion tokens, padding too", priced("chip_hours_per_billion_tokens", "cost_per_billion_tokens")),
+        (f"the run's {steps:,} steps" if steps else "the run", run),
+    ]
+
+
+def print_spend(console: Console, spent: Mapping[str, float], steps: int) -> None:
+    """The time of chips that a run takes, and its price where one was given."""
+    table = Table(SPEND, "", box=None)
+    for row in spend_rows(spent, steps):
+        table.add_row(*row)
     console.print(table)
 
 
@@ -124,10 +134,18 @@ def print_measured(console: Console, plan: Planned, measured: Mapping[str, float
     console.print(table)
 
 
-def write_plan_page(path: str, title: str, plan: Planned, notes: Sequence[str], found: Sequence[Planned] = ()) -> None:
+def write_plan_page(
+    path: str,
+    title: str,
+    plan: Planned,
+    notes: Sequence[str],
+    spent: Sequence[tuple[str, str]],
+    found: Sequence[Planned] = (),
+) -> None:
     """One HTML page without anything from elsewhere.
 
     Args:
+      spent: as `spend_rows`.
       found: of a search, with `plan` the best.
     """
     parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(headline(plan))}.</p>"]
@@ -143,7 +161,7 @@ def write_plan_page(path: str, title: str, plan: Planned, notes: Sequence[str], 
         for name, seconds in plan.busy_seconds.items()
     )
     parts.append(f"<h2>What each resource needs, were the others free</h2><table>{bars}</table>")
-    for heading, rows in rows_of(plan):
+    for heading, rows in [*rows_of(plan), (SPEND, spent)]:
         cells = "".join(f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in rows)
         parts.append(f"<h2>{html.escape(heading)}</h2><table>{cells}</table>")
     if plan.collectives:

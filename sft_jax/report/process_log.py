@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,14 @@ LOG = "logs/process-{}.log"
 
 
 @contextlib.contextmanager
-def process_log(path: Path) -> Iterator[logging.Logger]:
+def process_log(path: Path, goes_with_the_process: bool = False) -> Iterator[logging.Logger]:
     """Until the end of the context, what this package logs (and warnings of others) goes to the process's file too.
 
     A start is appended to the file of the one before. Python's stack goes there when the process crashes (SIGSEGV,
     SIGABRT), and the exception that leaves the context.
+
+    Args:
+      goes_with_the_process: the file is a copy that a crash takes along; Python's stack goes to stderr then.
     """
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -31,7 +35,7 @@ def process_log(path: Path) -> Iterator[logging.Logger]:
     log.propagate = False  # whoever has put a handler on the root would show every line on the console
     catches_crashes = not faulthandler.is_enabled()
     if catches_crashes:
-        faulthandler.enable(file.stream)  # type: ignore[arg-type]  # open: no delay was asked for
+        faulthandler.enable(sys.stderr if goes_with_the_process else file.stream)  # type: ignore[arg-type]
     try:
         yield log
         log.info("done")

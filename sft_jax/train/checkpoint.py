@@ -16,11 +16,11 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
-from sft_jax.data.bucket import place
+from sft_jax.data.bucket import below, is_remote, kind_of, place
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters
-from sft_jax.train.s3_checkpoints import teach_orbax_s3
+from sft_jax.train.object_store import teach_orbax
 from sft_jax.train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file it touches
@@ -60,8 +60,8 @@ class _Manager(ocp.CheckpointManager):
 def _manager(workdir: str | Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "moments", "counters")}
     handlers: Any = {**arrays, "record": ocp.JsonCheckpointHandler()}
-    if str(workdir).startswith("s3://"):
-        teach_orbax_s3()
+    if is_remote(workdir):
+        teach_orbax()
     return _Manager(place(workdir) / "checkpoints", item_handlers=handlers, options=options)
 
 
@@ -121,8 +121,8 @@ def restore_parameters(
     """
     shapes, _ = abstract_parameters(architecture)
     step = None
-    directory = place(workdir) / "checkpoints"
-    if directory.is_dir():
+    directory = below(workdir, "checkpoints")
+    if kind_of(directory) == "directory":
         manager = _manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
         step = manager.latest_step()
     if step is None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sft_jax.config import Data, RunConfig, identity_differences, to_json
 from sft_jax.data.batches import Batches, batches_of
-from sft_jax.data.bucket import below, check_writable, local, place, publish, reaching
+from sft_jax.data.bucket import below, check_writable, kind_of, local, place, publish, reaching
 from sft_jax.data.dataset import account, open_entry
 from sft_jax.data.mixture import Mixture, row_shares
 from sft_jax.data.packing import Plan, choose_target_capacity, permutation, plan_packing
@@ -274,9 +274,11 @@ def has_begun(workdir: str) -> bool:
     rows = folder / "metrics.jsonl"
     if rows.exists() and rows.stat().st_size:
         return True
+    checkpoints = below(workdir, "checkpoints")
+    if kind_of(checkpoints) != "directory":
+        return False
     with reaching(workdir):
-        checkpoints = place(workdir) / "checkpoints"
-        return checkpoints.is_dir() and any(path.is_dir() for path in checkpoints.iterdir())
+        return any(path.is_dir() for path in place(checkpoints).iterdir())
 
 
 def check_same_run(config: RunConfig) -> None:

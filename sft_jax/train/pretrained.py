@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from sft_jax.config import RunConfig, from_json
-from sft_jax.data.bucket import MODEL_FILES, below, exists, is_remote, local
+from sft_jax.data.bucket import MODEL_FILES, below, exists, is_remote, local, naming
 from sft_jax.data.tokenizer import load_tokenizer
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
@@ -83,7 +83,8 @@ def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> 
             load=lambda architecture, shardings: restore_parameters(path, architecture, shardings),
             template_date=read_run_config(path).data.template_date,
         )
-    files = open_model(_with_weights(path))
+    with naming(path):
+        files = open_model(_with_weights(path))
     return Pretrained(
         origin=path,
         architecture=files.architecture,
@@ -152,9 +153,11 @@ def describe(path: str) -> Architecture:
     """
     place = local(path)
     if path.startswith("hf://") or not place.is_dir():
-        return open_model(_with_weights(path)).architecture
+        with naming(path):
+            return open_model(_with_weights(path)).architecture
     name = place / MODEL_FILES / "config.json" if is_workdir(path) else place / "config.json"
-    return architecture_of(read_json(name), str(name.parent))
+    with naming(path):
+        return architecture_of(read_json(name), str(name.parent))
 
 
 def padded(architecture: Architecture, config: RunConfig, mesh: jax.sharding.Mesh) -> Architecture:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sft_jax.data import bucket
-from sft_jax.errors import BadInput
+from sft_jax.errors import BadInput, NonFinite, Preempted
 from tests.object_store import BUCKET, google_cloud_storage
 
 RUN = f"gs://{BUCKET}/runs/a"
@@ -62,7 +62,8 @@ def test_what_has_changed_is_sent_once_and_what_describes_the_rest_comes_last(pu
     put("config.json", "old")
     folder = bucket.local(RUN)
     sent = []
-    monkeypatch.setattr(bucket, "below", lambda path, name: sent.append(name) or f"{path}/{name}")
+    below = bucket.below
+    monkeypatch.setattr(bucket, "below", lambda path, name: sent.append(name) or below(path, name))
     bucket.publish(RUN)
     assert sent == []
     (folder / "config.json").write_text("new one")
@@ -101,15 +102,36 @@ def test_it_is_published_again_and_again_and_at_the_end_also_of_a_failure(put, s
     assert store.read("runs/a/metrics.jsonl") == "1\n2\n"
 
 
-def test_a_run_whose_bucket_is_gone_has_failed_and_its_input_is_not_to_blame(put, store, monkeypatch):
+def test_a_run_whose_bucket_is_gone_is_to_be_started_again_unless_it_has_failed_by_itself(
+    put, store, monkeypatch, capsys
+):
     folder = bucket.local(RUN)
     (folder / "metrics.jsonl").write_text("1\n")
-    monkeypatch.setattr(bucket, "open_path", lambda name: (_ for _ in ()).throw(PermissionError("forbidden")))
+    monkeypatch.setattr(bucket, "file_system", lambda name: (_ for _ in ()).throw(PermissionError("forbidden")))
     with pytest.raises(BadInput, match="cannot be reached: forbidden"):
         bucket.publish(RUN)
-    with pytest.raises(RuntimeError, match=r"not all in the bucket: .*forbidden"), bucket.publishing(RUN):
+    with pytest.raises(Preempted, match=r"not all in the bucket: .*forbidden"), bucket.publishing(RUN):
         pass
+    with pytest.raises(NonFinite, match="step 3"), bucket.publishing(RUN):
+        raise NonFinite("step 3")
+    assert "not all is in the bucket yet: " in capsys.readouterr().err
+    monkeypatch.setattr(bucket, "file_system", lambda name: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(BadInput, match=r"does not fit into .*TMPDIR"):
+        bucket.publish(RUN)
     monkeypatch.undo()
+
+
+def test_messages_about_a_copy_name_the_bucket(put):
+    put("config.json", "[]")
+    with pytest.raises(BadInput, match=rf"^{RUN}/config.json: wrong$"), bucket.naming(RUN):
+        raise BadInput(f"{bucket.local(RUN)}/config.json: wrong")
+
+
+@pytest.mark.parametrize("name", ["a#1", "a?b", "a*", "a[1]", "../a", "a//b"])
+def test_names_that_not_all_programs_read_alike_are_refused(name):
+    """A # ends a path for some, a * stands for many files for others: checkpoints would be mixed, or removed."""
+    with pytest.raises(BadInput, match="not all programs take for a name"):
+        bucket.check_writable(f"gs://{BUCKET}/{name}")
 
 
 def test_a_bucket_that_does_not_exist_is_named(store):

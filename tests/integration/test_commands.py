@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -121,3 +124,16 @@ def test_train_help_lists_every_field_with_default_and_doc(run):
         assert "--" + name.replace("_", "-") in out, name
     assert "Peak learning rate" in out
     assert str(load_config("configs/quickstart.py").optimizer.learning_rate) in out
+
+
+@pytest.mark.parametrize(("process_id", "status"), [(1, 128 + signal.SIGTERM), (7, -signal.SIGTERM)])
+def test_sigterm_ends_the_first_process_of_a_container_too(process_id, status):
+    """Which the kernel spares every signal that it does not handle."""
+    program = f"""
+import os, signal
+os.getpid = lambda: {process_id}
+from sft_jax import cli
+cli.run_command = lambda arguments: signal.raise_signal(signal.SIGTERM)
+cli.main(["train"])
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == status

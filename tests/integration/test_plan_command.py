@@ -1,5 +1,6 @@
 """`sft-jax plan`: on devices that are not here, from nothing but a config.json."""
 
+import html
 import json
 import re
 from importlib.metadata import PackageNotFoundError
@@ -129,13 +130,16 @@ def test_a_plan_in_closed_form_has_the_same_keys(run, config_file, only_a_config
 
 def test_a_search_shows_the_best_layouts_and_what_to_paste(run, config_file, only_a_config, tmp_path):
     page = tmp_path / "search.html"
-    options = ("--topology", "v6e:2x4", "--search", "--analytic", "--html", page)
+    price = ("--price", 2.5, "--train.steps", 100)
+    options = ("--topology", "v6e:2x4", "--search", "--analytic", *price, "--html", page)
     status, out, err = run("plan", config_file, *only_a_config, *options)
     assert status == 0, err
     assert "layouts costed in closed form" in err and "in closed form, as --analytic asks" in out
     assert re.search(r"the fastest that fits: --mesh\.\S+ \d.*--model\.remat \w+ --train\.accumulation \d", out)
     assert "mesh=Mesh(" in out and "micro-batches" in out
-    assert "Layouts" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    costs = re.search(r"the run's 100 steps</td><td>[\d.]+ chip-hours, [\d.]+ \(", html.unescape(text))
+    assert "Layouts" in text and costs and costs[0].replace("</td><td>", " ") in " ".join(out.split())
     status, out, _ = run("plan", config_file, *only_a_config, *options[:-2], "--json")
     found = json.loads(out)
     times = [each["step_seconds"] for each in found["search"]]

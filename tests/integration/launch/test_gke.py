@@ -117,7 +117,7 @@ def test_words_reach_the_program_unchanged(cluster):
     given = container(cluster.created())["args"]
     # What Kubernetes makes of them: `$$` is a $, and no `$(NAME)` is left that it would fill in.
     assert [word.replace("$$", "$") for word in given] == [
-        "train", "c.py", "--workdir", *odd, "--distributed.auto", "True", "--distributed.timeout-seconds", "1800",
+        "train", "c.py", "--workdir", *odd, "--distributed.auto", "True", "--distributed.timeout-seconds", "21600",
         "--distributed.devices", "8",
     ]  # fmt: skip
     assert not any("$(" in word.replace("$$", "") for word in given)
@@ -320,6 +320,7 @@ def test_dry_run_prints_what_would_be_done_and_contacts_nothing(cluster):
         (("run", "mine", "--gpu", "h100", "--", "c.py"), "--image is missing: docker build --target cuda"),
         (("run", "mine", "--topology", "v6e:4x4", "--gpu", "h100", "--", "c.py"), "give one"),
         (("run", "mine", "--gpu", "h100", "--slices", "2", "--", "c.py"), "GPUs take --nodes"),
+        (("run", "mine", "--gpu", "h100", "--host-network", "--", "c.py"), "--host-network is for TPU slices"),
         (("run", "mine", "--topology", "v6e:4x4", "--nodes", "2", "--", "c.py"), "TPUs take --slices"),
         (("run", "mine", "--topology", "v6e-16", "--", "c.py"), "v6e-16 is spelled v6e:4x4"),
         (("run", "mine", "--topology", "v5litepod-16", "--", "c.py"), "is spelled v5e:4x4"),

@@ -239,7 +239,7 @@ QUICK = ("configs/quickstart.py", "--workdir", "runs/gke")
 )
 def test_the_processes_of_the_pods_find_each_other(rendered, words, coordinator, processes, devices):
     joined = joins(rendered(*words, arguments=QUICK))
-    assert joined == [[coordinator, processes, number, devices, 1800] for number in range(processes)]
+    assert joined == [[coordinator, processes, number, devices, 21600] for number in range(processes)]
 
 
 def test_gpu_pods_wait_until_process_0_has_a_name(rendered, tmp_path):
