@@ -11,7 +11,7 @@ opened = inputs.open_entry
 def open_entry(data, tokenizer, entry, cache, is_first_process, *rest):
     mine = "ab"[int(sys.argv[sys.argv.index("--distributed.process-id") + 1])]
     del is_first_process
-    return opened(data, tokenizer, entry.replace("/local/", f"/{mine}/"), cache / mine, True, *rest)
+    return opened(data, tokenizer, entry.replace("/local/", f"/{mine}/"), f"{cache}/{mine}", True, *rest)
 
 
 inputs.open_entry = open_entry  # type: ignore[assignment]
