@@ -58,6 +58,7 @@ def test_a_run_is_sampled_scored_and_exported_without_its_config(run, config_fil
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "scores.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_the_score_of_the_held_out_rows(run, config_file, tmp_path, rows_of):
     """Two programs, one number: -sum(weight * logprob) / sum(weight)."""
     status, _, err = run("train", config_file, "--train.steps", 2)

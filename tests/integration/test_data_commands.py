@@ -104,6 +104,7 @@ def test_a_mixture_trains_in_its_proportions_and_resumes(run, config_file, tmp_p
     assert _losses(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 def test_a_streamed_run_resumes_with_the_batches_it_would_have_had(run, config_file, tmp_path: Path):
     options = ("--data.streaming", True, "--train.eval-every", 0, "--train.steps", 6, "--train.save-every", 2)
     options += ("--train.keep-last", 3)

@@ -85,6 +85,7 @@ def test_a_killed_and_a_preempted_run_continue_bit_identically(
     assert _exact(rows_of(workdir)) == _exact(uninterrupted)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_stop_prevented_is_made_on_resume(run, config_file, tmp_path, rows_of):
     options = ("--train.eval-every", 4)
     status, _, err = run("train", config_file, *options)
