@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_small_files_are_copied_and_what_a_run_does_not_need_is_not(put, store):
     assert (bucket.local(RUN, weights=True) / "model.safetensors").read_text() == "weights"
     assert bucket.local(f"{RUN}/config.json").read_text() == "{}"
     assert bucket.exists(f"{RUN}/config.json") and not bucket.exists(f"{RUN}/other.json")
+
+
+def test_what_another_process_has_written_since_is_seen(put, store):
+    put("config.json", "{}")
+    assert not (bucket.local(RUN) / "late.json").exists() and not bucket.exists(f"{RUN}/late.json")
+    url = f"{store.endpoint}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name=runs/a/late.json"
+    urllib.request.urlopen(urllib.request.Request(url, b"late", method="POST")).close()
+    assert bucket.exists(f"{RUN}/late.json")
+    bucket.forget(RUN)
+    assert (bucket.local(RUN) / "late.json").read_text() == "late"
 
 
 def test_what_has_changed_is_sent_once_and_what_describes_the_rest_comes_last(put, store, monkeypatch):
