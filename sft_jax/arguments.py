@@ -89,20 +89,17 @@ def require(options: Any, name: str, program: str) -> None:
         raise BadInput(f"{program}: --{name.replace('_', '-')} is missing")
 
 
-def check_writable(path: str, directory: bool = False, option: str = "--out", bucket: bool = True) -> None:
+def check_writable(path: str, directory: bool = False, option: str = "--out") -> None:
     """Refuse an output path that cannot be made, before the work is done whose result would be lost.
 
     Args:
       directory: it names a directory, not a file.
-      bucket: it may lie in an object store, gs://bucket/path.
     """
     if not path:
         return
     if "://" in path:
-        if not (bucket and is_remote(path)):
-            raise BadInput(
-                f"{option} {path}: expected a path of this machine{' or gs://bucket/path' if bucket else ''}"
-            )
+        if not is_remote(path):
+            raise BadInput(f"{option} {path}: expected a path of this machine or gs://bucket/path")
         bucket_is_writable(path, directory)
         return
     place = Path(path)

@@ -57,7 +57,8 @@ class Ceiling(RunConfig):
 def ceiling(arguments: Sequence[str]) -> int:
     """sft-jax ceiling CONFIG"""
     config, options = config_with_options(Ceiling, arguments, "sft-jax ceiling")
-    check_writable(options.html, option="--html", bucket=False)
+    require_local(options.html, "--html")
+    check_writable(options.html, option="--html")
     require_local(config.workdir, "workdir")  # many runs share it
     result = measure_ceiling(config, options)
     if is_first_process():

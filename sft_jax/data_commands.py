@@ -10,6 +10,7 @@ from typing import Any
 
 from sft_jax.arguments import check_writable, config_with_options, require
 from sft_jax.config import RunConfig
+from sft_jax.data.bucket import require_local
 from sft_jax.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput, nearest
 
 USAGE = """\
@@ -70,7 +71,8 @@ def data(arguments: Sequence[str]) -> int:
 def audit(arguments: Sequence[str]) -> int:
     """sft-jax data audit CONFIG [--json] [--html F]"""
     config, options = config_with_options(Audit, arguments, "sft-jax data audit")
-    check_writable(options.html, option="--html", bucket=False)
+    require_local(options.html, "--html")
+    check_writable(options.html, option="--html")
     _refuse_streaming(config)
     if options.examples < 1:
         raise BadInput(f"--examples is {options.examples}, expected at least 1")
@@ -153,7 +155,8 @@ def dump(arguments: Sequence[str]) -> int:
     config, options = config_with_options(Dump, arguments, "sft-jax data dump")
     require(options, "out", "sft-jax data dump")
     _refuse_streaming(config)
-    check_writable(options.out, bucket=False)
+    require_local(options.out, "--out")
+    check_writable(options.out)
     from sft_jax.train.inputs import read_demonstrations
 
     found = read_demonstrations(config, True, _progress())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sft_jax.arguments import check_writable, config_with_options
 from sft_jax.config import RunConfig
+from sft_jax.data.bucket import require_local
 from sft_jax.errors import EXIT_DONE, BadInput, nearest
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class Plan(RunConfig):
 def plan(arguments: Sequence[str]) -> int:
     """sft-jax plan CONFIG --topology v5e:4x4 [--slices N] [--search] [--section.field value ...]"""
     config, options = config_with_options(Plan, arguments, "sft-jax plan")
-    check_writable(options.html, option="--html", bucket=False)
+    require_local(options.html, "--html")
+    check_writable(options.html, option="--html")
     if options.slices < 1 or options.devices < 0:
         raise BadInput(f"--slices is {options.slices}, --devices {options.devices}: expected at least 1 and 0")
     if options.search_minutes <= 0:

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import shutil
 import sys
@@ -265,15 +266,15 @@ def publishing(path: str | Path) -> Iterator[None]:
 
     thread = threading.Thread(target=repeat, daemon=True, name="publishing")
     thread.start()
+    ended = False
     try:
         yield
-    except BaseException:
+        ended = True
+    finally:
         over.set()
         thread.join()
-        try_to()  # how the run ended is the news
-        raise
-    over.set()
-    thread.join()
+        if not ended:
+            try_to()  # how the run ended is the news
     publish_results(path)
 
 
@@ -331,7 +332,7 @@ def naming(path: str | Path) -> Iterator[None]:
 def require_local(path: str | Path, option: str) -> None:
     """Raises BadInput where `path` is in an object store, for what works on this machine alone."""
     if "://" in str(path):
-        raise BadInput(f"{option} is {path}, expected a directory of this machine")
+        raise BadInput(f"{option} is {path}, expected a path of this machine")
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -356,20 +357,17 @@ def _signature(file: Path) -> tuple[int, int]:
 
 # --- where the copies are ---------------------------------------------------------------------------------------------
 
-_home_of_copies: list[Path] = []
 
-
+@functools.cache
 def _home() -> Path:
     """The directory of this process's copies; those of processes that were killed are removed before it is made."""
-    if not _home_of_copies:
-        for old in Path(tempfile.gettempdir()).glob(f"{_COPIES}*"):
-            _remove_if_left(old)
-        home = Path(tempfile.mkdtemp(prefix=_COPIES))
-        # Open until the process ends: its lock says that it lives.
-        fcntl.flock(os.open(home / _HELD, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
-        atexit.register(shutil.rmtree, home, ignore_errors=True)
-        _home_of_copies.append(home)
-    return _home_of_copies[0]
+    for old in Path(tempfile.gettempdir()).glob(f"{_COPIES}*"):
+        _remove_if_left(old)
+    home = Path(tempfile.mkdtemp(prefix=_COPIES))
+    # Open until the process ends: its lock says that it lives.
+    fcntl.flock(os.open(home / _HELD, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    return home
 
 
 def _remove_if_left(home: Path) -> None:

@@ -124,6 +124,18 @@ def test_two_processes_share_a_workdir_in_a_bucket(command, config_file, free_po
         assert [process.returncode for process in processes] == [0, 0], ends
     assert "already at step 12 of 12" in ends[0]
     assert [row["step"] for row in _rows(store, "t/two") if "loss" in row] == list(range(1, 13))
+    out = f"{store.url}/t/exported"
+    exporting = [
+        command(
+            "export", url, "--out", out, "--mesh.fsdp", 4, "--distributed.cpu-devices", 2,
+            "--distributed.processes", 2, "--distributed.process-id", i,
+            "--distributed.coordinator", f"127.0.0.1:{free_port}",
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    ends = [process.communicate(timeout=200)[1] for process in exporting]
+    assert [process.returncode for process in exporting] == [0, 0], ends
+    assert {"t/exported/model.safetensors", "t/exported/handoff.json"} <= set(store.listing())
     for process in range(2):
         assert f"process {process} of 2 on" in store.read(f"t/two/logs/process-{process}.log")
 
