@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import tyro
 
 from sft_jax.config import RunConfig, load_config
-from sft_jax.data.bucket import check_writable as bucket_is_writable
-from sft_jax.data.bucket import is_remote
 from sft_jax.errors import BadInput, nearest
+from sft_jax.storage.bucket import check_writable as bucket_is_writable
+from sft_jax.storage.bucket import is_remote
 from sft_jax.validation import validate
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sft_jax.arguments import check_writable, config_with_options
 from sft_jax.config import RunConfig
-from sft_jax.data.bucket import require_local
 from sft_jax.errors import EXIT_DONE, BadInput
+from sft_jax.storage.bucket import require_local
 from sft_jax.using import agree_on_options, at_least, is_first_process, plain
 
 if TYPE_CHECKING:

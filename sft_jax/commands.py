@@ -158,7 +158,7 @@ def export(arguments: Sequence[str]) -> int:
     require(options, "out", "sft-jax export")
     at_least(options, 1, "max_shard_bytes")
     check_writable(options.out, directory=True)
-    from sft_jax.data.bucket import local, naming
+    from sft_jax.storage.bucket import local, naming
     from sft_jax.weights.export import export as write_directory
 
     with loaded(options.model, options) as (pretrained, architecture, parameters), naming(options.out):
@@ -180,8 +180,8 @@ def export(arguments: Sequence[str]) -> int:
 
 def _describe_export(options: Export, pretrained: "Pretrained", parameters: dict) -> None:
     """handoff.json beside the exported weights, with the fingerprint of those they were written from."""
-    from sft_jax.data.bucket import local
     from sft_jax.handoff.artefact import describe_handoff, weights_fingerprint, write_handoff
+    from sft_jax.storage.bucket import local
 
     fingerprint = weights_fingerprint(parameters)
     if is_first_process():

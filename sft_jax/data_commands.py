@@ -10,8 +10,8 @@ from typing import Any
 
 from sft_jax.arguments import check_writable, config_with_options, require
 from sft_jax.config import RunConfig
-from sft_jax.data.bucket import require_local
 from sft_jax.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput, nearest
+from sft_jax.storage.bucket import require_local
 
 USAGE = """\
 sft-jax data: what a config's demonstrations become
@@ -116,9 +116,9 @@ def prepare(arguments: Sequence[str]) -> int:
             "data.weights: a mixture is made when a run reads it. Prepare each entry of data.train into a directory "
             "of its own, and give those as data.train with the weights."
         )
-    from sft_jax.data.bucket import local, publish
     from sft_jax.data.dataset import prepare_split, provenance
     from sft_jax.data.store import METADATA, Store, finish, is_store
+    from sft_jax.storage.bucket import local, publish
     from sft_jax.train.inputs import read_as, template_date
     from sft_jax.train.pretrained import open_pretrained
 

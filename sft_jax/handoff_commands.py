@@ -32,9 +32,9 @@ def reward_init(arguments: Sequence[str]) -> int:
     options = parse(RewardInit, arguments, "sft-jax reward-init")
     require(options, "out", "sft-jax reward-init")
     check_writable(options.out, directory=True)
-    from sft_jax.data.bucket import local, naming
     from sft_jax.handoff.reward import choose_pad, with_reward_head
     from sft_jax.model.families import family_of
+    from sft_jax.storage.bucket import local, naming
     from sft_jax.weights.export import export
 
     with loaded(options.model, options) as (pretrained, architecture, parameters):

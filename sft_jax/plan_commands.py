@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from sft_jax.arguments import check_writable, config_with_options
 from sft_jax.config import RunConfig
-from sft_jax.data.bucket import require_local
 from sft_jax.errors import EXIT_DONE, BadInput, nearest
+from sft_jax.storage.bucket import require_local
 
 if TYPE_CHECKING:
     from sft_jax.data.batches import Batch

@@ -15,8 +15,8 @@ from typing import Any
 from sft_jax.arguments import resolve_config
 from sft_jax.cli import exit_status
 from sft_jax.config import RunConfig
-from sft_jax.data.bucket import require_local
 from sft_jax.errors import EXIT_DONE, BadInput
+from sft_jax.storage.bucket import require_local
 from sft_jax.training import run_training
 
 CONFIG = "configs/quickstart.py"

@@ -16,8 +16,8 @@ from typing import Any
 from sft_jax.arguments import parse
 from sft_jax.cli import exit_status
 from sft_jax.config import RunConfig, load_config
-from sft_jax.data.bucket import require_local
 from sft_jax.errors import EXIT_DONE, BadInput
+from sft_jax.storage.bucket import require_local
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 HUMAN = "human"

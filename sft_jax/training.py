@@ -45,10 +45,10 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
     """
     from rich.console import Console
 
-    from sft_jax.data.bucket import forget, is_remote, local, local_file, publish_results, publishing
     from sft_jax.parallel import start as starting
     from sft_jax.report.process_log import LOG, process_log
     from sft_jax.report.terminal import TrainingProgress, rows_progress
+    from sft_jax.storage.bucket import forget, is_remote, local, local_file, publish_results, publishing
     from sft_jax.train.inputs import claim_workdir, read_inputs
 
     starting.start(config.distributed)
@@ -181,8 +181,8 @@ def hand_over(trained: Trained) -> None:
     """Write what the RL stage starts from into the workdir; every process takes part."""
     import jax
 
-    from sft_jax.data.bucket import local
     from sft_jax.handoff.artefact import describe_handoff, weights_fingerprint, write_handoff
+    from sft_jax.storage.bucket import local
     from sft_jax.train.pretrained import MODEL_FILES
 
     fingerprint = weights_fingerprint(trained.state.trainable)
@@ -216,13 +216,13 @@ def samples_watch(begun: Trained) -> Watch:
     """
     import jax
 
-    from sft_jax.data.bucket import local
     from sft_jax.evaluate.checks import judge, make_checks, summarise
     from sft_jax.evaluate.complete import complete, prompts_of
     from sft_jax.evaluate.measure import read_tasks
     from sft_jax.model.decoder import Compute
     from sft_jax.sample.draw import Sampling
     from sft_jax.sample.generate import generator_of
+    from sft_jax.storage.bucket import local
     from sft_jax.train.metrics import cut_after
 
     config, architecture, pretrained = begun.inputs.config, begun.architecture, begun.inputs.pretrained

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding, leaf_fields
-from sft_jax.data.bucket import file_system, is_remote, reaching
 from sft_jax.errors import BadInput
+from sft_jax.storage.bucket import file_system, is_remote, reaching
 from sft_jax.validation import layout_problems
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ SEND_SECONDS = 24 * 3600.0
 
 def send(out: str) -> None:
     """Publish what was written in the copy of `out`; no process goes on, and ends, before all is sent."""
-    from sft_jax.data.bucket import publish
     from sft_jax.parallel.agree import agreed
+    from sft_jax.storage.bucket import publish
 
     if is_remote(out):
         agreed("output", lambda: publish(out), lambda _: {}, "", SEND_SECONDS)

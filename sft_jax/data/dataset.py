@@ -19,7 +19,6 @@ from typing import Any
 
 import sft_jax
 from sft_jax.config import Data
-from sft_jax.data.bucket import below, exists, is_remote, local, open_path, publish, reaching
 from sft_jax.data.prepare import Counts, Dropped, add, check_any_used, encode_rows
 from sft_jax.data.readers import read_rows
 from sft_jax.data.rows import Row, cut
@@ -27,6 +26,7 @@ from sft_jax.data.sources import content_digest, find_files
 from sft_jax.data.store import INFO, Store, finish, finish_split, is_store, write_part, write_whole
 from sft_jax.data.tokenizer import fingerprint as tokenizer_fingerprint
 from sft_jax.errors import BadInput
+from sft_jax.storage.bucket import below, exists, is_remote, local, open_path, publish, reaching
 
 PART_ROWS, PART_BYTES = 8192, 2**25
 """A part ends at whichever comes first; bytes are those of the raw rows."""

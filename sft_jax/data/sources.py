@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sft_jax.data.bucket import PACKAGES, open_path, refusals
 from sft_jax.errors import BadInput, nearest
+from sft_jax.storage.bucket import PACKAGES, open_path, refusals
 
 KINDS = (".jsonl", ".json", ".parquet")
 COMPRESSED = (".gz", ".zst")

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sft_jax.data.bucket import below, exists, local
 from sft_jax.errors import BadInput, nearest
+from sft_jax.storage.bucket import below, exists, local
 
 NAME = "demonstrations"
 _TOKENS, _WEIGHTS = np.dtype("<i4"), np.dtype("<f4")

@@ -16,11 +16,11 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
-from sft_jax.data.bucket import below, is_remote, kind_of, place
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters
-from sft_jax.train.object_store import teach_orbax
+from sft_jax.storage.bucket import below, is_remote, kind_of, place
+from sft_jax.storage.orbax_object_store import teach_orbax
 from sft_jax.train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file it touches

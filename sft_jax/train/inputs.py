@@ -11,13 +11,13 @@ import numpy as np
 
 from sft_jax.config import Data, RunConfig, identity_differences, to_json
 from sft_jax.data.batches import Batches, batches_of
-from sft_jax.data.bucket import below, check_writable, kind_of, local, place, publish, reaching
 from sft_jax.data.dataset import account, open_entry
 from sft_jax.data.mixture import Mixture, row_shares
 from sft_jax.data.packing import Plan, choose_target_capacity, permutation, plan_packing
 from sft_jax.data.prepare import check_vocabulary, describe
 from sft_jax.data.store import Chosen, Joined, Store, write_whole
 from sft_jax.errors import BadInput
+from sft_jax.storage.bucket import below, check_writable, kind_of, local, place, publish, reaching
 from sft_jax.train.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open_base, read_run_config
 from sft_jax.weights.export import save_tokenizer
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from sft_jax.config import RunConfig, from_json
-from sft_jax.data.bucket import MODEL_FILES, below, exists, is_remote, local, naming
 from sft_jax.data.tokenizer import load_tokenizer
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters, initialise
 from sft_jax.model.families import architecture_of
 from sft_jax.parallel.rules import axis_parts, shardings
+from sft_jax.storage.bucket import MODEL_FILES, below, exists, is_remote, local, naming
 from sft_jax.train.checkpoint import VOCABULARY_PARAMETERS, restore_parameters
 from sft_jax.weights.export import stop_tokens
 from sft_jax.weights.load import load_parameters, open_model, read_json

@@ -5,7 +5,7 @@ from google.api_core.exceptions import Forbidden
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from sft_jax.train.object_store import kvstore_of_s3, teach_orbax
+from sft_jax.storage.orbax_object_store import kvstore_of_s3, teach_orbax
 
 
 def test_a_bucket_whose_settings_may_not_be_seen_is_used_without_them(monkeypatch):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax.data import bucket
 from sft_jax.errors import BadInput, NonFinite, Preempted
+from sft_jax.storage import bucket
 from tests.object_store import BUCKET, google_cloud_storage
 
 RUN = f"gs://{BUCKET}/runs/a"

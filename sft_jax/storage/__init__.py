@@ -1,0 +1,1 @@
+"""Where files live: directories and buckets, atomic writes, Orbax on object stores."""
