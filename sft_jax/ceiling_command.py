@@ -98,9 +98,9 @@ def measure_ceiling(config: RunConfig, options: Ceiling) -> dict[str, Any]:
     _check_options(config, options)
     import numpy as np
 
+    from sft_jax.distributed.start import start
     from sft_jax.evaluate.ceiling import judge
     from sft_jax.evaluate.scaling import measure_scaling
-    from sft_jax.parallel.start import start
 
     start(config.distributed)
     agree_on_options(options)
@@ -160,7 +160,7 @@ def compile_once(workdir: Path) -> None:
 
 def resolved(config: RunConfig) -> tuple[RunConfig, int]:
     """The config of every run (steps and capacity of the whole set, so that all are of one shape), and its size."""
-    from sft_jax.parallel.agree import agreed
+    from sft_jax.distributed.agree import agreed
     from sft_jax.train.inputs import read_inputs
 
     one = dataclasses.replace(config, workdir=str(Path(config.workdir) / "whole"))

@@ -86,12 +86,12 @@ def _leave_the_others(status: int) -> None:
     The others are told, and leave with the same status. An error of the runtime may come of another process's end: the
     watchdog has the time to find that out first.
     """
-    start = sys.modules.get("sft_jax.parallel.start")
+    start = sys.modules.get("sft_jax.distributed.start")
     if start is None or start.watch is None:
         return
     from jax.errors import JaxRuntimeError
 
-    from sft_jax.parallel.watchdog import await_verdict, farewell
+    from sft_jax.distributed.watchdog import await_verdict, farewell
 
     if error := sys.exception():
         traceback.print_exception(error)

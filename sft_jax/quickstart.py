@@ -120,7 +120,7 @@ def quickstart(arguments: Sequence[str]) -> int:
     """Run it all; leaves quickstart.json in the workdir."""
     from rich.console import Console
 
-    from sft_jax.parallel.start import start
+    from sft_jax.distributed.start import start
 
     started = time.perf_counter()
     config = resolve_config([CONFIG, *arguments], "quickstart")

@@ -45,7 +45,7 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
     """
     from rich.console import Console
 
-    from sft_jax.parallel import start as starting
+    from sft_jax.distributed import start as starting
     from sft_jax.report.process_log import LOG, process_log
     from sft_jax.report.terminal import TrainingProgress, rows_progress
     from sft_jax.storage.bucket import forget, is_remote, local, local_file, publish_results, publishing
@@ -60,7 +60,7 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
     from jax.experimental import multihost_utils
 
     from sft_jax.data.batches import PreparedRows
-    from sft_jax.parallel.agree import agreed
+    from sft_jax.distributed.agree import agreed
     from sft_jax.parallel.mesh import make_mesh
     from sft_jax.parallel.rules import layout
     from sft_jax.plan.chips import peak_flops

@@ -44,7 +44,7 @@ def agree_on_options(options: Any) -> None:
     Raises:
       BadInput: each field that differs, with its values.
     """
-    from sft_jax.parallel.agree import agreed
+    from sft_jax.distributed.agree import agreed
 
     values = {name: value for name, _, value in leaf_fields(options) if name not in OF_EACH_PROCESS}
     advice = "Start every process with the same CONFIG and options."
@@ -57,9 +57,9 @@ def loaded(model: str, options: Layout) -> "Iterator[tuple[Pretrained, Architect
     problems = layout_problems(options.mesh, options.sharding, options.distributed)
     if problems:
         raise BadInput("\n".join(problems))
+    from sft_jax.distributed.start import start
     from sft_jax.parallel.mesh import make_mesh
     from sft_jax.parallel.rules import layout
-    from sft_jax.parallel.start import start
 
     start(options.distributed)
     agree_on_options(options)
@@ -117,7 +117,7 @@ SEND_SECONDS = 24 * 3600.0
 
 def send(out: str) -> None:
     """Publish what was written in the copy of `out`; no process goes on, and ends, before all is sent."""
-    from sft_jax.parallel.agree import agreed
+    from sft_jax.distributed.agree import agreed
     from sft_jax.storage.bucket import publish
 
     if is_remote(out):

@@ -11,9 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sft_jax.arguments import resolve_config
+from sft_jax.distributed.start import start
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import layout
-from sft_jax.parallel.start import start
 from sft_jax.train.feed import put_batch
 from sft_jax.train.inputs import read_inputs
 from sft_jax.train.pretrained import place

@@ -170,7 +170,7 @@ STARTS = """
 import json, os, socket, sys
 from jax._src.clusters import cloud_tpu_cluster
 from sft_jax.arguments import resolve_config
-from sft_jax.parallel import start
+from sft_jax.distributed import start
 pods, names = json.load(sys.stdin)
 def lookup(name):
     if name not in names: raise socket.gaierror(name)

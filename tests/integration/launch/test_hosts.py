@@ -117,7 +117,7 @@ def test_a_host_that_is_cut_off_ends_all_in_time_and_the_run_goes_on_with_the_sa
     else:
         assert all("the coordinator 10.77.0.1:" in text and "has not answered for 6 s" in text for text in others), said
     log = (tmp_path / "cut" / "logs" / "process-1.log").read_text()
-    assert "sft_jax.parallel.watchdog: process 1 of 3 leaves: " in log
+    assert "sft_jax.distributed.watchdog: process 1 of 3 leaves: " in log
     link(victim, up=True)
     statuses, said = ends(start(tmp_path / "cut"), within=120)
     assert statuses == [0, 0, 0], said

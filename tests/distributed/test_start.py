@@ -10,7 +10,7 @@ JOIN = """
 import sys
 from sft_jax.config import Distributed
 from sft_jax.errors import BadInput
-from sft_jax.parallel.start import start
+from sft_jax.distributed.start import start
 try:
     start(eval(sys.argv[1]))
 except BadInput as error:

@@ -17,10 +17,10 @@ from jax._src import distributed
 from jax._src.clusters import ClusterEnv
 
 from sft_jax.config import Distributed
+from sft_jax.distributed.relay import open_relay
+from sft_jax.distributed.tpu_lock import check_tpu_is_free
+from sft_jax.distributed.watchdog import Watch, farewell, lost_coordinator, start_watchdog
 from sft_jax.errors import EXIT_BAD_INPUT, BadInput
-from sft_jax.parallel.relay import open_relay
-from sft_jax.parallel.tpu_lock import check_tpu_is_free
-from sft_jax.parallel.watchdog import Watch, farewell, lost_coordinator, start_watchdog
 
 SLACK_SECONDS = 60
 """How much longer than ours the runtime's own time limits are: it aborts, and says less."""

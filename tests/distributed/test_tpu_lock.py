@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from sft_jax.distributed.tpu_lock import check_tpu_is_free
 from sft_jax.errors import BadInput
-from sft_jax.parallel.tpu_lock import check_tpu_is_free
 
 HOLD = """
 import fcntl, sys, time

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from sft_jax.distributed.relay import _copy, open_relay
 from sft_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
-from sft_jax.parallel.relay import _copy, open_relay
 
 SILENCE = 6
 
@@ -18,7 +18,7 @@ MEMBER = """
 import sys, time
 from sft_jax.cli import _leave_the_others
 from sft_jax.config import Distributed
-from sft_jax.parallel.start import start
+from sft_jax.distributed.start import start
 port, process, ends = sys.argv[1:]
 start(Distributed(coordinator=f"127.0.0.1:{port}", processes=3, process_id=int(process), silence_seconds=6,
                   cpu_devices=1, timeout_seconds=60))

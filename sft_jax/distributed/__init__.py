@@ -1,0 +1,1 @@
+"""Processes: start, agree, watch one another, and who has the TPU."""
