@@ -142,7 +142,7 @@ def measure_ceiling(config: RunConfig, options: Ceiling) -> dict[str, Any]:
         }
     )
     if is_first_process():
-        from sft_jax.data.store import write_json
+        from sft_jax.data.pack.store import write_json
 
         write_json(Path(config.workdir) / RESULT, result)
     return result

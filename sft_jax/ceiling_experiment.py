@@ -44,10 +44,10 @@ class Experiment:
 
 def experiment(arguments: Sequence[str]) -> int:
     """Run it; leaves runs/ceiling/experiment.json and the pictures."""
-    from sft_jax.data.store import write_json
+    from sft_jax.data.pack.store import write_json
 
     options = parse(Experiment, arguments, "ceiling_experiment")
-    from sft_jax.data.tokenizer import load_tokenizer
+    from sft_jax.data.chat.tokenizer import load_tokenizer
     from sft_jax.report import objectives
 
     pictures = Path(options.pictures)

@@ -108,7 +108,7 @@ def score(arguments: Sequence[str]) -> int:
     at_least(options, 1, "batch_size")
     check_writable(options.out)
     from sft_jax.config import Data
-    from sft_jax.data.prepare import check_vocabulary, prepare
+    from sft_jax.data.pack.prepare import check_vocabulary, prepare
     from sft_jax.model.decoder import Compute
     from sft_jax.sample.score import check_lengths, score_examples
 

@@ -56,7 +56,7 @@ Format = Literal[
     "question_answer", "text",
 ]
 # fmt: on
-"""The forms of a record; `data/formats.py` says what each holds."""
+"""The forms of a record; `data/forms/formats.py` says what each holds."""
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,8 @@ def prepare(arguments: Sequence[str]) -> int:
             "data.weights: a mixture is made when a run reads it. Prepare each entry of data.train into a directory "
             "of its own, and give those as data.train with the weights."
         )
-    from sft_jax.data.dataset import prepare_split, provenance
-    from sft_jax.data.store import METADATA, Store, finish, is_store
+    from sft_jax.data.pack.dataset import prepare_split, provenance
+    from sft_jax.data.pack.store import METADATA, Store, finish, is_store
     from sft_jax.storage.bucket import local, publish
     from sft_jax.train.inputs import read_as, template_date
     from sft_jax.train.pretrained import open_pretrained

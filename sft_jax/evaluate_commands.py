@@ -94,7 +94,7 @@ def _data_of(options: Any, file: str, date: str) -> Data:
 
 def _examples(options: Any, file: str, pretrained: "Pretrained", architecture: "Architecture") -> tuple:
     """The demonstrations of a file as documents that fit the model."""
-    from sft_jax.data.prepare import check_vocabulary, prepare
+    from sft_jax.data.pack.prepare import check_vocabulary, prepare
     from sft_jax.sample.score import check_lengths
 
     examples = prepare(_data_of(options, file, pretrained.template_date), pretrained.tokenizer).examples

@@ -92,7 +92,7 @@ def select(arguments: Sequence[str]) -> int:
     given = [name for name in ("check", "scorer", "reward", "by") if getattr(options, name)]
     if len(given) != 1:
         raise BadInput(f"sft-jax select scores by one of --check, --scorer, --reward, --by; given: {given or 'none'}")
-    from sft_jax.data.readers import read_records
+    from sft_jax.data.read.readers import read_records
     from sft_jax.evaluate import sampled
 
     records = list(read_records((options.samples,)))
@@ -147,10 +147,10 @@ def _own_number(record: Any, name: str, completion: Mapping[str, Any]) -> float:
 
 def _rewards(options: Select, records: Sequence[Any]) -> list[list[float]]:
     from sft_jax.config import Data
-    from sft_jax.data.chat import encode
-    from sft_jax.data.formats import demonstrations
-    from sft_jax.data.rendering import Policy
-    from sft_jax.data.rows import Record
+    from sft_jax.data.chat.encode import encode
+    from sft_jax.data.chat.rendering import Policy
+    from sft_jax.data.forms.formats import demonstrations
+    from sft_jax.data.read.rows import Record
     from sft_jax.evaluate.sampled import as_demonstration
     from sft_jax.handoff.reward import reward_documents
     from sft_jax.model.decoder import Compute

@@ -15,7 +15,7 @@ from sft_jax.errors import EXIT_DONE, BadInput, nearest
 from sft_jax.storage.bucket import require_local
 
 if TYPE_CHECKING:
-    from sft_jax.data.batches import Batch
+    from sft_jax.data.pack.batches import Batch
     from sft_jax.model.architecture import Architecture
     from sft_jax.plan.chips import Topology
     from sft_jax.plan.isolated import Request
@@ -90,7 +90,7 @@ def plan(arguments: Sequence[str]) -> int:
 
 def batch_shapes(config: RunConfig, architecture: "Architecture") -> "Batch":
     """Global shapes of a batch, without the data that would tell the target capacity: every token a target."""
-    from sft_jax.data.batches import Batch
+    from sft_jax.data.pack.batches import Batch
 
     data, parts = config.data, config.train.accumulation
     if data.sequence_length > architecture.max_positions:

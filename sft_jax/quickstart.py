@@ -42,8 +42,8 @@ def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
     Raises:
       BadInput: rows in another form or style than the quickstart's own.
     """
-    from sft_jax.data.formats import detect_format
-    from sft_jax.data.readers import read_records
+    from sft_jax.data.forms.formats import detect_format
+    from sft_jax.data.read.readers import read_records
     from sft_jax.evaluate.behaviour import Completion, measure, prompt_of
 
     rows = []
@@ -56,7 +56,7 @@ def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
 
 def answers(config: RunConfig, pretrained, architecture, parameters: Mapping, rows: Sequence[Mapping]):
     """Greedy answers to the held-out prompts; call it with the layout active."""
-    from sft_jax.data.chat import generation_prompt
+    from sft_jax.data.chat.encode import generation_prompt
     from sft_jax.evaluate.behaviour import Completion, prompt_of
     from sft_jax.model.decoder import Compute
     from sft_jax.sample.draw import Sampling

@@ -94,7 +94,7 @@ def _demonstration(row: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 def train(base: RunConfig, workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Two passes over the demonstrations, the quickstart's optimizer."""
-    from sft_jax.data.store import write_whole
+    from sft_jax.data.pack.store import write_whole
     from sft_jax.training import run_training
 
     workdir.mkdir(parents=True, exist_ok=True)
@@ -110,8 +110,8 @@ def train(base: RunConfig, workdir: Path, rows: Sequence[Mapping[str, Any]]) -> 
 def measure(model: str, documents: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
     """Loss a token by demonstrator, and how often the right one of two solutions to one question is the likelier."""
     from sft_jax.config import Data
-    from sft_jax.data.prepare import encode_rows
-    from sft_jax.data.rows import Row
+    from sft_jax.data.pack.prepare import encode_rows
+    from sft_jax.data.read.rows import Row
     from sft_jax.evaluate.bootstrap import mean_interval
     from sft_jax.evaluate.held_out import document_losses
     from sft_jax.model.decoder import Compute

@@ -59,7 +59,7 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
     import numpy as np
     from jax.experimental import multihost_utils
 
-    from sft_jax.data.batches import PreparedRows
+    from sft_jax.data.pack.batches import PreparedRows
     from sft_jax.distributed.agree import agreed
     from sft_jax.parallel.mesh import make_mesh
     from sft_jax.parallel.rules import layout

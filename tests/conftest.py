@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from sft_jax.data.batches import Batches
-from sft_jax.data.packing import plan_packing
-from sft_jax.data.store import Example
+from sft_jax.data.pack.batches import Batches
+from sft_jax.data.pack.packing import plan_packing
+from sft_jax.data.pack.store import Example
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import initialise
 from sft_jax.parallel.mesh import AXES

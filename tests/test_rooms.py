@@ -17,7 +17,7 @@ def test_a_file_imports_only_from_rooms_above_it():
 
 def test_the_data_room_calls_no_jax():
     """Importing it must not even load jax: a tokenising process has no use for it."""
-    code = "import sft_jax.data.batches, sft_jax.data.prepare, sys; sys.exit('jax' in sys.modules)"
+    code = "import sft_jax.data.pack.batches, sft_jax.data.pack.prepare, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.batches import Batches
-from sft_jax.data.dataset import account
-from sft_jax.data.mixture import Mixture
-from sft_jax.data.store import Example, Joined, Store
+from sft_jax.data.pack.batches import Batches
+from sft_jax.data.pack.dataset import account
+from sft_jax.data.pack.mixture import Mixture
+from sft_jax.data.pack.store import Example, Joined, Store
 
 LISTED = 20
 """So many rows of each kind are named; the counts are always whole."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sft_jax.data.rows import Record
+from sft_jax.data.read.rows import Record
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.task import Task
 

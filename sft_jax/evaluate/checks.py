@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.mapping import load_function
+from sft_jax.data.forms.mapping import load_function
 from sft_jax.errors import BadInput, nearest
 from sft_jax.evaluate.answers import exact, is_marked, numeric, references
 from sft_jax.evaluate.bfcl import ACCEPTED

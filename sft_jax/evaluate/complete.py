@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from sft_jax.data.chat import generation_prompt
-from sft_jax.data.prepare import check_ids
-from sft_jax.data.rendering import Policy
+from sft_jax.data.chat.encode import generation_prompt
+from sft_jax.data.chat.rendering import Policy
+from sft_jax.data.pack.prepare import check_ids
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import system_prompt
 from sft_jax.evaluate.task import Completion, Task

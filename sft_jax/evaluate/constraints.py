@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sft_jax.data import strict_json
+from sft_jax.data.read import strict_json
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.task import Completion, Task
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax.data.store import Example
+from sft_jax.data.pack.store import Example
 from sft_jax.evaluate.bootstrap import Interval, mean_interval
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from sft_jax.config import Data
-from sft_jax.data.readers import read_records
-from sft_jax.data.rows import Record
-from sft_jax.data.store import Example
+from sft_jax.data.pack.store import Example
+from sft_jax.data.read.readers import read_records
+from sft_jax.data.read.rows import Record
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import bfcl_task, is_bfcl
 from sft_jax.evaluate.bootstrap import Interval, paired_difference

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_jax.config import Data
-from sft_jax.data.formats import KNOWN_KEYS, Conversation, demonstrations, detect_format, record_id
-from sft_jax.data.formats import Completion as Pair
-from sft_jax.data.mapping import apply_function, parse_fields, rename
-from sft_jax.data.messages import check_messages, check_tools
-from sft_jax.data.rows import Record
+from sft_jax.data.forms.formats import KNOWN_KEYS, Conversation, demonstrations, detect_format, record_id
+from sft_jax.data.forms.formats import Completion as Pair
+from sft_jax.data.forms.mapping import apply_function, parse_fields, rename
+from sft_jax.data.forms.messages import check_messages, check_tools
+from sft_jax.data.read.rows import Record
 from sft_jax.errors import BadInput, BadRow
 
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sft_jax.data.store import write_json
-from sft_jax.data.tokenizer import fingerprint as tokenizer_fingerprint
+from sft_jax.data.chat.tokenizer import fingerprint as tokenizer_fingerprint
+from sft_jax.data.pack.store import write_json
 
 HANDOFF = "handoff.json"
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.data.store import Example
+from sft_jax.data.pack.store import Example
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute, cap_and_mask, head_kernel
 from sft_jax.parallel.rules import active_parts, shard, whole_batches

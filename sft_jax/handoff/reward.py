@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.data.store import Example
+from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput, nearest
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute

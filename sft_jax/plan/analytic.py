@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jax.sharding import AbstractMesh
 
 from sft_jax.config import RunConfig
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture
 from sft_jax.parallel.rules import axis_parts, mesh_axes
 from sft_jax.plan.chips import Topology

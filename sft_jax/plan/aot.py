@@ -12,7 +12,7 @@ import jax
 from packaging.specifiers import SpecifierSet
 
 from sft_jax.config import RunConfig
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.parallel.mesh import make_mesh

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_jax.config import RunConfig
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.plan.aot import Memory, OutOfMemory, compile_traced, memory_of, topology_devices, trace_update

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.model.decoder import initialise
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import layout

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from sft_jax.config import RunConfig, Sharding
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters
 from sft_jax.parallel.mesh import AXES, mesh_sizes

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sft_jax.config import Data
-from sft_jax.data.prepare import encode_rows
-from sft_jax.data.rows import Row
+from sft_jax.data.pack.prepare import encode_rows
+from sft_jax.data.read.rows import Row
 
 WIDTH, LINE, LETTER = 760, 26, 7.3
 MESSAGES = [

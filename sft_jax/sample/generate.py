@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.data.tokenizer import vocabulary_size
+from sft_jax.data.chat.tokenizer import vocabulary_size
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import Caches, Places
 from sft_jax.model.decoder import Compute, apart, empty_slots, forward, forward_step, logits

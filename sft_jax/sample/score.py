@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.data.store import Example
+from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import Places

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 
 
 class Source(Protocol):

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_jax.config import Data, RunConfig, identity_differences, to_json
-from sft_jax.data.batches import Batches, batches_of
-from sft_jax.data.dataset import account, open_entry
-from sft_jax.data.mixture import Mixture, row_shares
-from sft_jax.data.packing import Plan, choose_target_capacity, permutation, plan_packing
-from sft_jax.data.prepare import check_vocabulary, describe
-from sft_jax.data.store import Chosen, Joined, Store, write_whole
+from sft_jax.data.pack.batches import Batches, batches_of
+from sft_jax.data.pack.dataset import account, open_entry
+from sft_jax.data.pack.mixture import Mixture, row_shares
+from sft_jax.data.pack.packing import Plan, choose_target_capacity, permutation, plan_packing
+from sft_jax.data.pack.prepare import check_vocabulary, describe
+from sft_jax.data.pack.store import Chosen, Joined, Store, write_whole
 from sft_jax.errors import BadInput
 from sft_jax.storage.bucket import below, check_writable, kind_of, local, place, publish, reaching
 from sft_jax.train.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open_base, read_run_config
 from sft_jax.weights.export import save_tokenizer
 
 if TYPE_CHECKING:
-    from sft_jax.data.streaming import Streamed
+    from sft_jax.data.pack.streaming import Streamed
 
 TARGET_MULTIPLE = 32
 """M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its products are aligned
@@ -193,7 +193,7 @@ def _packed(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixtu
 
 def _streamed(config: RunConfig, pretrained: Pretrained) -> tuple["Streamed", dict[str, Any], list[str]]:
     """Source, record and notes of streamed data."""
-    from sft_jax.data.streaming import Streamed
+    from sft_jax.data.pack.streaming import Streamed
 
     train, vocab = config.train, pretrained.architecture.vocab
     source = Streamed(config.data, pretrained.tokenizer, vocab, train.seed, train.batch_size, train.accumulation)

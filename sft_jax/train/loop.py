@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.errors import NonFinite, Preempted
 from sft_jax.model.architecture import Architecture
 from sft_jax.train import checkpoint

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, cap_and_mask, forward, head_kernel

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from sft_jax.config import RunConfig, from_json
-from sft_jax.data.tokenizer import load_tokenizer
+from sft_jax.data.chat.tokenizer import load_tokenizer
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters, initialise

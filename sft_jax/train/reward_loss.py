@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, Parameters, forward
@@ -22,7 +22,7 @@ def reward_objective(architecture: Architecture, compute: Compute) -> Objective:
     1952; Ouyang et al. 2022, eq. 1; the margin as in Touvron et al. 2023, eq. 2).
 
     Slots 2k and 2k + 1 of a batch are pair k: `target_index` is where each answer ends, and `target_weights` the pair's
-    weight, and the weight plus the margin (`data/batches.fill_pairs`).
+    weight, and the weight plus the margin (`data/pack/batches.fill_pairs`).
 
     Returns:
       An objective as `sft_objective`. metric_sums: `correct` (chosen scores higher), `entropy` (of the modelled

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sft_jax.config import RunConfig, Sharding
-from sft_jax.data.batches import Batch, Batches, PreparedRows
+from sft_jax.data.pack.batches import Batch, Batches, PreparedRows
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute, abstract_parameters
@@ -44,7 +44,7 @@ from sft_jax.train.step import (
 )
 
 if TYPE_CHECKING:
-    from sft_jax.data.streaming import Streamed
+    from sft_jax.data.pack.streaming import Streamed
 
 
 @dataclass(frozen=True)

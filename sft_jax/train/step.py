@@ -9,7 +9,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sft_jax.config import Sharding
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.parallel.rules import spec
 from sft_jax.train.loss import Objective
 

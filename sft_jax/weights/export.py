@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sft_jax.data.chat import rendered
+from sft_jax.data.chat.encode import rendered
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.families import FAMILIES, architecture_of, as_reward, family_of

@@ -7,10 +7,10 @@ import pytest
 
 from sft_jax.config import Data
 from sft_jax.data.audit import audit_split, distribution, overlap, packing_of, pieces, shown_examples, shown_rows
-from sft_jax.data.batches import Batches
-from sft_jax.data.dataset import open_entry
-from sft_jax.data.packing import plan_packing
-from sft_jax.data.store import Example, Joined
+from sft_jax.data.pack.batches import Batches
+from sft_jax.data.pack.dataset import open_entry
+from sft_jax.data.pack.packing import plan_packing
+from sft_jax.data.pack.store import Example, Joined
 
 TALK = [{"role": "user", "content": "the capital of France"}, {"role": "assistant", "content": "Paris"}]
 ROWS = [

@@ -47,7 +47,7 @@ def test_a_task_is_written_once_and_is_a_function_of_its_arguments(tmp_path):
     write_task(first, Demonstrator("scattered", 0.6), 30)
     assert not (first / "train.jsonl").read_text()
     config = json.loads((first / "model" / "config.json").read_text())
-    from sft_jax.data.tokenizer import load_tokenizer
+    from sft_jax.data.chat.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(first / "model"), "")
     assert config["vocab_size"] == len(tokenizer) and tokenizer("907=9<end>")["input_ids"][-1] == tokenizer.eos_token_id

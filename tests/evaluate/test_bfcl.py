@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from sft_jax.data.readers import read_records
+from sft_jax.data.read.readers import read_records
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import accepts, bfcl_task, is_bfcl, system_prompt
 from sft_jax.evaluate.calls import tool_calls

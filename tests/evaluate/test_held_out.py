@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from sft_jax.data.store import Example
+from sft_jax.data.pack.store import Example
 from sft_jax.evaluate.held_out import document_losses, loss_interval, summarise_losses
 from sft_jax.model.decoder import Compute
 from sft_jax.sample.score import score_examples

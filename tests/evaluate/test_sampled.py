@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 
 from sft_jax.config import Data
-from sft_jax.data.formats import demonstrations
-from sft_jax.data.rows import Record
+from sft_jax.data.forms.formats import demonstrations
+from sft_jax.data.read.rows import Record
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.sampled import check_sampled, pairs, sampled_row, select
 from sft_jax.evaluate.task import sampled_task, task_of

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from sft_jax.config import Data
-from sft_jax.data.rows import Record
+from sft_jax.data.read.rows import Record
 from sft_jax.errors import BadInput, BadRow
 from sft_jax.evaluate.complete import prompts_of, task_tokens
 from sft_jax.evaluate.measure import has_demonstrations, read_tasks

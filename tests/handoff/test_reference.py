@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sft_jax.config import Sharding
-from sft_jax.data.store import Example
+from sft_jax.data.pack.store import Example
 from sft_jax.handoff.reference import Policy, divergences, mean, token_divergences
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, abstract_parameters, forward, logits

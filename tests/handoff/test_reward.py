@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from sft_jax.data.chat import encode
-from sft_jax.data.formats import Completion, Pair
-from sft_jax.data.store import Example
+from sft_jax.data.chat.encode import encode
+from sft_jax.data.forms.formats import Completion, Pair
+from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput, BadRow
 from sft_jax.handoff.reward import choose_pad, ends_of, reward_documents, with_reward_head
 from sft_jax.model.architecture import model_flops
@@ -103,7 +103,7 @@ def test_padding_has_an_embedding(tokenizer):
 
 
 def test_a_pair_is_two_documents_whose_last_tokens_count(tokenizer):
-    from sft_jax.data.rendering import Policy
+    from sft_jax.data.chat.rendering import Policy
 
     pair = Pair(Completion("Q", " yes"), Completion("Q", " no"), margin=0.5)
     encoded = encode("f:1", pair, tokenizer, "assistant", Policy())

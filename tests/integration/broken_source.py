@@ -1,7 +1,7 @@
 """`sft-jax` whose batches cannot be read from step 3 on. Run as `python -m tests.integration.broken_source ...`."""
 
 from sft_jax.cli import main
-from sft_jax.data.batches import Batches
+from sft_jax.data.pack.batches import Batches
 
 read = Batches.batch
 

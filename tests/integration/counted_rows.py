@@ -6,7 +6,7 @@ import os
 import jax
 
 from sft_jax.cli import main
-from sft_jax.data.batches import Batches
+from sft_jax.data.pack.batches import Batches
 
 read = []
 build = Batches.batch

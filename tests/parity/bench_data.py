@@ -48,9 +48,9 @@ def conversations(source: Path, target: Path, copies: int = 1) -> int:
 def ours(file: Path, template: str) -> float:
     """Seconds to prepare `file`."""
     from sft_jax.config import Data
-    from sft_jax.data.dataset import prepare_split
-    from sft_jax.data.store import finish
-    from sft_jax.data.tokenizer import load_tokenizer
+    from sft_jax.data.chat.tokenizer import load_tokenizer
+    from sft_jax.data.pack.dataset import prepare_split
+    from sft_jax.data.pack.store import finish
 
     tokenizer = load_tokenizer(MODEL)
     if template:
@@ -68,7 +68,7 @@ def theirs(file: Path, workers: int) -> float:
     from datasets import Dataset, disable_caching, disable_progress_bars
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sft_jax.data.tokenizer import load_tokenizer
+    from sft_jax.data.chat.tokenizer import load_tokenizer
 
     disable_caching()
     disable_progress_bars()
@@ -96,9 +96,9 @@ def theirs(file: Path, workers: int) -> float:
 def batches(file: Path) -> dict[str, float]:
     """Tokens a second of one core: raw reads, and batches, in the order of an epoch."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from sft_jax.data.batches import Batches
-    from sft_jax.data.packing import choose_target_capacity, plan_packing
-    from sft_jax.data.store import Store
+    from sft_jax.data.pack.batches import Batches
+    from sft_jax.data.pack.packing import choose_target_capacity, plan_packing
+    from sft_jax.data.pack.store import Store
 
     store = Store(file)
     capacity = choose_target_capacity(store.lengths, store.targets, 2048)
@@ -125,8 +125,8 @@ def plan(folder: Path, documents: int) -> dict[str, float]:
 
     import numpy as np
 
-    from sft_jax.data.packing import choose_target_capacity, plan_packing
-    from sft_jax.data.store import Store
+    from sft_jax.data.pack.packing import choose_target_capacity, plan_packing
+    from sft_jax.data.pack.store import Store
 
     store = Store(folder)
     drawn = np.random.default_rng(0).integers(0, len(store), documents)
@@ -142,9 +142,9 @@ def plan(folder: Path, documents: int) -> dict[str, float]:
 def start(folder: Path) -> float:
     """Seconds from opening a prepared set to its first batch."""
     began = time.perf_counter()
-    from sft_jax.data.batches import Batches
-    from sft_jax.data.packing import choose_target_capacity, plan_packing
-    from sft_jax.data.store import Store
+    from sft_jax.data.pack.batches import Batches
+    from sft_jax.data.pack.packing import choose_target_capacity, plan_packing
+    from sft_jax.data.pack.store import Store
 
     store = Store(folder)
     capacity = choose_target_capacity(store.lengths, store.targets, 2048)
@@ -156,9 +156,9 @@ def start(folder: Path) -> float:
 def large(file: Path, out: Path) -> float:
     """Prepare `file` into `out`."""
     from sft_jax.config import Data
-    from sft_jax.data.dataset import prepare_split
-    from sft_jax.data.store import finish
-    from sft_jax.data.tokenizer import load_tokenizer
+    from sft_jax.data.chat.tokenizer import load_tokenizer
+    from sft_jax.data.pack.dataset import prepare_split
+    from sft_jax.data.pack.store import finish
 
     data = Data(train=(str(file),), sequence_length=2048)
     began = time.perf_counter()

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from sft_jax.config import RunConfig
-from sft_jax.data.tokenizer import vocabulary_size
+from sft_jax.data.chat.tokenizer import vocabulary_size
 from sft_jax.model.decoder import Compute
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import layout

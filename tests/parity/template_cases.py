@@ -251,7 +251,7 @@ def template_text(name: str) -> str:
 
 @lru_cache(maxsize=2)
 def _backend(tokenizer: str) -> Any:
-    from sft_jax.data.tokenizer import load_tokenizer
+    from sft_jax.data.chat.tokenizer import load_tokenizer
 
     return load_tokenizer(SMOLLM2 if tokenizer == "smollm2" else TOKENIZERS / tokenizer / "package" / "models")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.chat import encode
-from sft_jax.data.formats import Conversation
-from sft_jax.data.messages import check_messages
+from sft_jax.data.chat.encode import encode
+from sft_jax.data.forms.formats import Conversation
+from sft_jax.data.forms.messages import check_messages
 from sft_jax.errors import BadInput
 from tests.parity.template_cases import CASES, FAMILIES, Family, load
 

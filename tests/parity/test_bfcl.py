@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sft_jax.data.readers import read_records
+from sft_jax.data.read.readers import read_records
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import ACCEPTED, bfcl_task
 from sft_jax.evaluate.calls import tool_calls

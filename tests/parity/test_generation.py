@@ -7,8 +7,8 @@ import torch
 import transformers
 
 from sft_jax.config import Data, RunConfig
-from sft_jax.data.chat import generation_prompt
-from sft_jax.data.prepare import prepare
+from sft_jax.data.chat.encode import generation_prompt
+from sft_jax.data.pack.prepare import prepare
 from sft_jax.model.decoder import Compute
 from sft_jax.parallel.rules import layout
 from sft_jax.sample.draw import Sampling, filtered

@@ -14,7 +14,7 @@ import trl
 
 from sft_jax.cli import run_command
 from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
-from sft_jax.data.tokenizer import load_tokenizer
+from sft_jax.data.chat.tokenizer import load_tokenizer
 from sft_jax.handoff.reward import ends_of, reward_documents, with_reward_head
 from sft_jax.model.decoder import Compute
 from sft_jax.model.families import config_of

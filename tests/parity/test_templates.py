@@ -9,10 +9,10 @@ from datetime import date
 import numpy as np
 import pytest
 
-from sft_jax.data.chat import encode, generation_prompt, rendered
-from sft_jax.data.formats import Conversation
-from sft_jax.data.messages import check_messages
-from sft_jax.data.rendering import Policy
+from sft_jax.data.chat.encode import encode, generation_prompt, rendered
+from sft_jax.data.chat.rendering import Policy
+from sft_jax.data.forms.formats import Conversation
+from sft_jax.data.forms.messages import check_messages
 from sft_jax.errors import BadInput
 from tests.parity.record_templates import DOCS, END, START
 from tests.parity.template_cases import CASES, FAMILIES, load, template_text

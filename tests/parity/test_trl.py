@@ -17,7 +17,7 @@ import transformers
 import trl
 
 from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
-from sft_jax.data.tokenizer import load_tokenizer
+from sft_jax.data.chat.tokenizer import load_tokenizer
 from sft_jax.parallel.rules import layout
 from sft_jax.train.checkpoint import to_host
 from sft_jax.train.feed import put_batch

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from sft_jax.config import Mesh, Model, RunConfig, Sharding, Train
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture
 from sft_jax.plan.aot import compile_update, topology_devices, trace_update
 

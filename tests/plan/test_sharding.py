@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from sft_jax.config import Mesh, Model, RunConfig, Sharding, Train
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.errors import BadInput
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.plan.sharding import abstract_mesh, named_devices, place_all, shards_of, totals

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.data.store import Example
+from sft_jax.data.pack.store import Example
 from sft_jax.model.attention import Places
 from sft_jax.model.decoder import Compute, forward, logits
 from sft_jax.sample.draw import Sampling, draw, filtered

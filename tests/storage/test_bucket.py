@@ -156,7 +156,7 @@ def test_a_bucket_that_does_not_exist_is_named(store):
 
 def test_copies_of_a_killed_process_are_removed_by_the_next_and_those_of_a_living_one_are_not(tmp_path):
     code = (
-        "import os, time; from sft_jax.data import bucket; bucket._SECONDS_TO_LOCK = {}; "
+        "import os, time; from sft_jax.storage import bucket; bucket._SECONDS_TO_LOCK = {}; "
         "print(bucket._home(), flush=True); {}"
     )
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sft_jax.config import Sharding
-from sft_jax.data.batches import batches_of
-from sft_jax.data.packing import plan_packing
-from sft_jax.data.store import Example, sizes
+from sft_jax.data.pack.batches import batches_of
+from sft_jax.data.pack.packing import plan_packing
+from sft_jax.data.pack.store import Example, sizes
 from sft_jax.handoff.reward import ends_of, reward_documents, with_reward_head
 from sft_jax.model.decoder import Compute, abstract_parameters
 from sft_jax.parallel.rules import layout, shardings

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from sft_jax.config import Optimizer
-from sft_jax.data.batches import Batch
+from sft_jax.data.pack.batches import Batch
 from sft_jax.model.decoder import Compute
 from sft_jax.train.loss import sft_objective
 from sft_jax.train.optimizer import make_optimizer, make_schedule

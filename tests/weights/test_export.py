@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from sft_jax.config import Sharding
-from sft_jax.data.tokenizer import load_tokenizer
+from sft_jax.data.chat.tokenizer import load_tokenizer
 from sft_jax.errors import BadInput
 from sft_jax.model.families import config_of
 from sft_jax.weights.export import export, save_tokenizer, stop_tokens

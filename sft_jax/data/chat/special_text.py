@@ -1,0 +1,206 @@
+"""Text in a message that looks like a special token: by default it becomes the token, as in transformers.
+
+`data.special_text="text"` makes it the ordinary text that it is. Then only what the template itself writes is special:
+the text is cut at the template's own special tokens, and what lies between is tokenised without any. Each step is
+checked against the one render and the one tokenisation that there would be otherwise.
+"""
+
+import copy
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sft_jax.data.chat.rendering import Template
+from sft_jax.data.chat.template_coverage import REASONING
+from sft_jax.data.chat.tokenizer import offset_backend
+from sft_jax.errors import BadRow
+
+Span = tuple[int, int]
+
+
+class Tokens(NamedTuple):
+    """A tokenised text."""
+
+    ids: np.ndarray
+    """int32 [length]."""
+    offsets: np.ndarray
+    """int64 [length, 2]: the characters of each token."""
+
+
+def special_ids(tokenizer: Any) -> dict[str, int]:
+    """The tokenizer's special tokens and their ids."""
+    return _special(tokenizer)[0]
+
+
+def special_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the tokenizer's special tokens, the longest first."""
+    return _special(tokenizer)[1]
+
+
+@lru_cache(maxsize=4)
+def added_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Matches every token added to the vocabulary, special or not (DeepSeek's headers are not)."""
+    added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
+    return re.compile("|".join(re.escape(token) for token in _longest_first(added)) or "(?!)")
+
+
+@lru_cache(maxsize=4)
+def _special(tokenizer: Any) -> tuple[dict[str, int], re.Pattern[str]]:
+    ids = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if tokenizer.eos_token:
+        ids[tokenizer.eos_token] = tokenizer.eos_token_id
+    return ids, re.compile("|".join(re.escape(token) for token in _longest_first(ids)) or "(?!)")
+
+
+def _longest_first(tokens: dict[str, int]) -> list[str]:
+    return sorted(tokens, key=lambda token: (-len(token), token))
+
+
+def tokens_apart(template: Template, policy: str) -> Tokens | None:
+    """The tokens of a template's text where they are not those of the one usual tokenisation, else None.
+
+    Args:
+      policy: what becomes of text in the messages that looks like a special token: `data.special_text`.
+
+    Raises:
+      BadRow: policy "refuse" and there is such text, or policy "text" and it cannot be told from the template's own.
+    """
+    if policy == "special" or not any(found for found in _found(template)):
+        return None
+    if policy == "refuse":
+        i, text = next((i, texts[0]) for i, texts in enumerate(_found(template)) if texts)
+        raise BadRow(
+            f"{template.where}: messages[{i}] ({template.messages[i]['role']}) contains {text!r}, which would become a "
+            'special token. Remove the text, or set data.special_text to "text" or "special".'
+        )
+    return _as_text(template, _literal(template))
+
+
+def _found(template: Template) -> list[list[str]]:
+    """The special-token-looking texts of each message."""
+    pattern = special_pattern(template.tokenizer)
+    found: list[list[str]] = [[] for _ in template.messages]
+    for texts, message in zip(found, template.messages, strict=True):
+        _edited(message, lambda text, texts=texts: texts.extend(pattern.findall(text)) or text)
+    return found
+
+
+def _edited(message: dict[str, Any], edit: Callable[[str], str]) -> dict[str, Any]:
+    """The message with each text in it edited: content, reasoning, and what its tool calls say."""
+    keys = ("content", "tool_calls", *REASONING)
+    return {key: _deep(value, edit) if key in keys else value for key, value in message.items()}
+
+
+def _deep(value: Any, edit: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return edit(value)
+    if isinstance(value, list):
+        return [_deep(child, edit) for child in value]
+    if isinstance(value, dict):  # the names of keys belong to the format, but those of arguments come from the model
+        return {edit(key): _deep(child, edit) for key, child in value.items()}
+    return value
+
+
+def _literal(template: Template) -> list[Span]:
+    """Where the messages' special-looking texts stand in the template's text: a render with words in their place.
+
+    Raises:
+      BadRow: with the texts put back, that is not the template's text.
+    """
+    stem = "Qs"
+    while stem in template.whole:
+        stem += "Qs"
+    texts: list[str] = []
+
+    def stand_in(match: re.Match[str]) -> str:
+        texts.append(match[0])
+        return f"{stem}{len(texts) - 1}sQ"
+
+    pattern = special_pattern(template.tokenizer)
+    messages = [_edited(message, lambda text: pattern.sub(stand_in, text)) for message in template.messages]
+    other = template.render(messages, template.generation_prompt)
+    spans: list[Span] = []
+    at, back = 0, []
+    for match in re.finditer(stem + r"(\d+)sQ", other or ""):
+        back += [other[at : match.start()] if other else "", texts[int(match[1])]]
+        start = sum(map(len, back[:-1]))
+        spans.append((start, start + len(back[-1])))
+        at = match.end()
+    if other is None or "".join(back) + other[at:] != template.whole:
+        raise _untellable(template)
+    return spans
+
+
+def _untellable(template: Template) -> BadRow:
+    shown = next(texts[0] for texts in _found(template) if texts)
+    return BadRow(
+        f"{template.where}: cannot tell the text {shown!r} in a message from the chat template's own special tokens "
+        f'({template.name}). Remove the text, or set data.special_text="special".'
+    )
+
+
+def _as_text(template: Template, literal: list[Span]) -> Tokens:
+    whole, tokenizer = template.whole, template.tokenizer
+    matches = [match.span() for match in _swallowing_pattern(tokenizer).finditer(whole)]
+    own = [(a, b) for a, b in matches if not any(a < end and start < b for start, end in literal)]
+    usual = encoded(offset_backend(tokenizer), whole)
+    ids = list(special_ids(tokenizer).values())
+    pieces = _piecewise(tokenizer, whole, own)
+    # Cut at every special token, it must be the tokenisation that there is without cutting; and none may have come
+    # out of ordinary text.
+    if _piecewise(tokenizer, whole, matches).ids.tolist() != usual.ids.tolist() or np.isin(
+        pieces.ids, ids
+    ).sum() != np.isin(usual.ids, ids).sum() - (len(matches) - len(own)):
+        raise _untellable(template)
+    return pieces
+
+
+@lru_cache(maxsize=4)
+def _swallowing_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Matches special tokens with the white space around them that they take in."""
+    tokens = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
+
+    def written(name: str) -> str:
+        left, right = (
+            r"\s*" if name in tokens and getattr(tokens[name], side) else "" for side in ("lstrip", "rstrip")
+        )
+        return left + re.escape(name) + right
+
+    return re.compile("|".join(map(written, _longest_first(special_ids(tokenizer)))) or "(?!)")
+
+
+@lru_cache(maxsize=4)
+def _plain_backend(tokenizer: Any) -> Any:
+    """The tokenizer's backend, to which special tokens are text."""
+    backend = copy.deepcopy(offset_backend(tokenizer))
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _piecewise(tokenizer: Any, text: str, cuts: list[Span]) -> Tokens:
+    """`text` cut at special tokens, the rest tokenised as if there were none."""
+    plain, usual = _plain_backend(tokenizer), offset_backend(tokenizer)
+    ids: list[np.ndarray] = [np.zeros(0, np.int32)]
+    offsets: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
+    at = 0
+    for start, end in [*cuts, (len(text), len(text))]:
+        for backend, a, b in ((plain, at, start), (usual, start, end)):
+            if a < b:
+                piece = encoded(backend, text[a:b])
+                ids.append(piece.ids)
+                offsets.append(piece.offsets + a)
+        at = end
+    return Tokens(np.concatenate(ids), np.concatenate(offsets))
+
+
+def encoded(backend: Any, text: str) -> Tokens:
+    """The tokens of a text, without those that the tokenizer puts around it."""
+    return tokens_of(backend.encode(text, add_special_tokens=False))
+
+
+def tokens_of(encoding: Any) -> Tokens:
+    """A `tokenizers.Encoding` as arrays."""
+    return Tokens(np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64).reshape(-1, 2))

@@ -1,0 +1,205 @@
+"""Conversations in the forms that people store them, checked and brought to one: OpenAI's messages, content as text."""
+
+import json
+import sys
+from typing import Any
+
+from sft_jax.data.read import strict_json
+from sft_jax.data.read.strict_json import kind
+from sft_jax.errors import BadRow, nearest
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {
+    "system": "system",
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "function_call"), "assistant"),
+    **dict.fromkeys(("observation", "tool", "function", "function_response"), "tool"),
+}
+_PARTS = {
+    **dict.fromkeys(("text", "input_text", "output_text"), "text"),
+    **dict.fromkeys(("reasoning", "thinking"), "reasoning"),
+    "tool_call": "tool_call",
+}
+"""`type` of a part of a message's content -> what it becomes."""
+_ORDER = ("reasoning", "text", "tool_call")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_WEIGHTS = ("weight", "train", "loss_weight")
+
+
+def check_messages(where: str, messages: Any, key: str = "messages") -> list[dict[str, Any]]:
+    """A conversation, checked: each message has a role of ROLES, its content as one string, and tool calls in OpenAI's
+    form with arguments as an object.
+
+    Arguments given as a JSON string are parsed: chat templates serialise them, and would quote the string again. Parts
+    of a content become `reasoning_content`, `content` and `tool_calls`. ShareGPT's `from` and `value` become `role` and
+    `content`, its function calls `tool_calls`. The role `function` is `tool`.
+
+    Raises:
+      BadRow: not a non-empty list of messages, an unknown role, content that is missing or cannot be made a string,
+        malformed tool calls, or a weight that is no number; names `where` and the message's index.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise BadRow(f"{where}: {key} is {kind(messages)}, expected a non-empty list of messages")
+    return [_message(f"{where}: {key}[{i}]", message) for i, message in enumerate(messages)]
+
+
+def check_tools(where: str, tools: Any) -> list[dict[str, Any]] | None:
+    """Tool schemas, given as a list or as a JSON string of one, in OpenAI's form; None where there are none.
+
+    Raises:
+      BadRow: not a list of objects.
+    """
+    if isinstance(tools, str):
+        tools = _json_string(tools, f"{where}: tools") if tools.strip() else None
+    if tools is None:
+        return None
+    if isinstance(tools, list):
+        tools = [_json_string(tool, f"{where}: tools") if isinstance(tool, str) else tool for tool in tools]
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow(f"{where}: tools is {kind(tools)}, expected a list of objects or a JSON string of one")
+    bare = ("name" in tool and "function" not in tool and "type" not in tool for tool in tools)
+    wrapped = ({"type": "function", "function": tool} if b else tool for tool, b in zip(tools, bare, strict=True))
+    return list(wrapped) or None
+
+
+def message_weight(where: str, message: dict[str, Any]) -> float:
+    """What `weight`, `train` and `loss_weight` on a message multiply its loss by; 1 when it has none of them.
+
+    Raises:
+      BadRow: not a finite number >= 0 or boolean, or a weight above 0 on a message that is not the assistant's.
+    """
+    weight = 1.0
+    for key in _WEIGHTS:
+        value = message.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+            raise BadRow(f"{where}: {key} is {value!r}, expected true, false or a number of at least 0")
+        if value and message["role"] != "assistant":
+            raise BadRow(f"{where} ({message['role']}): {key} is {value!r}: only assistant messages train")
+        weight *= float(value)
+    return weight
+
+
+def says_nothing(message: dict[str, Any]) -> bool:
+    """Whether a checked message has neither text, nor reasoning, nor a tool call."""
+    texts = (message.get(key) for key in ("content", *_REASONING))
+    return not message.get("tool_calls") and not any(isinstance(text, str) and text.strip() for text in texts)
+
+
+def _message(where: str, message: Any) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise BadRow(f"{where} is {kind(message)}, expected an object with role and content")
+    if "role" not in message and "from" in message:
+        message = _from_sharegpt(where, message)
+    role = message.get("role")
+    role = "tool" if role == "function" else role
+    if role not in ROLES:
+        hint = nearest(role, ROLES) if isinstance(role, str) else f"Known: {', '.join(ROLES)}."
+        raise BadRow(f"{where}: unknown role {role!r}. {hint} Roles: {', '.join(ROLES)}.")
+    # Tables fill up with nulls, and templates ask whether a key is there.
+    checked = {key: value for key, value in message.items() if value is not None or key == "content"} | {"role": role}
+    if isinstance(checked.get("content"), list):
+        checked = _join_parts(where, checked)
+    if "function_call" in checked:  # OpenAI's older form
+        call = checked.pop("function_call")
+        checked["tool_calls"] = [*(checked.get("tool_calls") or []), {"type": "function", "function": call}]
+    if checked.get("tool_calls") == []:  # tables write an empty list where a message has none
+        del checked["tool_calls"]
+    calls = checked.get("tool_calls")
+    if calls is not None and role != "assistant":
+        raise BadRow(f"{where} has the role {role!r} and tool_calls: only an assistant calls tools")
+    for key in _REASONING:
+        if not isinstance(checked.get(key, ""), str):
+            raise BadRow(f"{where} ({role}): {key} is {kind(checked[key])}, expected a string")
+    content = checked.get("content")
+    if not isinstance(content, str) and not (content is None and (calls or any(map(checked.get, _REASONING)))):
+        found = "missing" if "content" not in checked else kind(content)
+        raise BadRow(f"{where} ({role}): content is {found}, expected a string (or null beside tool_calls)")
+    message_weight(where, checked)
+    if calls is None:
+        return checked
+    if not isinstance(calls, list):
+        raise BadRow(f"{where}: tool_calls is {kind(calls)}, expected a list")
+    called = [_tool_call(f"{where}.tool_calls[{k}]", call) for k, call in enumerate(calls)]
+    return {**checked, "content": content, "tool_calls": called}
+
+
+def _from_sharegpt(where: str, message: dict[str, Any]) -> dict[str, Any]:
+    speaker, value = message["from"], message.get("value")
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
+        known = tuple(_SHAREGPT_ROLES)
+        hint = nearest(speaker, known) if isinstance(speaker, str) else f"Known: {', '.join(known)}."
+        raise BadRow(f"{where}: unknown speaker {speaker!r} in from. {hint}")
+    rest = {key: child for key, child in message.items() if key not in ("from", "value")}
+    turn = {**rest, "role": _SHAREGPT_ROLES[speaker]}
+    if "value" in message:
+        turn["content"] = value
+    if speaker == "function_call":
+        turn |= {"content": None, "tool_calls": _bare_calls(f"{where} (function_call)", value)}
+    return turn
+
+
+def _bare_calls(where: str, value: Any) -> list[Any]:
+    """OpenAI's form of `{"name": …, "arguments": …}`, of a list of them, or of the JSON string of either."""
+    value = _json_string(value, where) if isinstance(value, str) else value
+    calls = value if isinstance(value, list) else [value]
+    if not calls:
+        raise BadRow(f"{where} is an empty list, expected at least one call")
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _join_parts(where: str, message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose content is a list of parts, as one text, one reasoning and a list of calls."""
+    content, texts, calls, last = message["content"], {"text": [], "reasoning": []}, [], 0
+    for k, part in enumerate(content):
+        here = f"{where}.content[{k}]"
+        part = {"type": "text", "text": part} if isinstance(part, str) else part
+        type_ = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(type_, str) or type_ not in _PARTS:
+            found = f"a part of type {type_!r}" if isinstance(part, dict) else kind(part)
+            raise BadRow(f"{here} is {found}: only text can be trained. Known types: {', '.join(_PARTS)}.")
+        becomes = _PARTS[type_]
+        if _ORDER.index(becomes) < last:
+            raise BadRow(
+                f"{here}: {type_} after {_ORDER[last]}: chat templates write reasoning, then text, then tool calls. "
+                "Put the rest into a message of its own."
+            )
+        last = _ORDER.index(becomes)
+        value = next((part[key] for key in (becomes, type_, "value", "text") if part.get(key) is not None), None)
+        if becomes == "tool_call":
+            calls += _bare_calls(here, value)
+        elif isinstance(value, str):
+            texts[becomes].append(value)
+        else:
+            raise BadRow(f"{here}: its {type_} is {kind(value)}, expected a string under text or value")
+    joined = {**message, "content": "".join(texts["text"]) if texts["text"] or not calls else None}
+    if texts["reasoning"]:
+        joined["reasoning_content"] = "".join(texts["reasoning"])
+    if calls:
+        joined["tool_calls"] = [*(message.get("tool_calls") or []), *calls]
+    return joined
+
+
+def _tool_call(where: str, call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise BadRow(
+            f"{where} is {json.dumps(call, default=str)[:80]}, expected "
+            '{"type": "function", "function": {"name": …, "arguments": …}}'
+        )
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = _json_string(arguments, f"{where} ({function['name']}): arguments")
+    if not isinstance(arguments, dict):
+        raise BadRow(
+            f"{where} ({function['name']}): arguments is {kind(arguments)}, expected an object or a JSON string of one"
+        )
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _json_string(text: str, where: str) -> Any:
+    try:
+        return strict_json.load(text)
+    except ValueError as error:
+        raise BadRow(f"{where} is a string but not valid JSON ({error}): {text[:60]!r}") from error

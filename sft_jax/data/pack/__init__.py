@@ -1,0 +1,1 @@
+"""Stage 4: tokenised examples -> data sets on disk, packing plans, batches."""

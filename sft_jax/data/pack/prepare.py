@@ -1,0 +1,304 @@
+"""Records become examples that fit: encoded, first tokens untrained, over-length policy applied, all counted."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from sft_jax.config import Data
+from sft_jax.data.chat.encode import Encoded, Written, tokenise, write
+from sft_jax.data.chat.rendering import policy_of
+from sft_jax.data.forms.formats import Demonstration, Text, check_settings, demonstrations
+from sft_jax.data.pack.store import Example, Store
+from sft_jax.data.read.readers import read_rows
+from sft_jax.data.read.rows import Record, Row, cut, parse
+from sft_jax.errors import BadInput, BadRow
+
+BLOCK_ROWS, BLOCK_BYTES = 256, 2**20
+"""What is tokenised at once ends at whichever comes first: enough to keep every core busy, little enough to hold."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that does not train, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows.
+
+    documents == used + dropped_over_length + dropped_no_target, less what splitting added.
+    """
+
+    rows: int = 0
+    bad_rows: int = 0
+    """Left out under data.bad_rows="skip"."""
+    left_out: int = 0
+    """Rows for which data.function returned None."""
+    documents: int = 0
+    """Demonstrations in the rows; a row of seed tasks holds several."""
+    used: int = 0
+    dropped_over_length: int = 0
+    truncated: int = 0
+    split: int = 0
+    """Documents that were cut into several (data.over_length="split"); `used` counts the pieces."""
+    dropped_no_target: int = 0
+    lossy: int = 0
+    """Documents of which the chat template shows only a part (data.allow_lossy)."""
+    first_token_targets: int = 0
+    """Documents whose first token would have trained: it has no context and is never a target."""
+    tokens: int = 0
+    """Tokens of the documents used."""
+    target_tokens: int = 0
+    """Trained tokens of the documents used."""
+    by_format: dict[str, int] = field(default_factory=dict)
+    """Format -> rows."""
+    by_source: dict[str, dict[str, int]] = field(default_factory=dict)
+    """File -> rows, used, tokens, target_tokens."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Examples in source order, with the account of what was left out."""
+
+    examples: tuple[Example, ...]
+    counts: Counts
+    dropped: tuple[Dropped, ...]
+
+
+def add(parts: Iterable[Counts]) -> Counts:
+    """The sum of several accounts."""
+    total, forms = Counter(), Counter()
+    sources: dict[str, Counter[str]] = {}
+    for part in parts:
+        numbers = dataclasses.asdict(part)
+        forms.update(numbers.pop("by_format"))
+        for source, about in numbers.pop("by_source").items():
+            sources.setdefault(source, Counter()).update(about)
+        total.update(numbers)
+    return Counts(**total, by_format=dict(forms), by_source={name: dict(about) for name, about in sources.items()})
+
+
+def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, keep_untrained: bool = False) -> Prepared:
+    """Read, encode and fit every record of `files` (default: `data.train`), in memory.
+
+    Args:
+      keep_untrained: use rows without a trained token too (for scoring; training drops and counts them).
+
+    Raises:
+      BadInput: any bad record; a row longer than `data.sequence_length` under over_length="error"; no row with a
+        trained token.
+    """
+    files = data.train if files is None else files
+    prepared = encode_rows(read_rows(files), data, tokenizer, keep_untrained)
+    check_any_used(files, prepared.counts, prepared.dropped)
+    return prepared
+
+
+def check_any_used(files: Sequence[str], counts: Counts, dropped: Sequence[Dropped]) -> None:
+    """Refuse data of which nothing trains.
+
+    Raises:
+      BadInput: with the first reasons.
+    """
+    if not counts.used:
+        reasons = "; ".join(f"{row.where}: {row.reason}" for row in dropped[:3])
+        raise BadInput(f"{', '.join(files)}: no trained token in any of its {counts.rows:,} rows. {reasons}")
+
+
+def encode_rows(rows: Iterable[Row], data: Data, tokenizer: Any, keep_untrained: bool = False) -> Prepared:
+    """Examples of some rows, fitted by the config's policies; the account covers just these rows.
+
+    Raises:
+      BadInput: a bad row unless data.bad_rows is "skip"; an over-length one under over_length="error".
+    """
+    check_settings(data)
+    fitter = _Fitter(data, tokenizer, keep_untrained)
+    fitter.add_all(rows)
+    tally = {f.name: fitter.tally[f.name] for f in dataclasses.fields(Counts) if f.type is int}
+    sources = {name: dict(about) for name, about in fitter.sources.items()}
+    counts = Counts(**tally, by_format=dict(fitter.forms), by_source=sources)
+    return Prepared(tuple(fitter.examples), counts, tuple(fitter.dropped))
+
+
+_Read = tuple[Record, list[Demonstration], list[Written | Encoded]]
+"""A row's record, its demonstrations, and each of these as text."""
+
+
+class _Fitter:
+    """Collects the examples of some rows, and the account."""
+
+    def __init__(self, data: Data, tokenizer: Any, keep_untrained: bool):
+        self.data, self.tokenizer, self.keep_untrained = data, tokenizer, keep_untrained
+        self.policy = policy_of(data)
+        self.tally: Counter[str] = Counter()
+        self.forms: Counter[str] = Counter()
+        self.sources: dict[str, Counter[str]] = {}
+        self.examples: list[Example] = []
+        self.dropped: list[Dropped] = []
+
+    def add_all(self, rows: Iterable[Row]) -> None:
+        """Every demonstration of the rows: all those of a row, or none where one of them is bad."""
+        before = None
+        # The tokenizer's own threads need no interpreter: it works on a block while templates write the next one.
+        with ThreadPoolExecutor(1) as pool:
+            for block in cut(rows, BLOCK_ROWS, BLOCK_BYTES):
+                read = [self._read(row) for row in block]
+                texts = [text for one in read if not isinstance(one, BadRow) for text in one[2]]
+                if before is not None:
+                    self._add_block(*before)
+                    before = None
+                if len(block) < BLOCK_ROWS:  # not worth a thread
+                    self._add_block(block, read, tokenise(texts, self.tokenizer))
+                else:
+                    before = block, read, pool.submit(tokenise, texts, self.tokenizer)
+            if before is not None:
+                self._add_block(*before)
+
+    def _add_block(self, block: list[Row], read: list[_Read | BadRow], tokenised: list[Encoded] | Future) -> None:
+        encoded = iter(tokenised if isinstance(tokenised, list) else tokenised.result())
+        for row, one in zip(block, read, strict=True):
+            source = self.sources.setdefault(row.source, Counter(rows=0, used=0, tokens=0, target_tokens=0))
+            source["rows"] += 1
+            self.tally["rows"] += 1
+            if isinstance(one, BadRow):
+                self.tally["bad_rows"] += 1
+                self.dropped.append(Dropped(f"{row.source}:{row.line}", f"bad row: {one}"))
+            else:
+                record, found, texts = one
+                self._add(record, found, list(islice(encoded, len(texts))), source)
+
+    def _read(self, row: Row) -> _Read | BadRow:
+        """A row's demonstrations, and each as text; or why there are none."""
+        try:
+            record = parse(row)
+            found = demonstrations(record, self.data)
+            return record, found, [self._write(record, one) for one in found]
+        except BadRow as error:
+            if self.data.bad_rows == "error":
+                raise
+            return error
+
+    def _write(self, record: Record, one: Demonstration) -> Written | Encoded:
+        return write(record.where, one, self.tokenizer, self.data.train_on, self.policy)
+
+    def _add(self, record: Record, found: list[Demonstration], encoded: list[Encoded], source: Counter[str]) -> None:
+        self.tally["documents"] += len(found)
+        self.tally["left_out"] += not found
+        for form in dict.fromkeys(one.form for one in found):
+            self.forms[form] += 1
+        for one, (tokens, weights, lost) in zip(found, encoded, strict=True):
+            self.tally["lossy"] += bool(lost)
+            example = Example(one.id or record.where, record.source, record.line, tokens, weights)
+            self._fit(example, isinstance(one, Text), source)
+
+    def _fit(self, example: Example, is_text: bool, source: Counter[str]) -> None:
+        first, weights = bool(example.weights[:1].any()), example.weights.copy()
+        weights[:1] = 0
+        example = example._replace(weights=weights)
+        limit, policy = self.data.sequence_length, self.data.over_length
+        if len(example.tokens) <= limit:
+            kept = [example]
+        elif policy == "error":
+            shorter = (
+                "drop" if self.data.format == "pair" else "truncate"
+            )  # a cut pair has lost where its reward is read
+            raise BadInput(
+                f"row {example.line} of {example.source}: {len(example.tokens):,} tokens, limit {limit:,}. "
+                f'Set data.over_length="{shorter}" or raise data.sequence_length.'
+            )
+        elif policy == "drop" or (policy == "split" and not is_text):
+            self.tally["dropped_over_length"] += 1
+            self.dropped.append(Dropped(example.where, f"{len(example.tokens):,} tokens, limit {limit:,}"))
+            return
+        elif policy == "split":
+            self.tally["split"] += 1
+            kept = split(example, limit)
+        else:
+            kept = [example._replace(tokens=example.tokens[:limit], weights=weights[:limit])]
+            if example.targets and not kept[0].targets:
+                self.tally["dropped_no_target"] += 1
+                reason = f"none of its {example.targets:,} trained tokens is among the first {limit:,}"
+                self.dropped.append(Dropped(example.where, reason))
+                return
+            self.tally["truncated"] += bool(kept[0].targets)
+        if not example.targets and not self.keep_untrained:
+            self.tally["dropped_no_target"] += 1
+            self.dropped.append(Dropped(example.where, f'no trained token (data.train_on="{self.data.train_on}")'))
+            return
+        self.tally["first_token_targets"] += first
+        for piece in kept:
+            self.examples.append(piece)
+            for tally in (self.tally, source):
+                tally.update(used=1, tokens=len(piece.tokens), target_tokens=piece.targets)
+
+
+def split(example: Example, limit: int) -> list[Example]:
+    """A long document as pieces of at most `limit` tokens; each begins with the last token of the one before, so that
+    every target but the document's first token keeps a token of context."""
+    pieces = []
+    for number, start in enumerate(range(0, len(example.tokens) - 1, limit - 1), start=1):
+        weights = example.weights[start : start + limit].copy()
+        weights[:1] = 0
+        piece = example._replace(
+            id=f"{example.id}/{number}", tokens=example.tokens[start : start + limit], weights=weights
+        )
+        pieces.append(piece)
+    return pieces
+
+
+def check_ids(where: str, ids: Sequence[int] | np.ndarray, vocab: int, model: str) -> None:
+    """Refuse ids that the model has no embedding for: JAX would read the last row instead, without a word.
+
+    Raises:
+      BadInput: begins with `where`, names the id and the number of embeddings.
+    """
+    highest = int(np.max(ids, initial=0))
+    if highest >= vocab:
+        raise BadInput(
+            f"{where}: the tokenizer gives id {highest}, but {model} has {vocab:,} embeddings (ids below {vocab}). "
+            "Use the model's own tokenizer, or one without added tokens."
+        )
+
+
+def check_vocabulary(examples: Sequence[Example], vocab: int, model: str) -> None:
+    """`check_ids` of every example; a store that knows its highest id is not read where that fits."""
+    if isinstance(examples, Store) and examples.about["highest_id"] < vocab:
+        return
+    for example in examples:
+        check_ids(example.where, example.tokens, vocab, model)
+
+
+def describe(counts: Counts, dropped: Sequence[Dropped], shown: int = 5) -> list[str]:
+    """Lines for the log: what is used, what is not and why, with the first `shown` rows left out."""
+    share = counts.target_tokens / max(1, counts.tokens)
+    forms = ", ".join(f"{rows:,} {form}" for form, rows in sorted(counts.by_format.items()))
+    lines = [
+        f"{counts.rows:,} rows ({forms}): {counts.used:,} used, {counts.tokens:,} tokens, "
+        f"{counts.target_tokens:,} trained ({share:.1%})"
+    ]
+    for number, words in (
+        (counts.bad_rows, 'bad rows skipped (data.bad_rows="skip")'),
+        (counts.left_out, "rows left out by data.function"),
+        (counts.dropped_over_length, "rows dropped: longer than data.sequence_length"),
+        (counts.truncated, "rows truncated to data.sequence_length"),
+        (counts.split, "rows split into pieces of data.sequence_length"),
+        (counts.dropped_no_target, "rows dropped: no trained token"),
+        (counts.lossy, "rows of which the chat template leaves out a part (data.allow_lossy)"),
+        (counts.first_token_targets, "rows whose first token would train but has no context: it does not count"),
+    ):
+        if number:
+            lines.append(f"{number:,} {words}")
+    lines += [f"  {row.where}: {row.reason}" for row in dropped[:shown]]
+    left_out = counts.bad_rows + counts.dropped_over_length + counts.dropped_no_target
+    if left_out > shown:
+        lines.append(f"  and {left_out - shown:,} more")
+    return lines

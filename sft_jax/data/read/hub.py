@@ -1,0 +1,37 @@
+"""Rows of a data set on the Hugging Face hub, streamed by the optional package `datasets`."""
+
+import re
+from collections.abc import Iterator
+
+from sft_jax.data.read.rows import Row
+from sft_jax.errors import BadInput
+
+_NAME = re.compile(r"hf://(?:datasets/)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[\w.-]+))?")
+
+
+def read_hub(source: str) -> Iterator[Row]:
+    """The rows of `hf://org/name:split` or `hf://datasets/org/name:split` (no split means train).
+
+    Raises:
+      BadInput: no such name, the package `datasets` is missing, or the hub cannot be reached.
+    """
+    named = _NAME.fullmatch(source)
+    if named is None:
+        raise BadInput(f"{source}: expected hf://org/name:split, such as hf://openai/gsm8k:train")
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise BadInput(f"{source}: reading from the hub needs the extra hf: pip install 'sft-jax[hf]'") from error
+    name, split = named["name"], named["split"] or "train"
+    advice = (
+        "Check the name, the split and the network. Without one, download the data set elsewhere, save_to_disk it, and "
+        "name that directory."
+    )
+    try:
+        rows = datasets.load_dataset(name, split=split, streaming=True)
+        for number, value in enumerate(rows, start=1):
+            yield Row(source, number, dict(value))
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise BadInput(f"{source}: cannot be read from the hub: {lines[0]}. {advice}") from error

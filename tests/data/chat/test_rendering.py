@@ -1,0 +1,103 @@
+"""Other people's templates: the date they print, what they cannot reach, and how long they may take."""
+
+import threading
+import time
+from datetime import date
+from typing import Any
+
+import pytest
+
+from sft_jax.config import Data
+from sft_jax.data.chat import rendering
+from sft_jax.data.chat.encode import encode, generation_prompt, rendered
+from sft_jax.data.chat.rendering import Policy, policy_of
+from sft_jax.data.forms.formats import Conversation
+from sft_jax.errors import BadInput
+
+TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]
+DATED = "{{ 'Today is ' + strftime_now('%d %b %Y') + '.' if strftime_now is defined else 'No day.' }}"
+ENDLESS = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+
+
+def text(tokenizer: Any, policy: Policy) -> str:
+    return tokenizer.decode(encode("f:1", Conversation(TALK), tokenizer, "assistant", policy)[0])
+
+
+def test_a_template_prints_the_date_of_the_config(make_tokenizer, templates):
+    policy = Policy(date="2026-02-03")
+    for template in (DATED + templates.CHATML, DATED + templates.MARKED):
+        tokenizer = make_tokenizer(template)
+        assert text(tokenizer, policy).startswith("Today is 03 Feb 2026.<|im_start|>")
+        assert rendered("f:1", TALK, tokenizer, policy).startswith("Today is 03 Feb 2026.<|im_start|>")
+        assert tokenizer.decode(generation_prompt("f:1", TALK[:1], None, tokenizer, policy)).startswith(
+            "Today is 03 Feb 2026.<|im_start|>"
+        )
+
+
+def test_without_a_date_a_template_prints_today_also_after_a_fixed_one(make_tokenizer, templates):
+    tokenizer = make_tokenizer(DATED + templates.CHATML)
+    assert "03 Feb 2026" in text(tokenizer, Policy(date="2026-02-03"))
+    for _ in range(2):  # twice: midnight may pass in between
+        before = date.today().strftime("Today is %d %b %Y.")
+        found = text(tokenizer, Policy())
+        if found.startswith(before):
+            break
+    assert found.startswith(before)
+    assert tokenizer.apply_chat_template(TALK, tokenize=False).startswith(before)
+
+
+def test_the_policy_is_that_of_the_config():
+    data = Data(end_of_turn=False, allow_lossy=True, special_text="text", template_date="2026-02-03")
+    assert policy_of(data) == Policy(False, True, "text", "2026-02-03")
+    assert policy_of(Data()) == Policy()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append({}) }}",
+        "{{ strftime_now.__class__.__mro__ }}",
+        "{% for c in ''.__class__.__base__.__subclasses__() %}{{ c }}{% endfor %}",
+    ],
+)
+def test_a_template_cannot_reach_into_python(make_tokenizer, attack: str):
+    for policy in (Policy(), Policy(date="2026-02-03")):
+        with pytest.raises(
+            BadInput, match=r"f:1: the chat template fails on this conversation: SecurityError: .*unsafe"
+        ):
+            text(make_tokenizer("x" + attack), policy)
+
+
+def test_an_endless_template_is_refused_naming_it_and_the_limit(make_tokenizer, monkeypatch):
+    monkeypatch.setattr(rendering, "SECONDS", 0.2)
+    begun = time.monotonic()
+    with pytest.raises(BadInput, match=r"f:1: the chat template [0-9a-f]{8} of .*\{% for i .* within 0.2 s"):
+        text(make_tokenizer(ENDLESS), Policy())
+    assert time.monotonic() - begun < 5
+    with pytest.raises(BadInput, match=r"within 0.2 s"):
+        rendered("f:1", TALK, make_tokenizer(ENDLESS))
+
+
+def test_an_endless_template_is_refused_in_any_thread(make_tokenizer, monkeypatch):
+    monkeypatch.setattr(rendering, "SECONDS", 0.2)
+    found: list[str] = []
+
+    def read() -> None:
+        try:
+            text(make_tokenizer(ENDLESS), Policy())
+        except BadInput as error:
+            found.append(str(error))
+        found.append(text(make_tokenizer(), Policy()))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join(30)
+    assert len(found) == 2 and "within 0.2 s" in found[0] and "world" in found[1]
+
+
+def test_arguments_are_written_out_for_a_template_that_joins_them_to_a_string(make_tokenizer, templates):
+    joining = templates.CHATML.replace("call.function.arguments | tojson", "'<' + call.function.arguments + '>'")
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Zürich"}}}
+    talk = [TALK[0], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert '"arguments": <{"city": "Zürich"}>}' in rendered("f:1", talk, make_tokenizer(joining))

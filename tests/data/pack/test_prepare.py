@@ -1,0 +1,189 @@
+"""Preparation in memory: first tokens, over-length rows, rows without a target and bad rows are counted."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sft_jax.config import Data
+from sft_jax.data.pack.prepare import Prepared, add, check_vocabulary, prepare
+from sft_jax.data.pack.prepare import describe as lines_of
+from sft_jax.errors import BadInput
+
+
+def describe(prepared: Prepared, shown: int = 5) -> list[str]:
+    return lines_of(prepared.counts, prepared.dropped, shown)
+
+
+ROWS = [
+    {"prompt": "hello", "completion": " world", "id": "named"},
+    {"text": "the capital of France"},
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Paris"}]},
+]
+
+
+def test_rows_of_every_format_are_counted_and_keep_their_provenance(make_tokenizer, jsonl):
+    path = jsonl(ROWS)
+    prepared = prepare(Data(train=(path,)), make_tokenizer())
+    counts = prepared.counts
+    assert (counts.rows, counts.used) == (3, 3)
+    assert counts.by_format == {"prompt_completion": 1, "text": 1, "messages": 1}
+    assert [e.id for e in prepared.examples] == ["named", f"{path}:2", f"{path}:3"]
+    assert [e.where for e in prepared.examples] == [f"{path}:{k}" for k in (1, 2, 3)]
+    assert counts.tokens == sum(len(e.tokens) for e in prepared.examples)
+    assert counts.target_tokens == sum(e.targets for e in prepared.examples)
+    assert all(e.tokens.dtype == np.int32 and e.weights.dtype == np.float32 for e in prepared.examples)
+
+
+def test_the_first_token_of_a_document_is_never_a_target_and_is_counted(make_tokenizer, jsonl):
+    prepared = prepare(Data(train=(jsonl([*ROWS, {"prompt": "", "completion": "hello world"}]),)), make_tokenizer())
+    assert all(e.weights[0] == 0 for e in prepared.examples)
+    assert prepared.counts.first_token_targets == 2, "the text row and the row with an empty prompt"
+    assert prepared.examples[1].targets == len(prepared.examples[1].tokens) - 1
+    assert any("first token would train" in line for line in describe(prepared))
+
+
+BAD = [ROWS[0], {"prompt": "hello", "completion": ""}, {"query": "?"}, ROWS[1]]
+
+
+def test_bad_rows_stop_the_preparation_or_are_left_out_and_counted_with_their_reasons(make_tokenizer, jsonl):
+    path = jsonl(BAD)
+    Path(path).write_text(Path(path).read_text() + "{\n")
+    with pytest.raises(BadInput, match=r"demos.jsonl:2: completion is empty"):
+        prepare(Data(train=(path,)), make_tokenizer())
+    prepared = prepare(Data(train=(path,), bad_rows="skip"), make_tokenizer())
+    assert (prepared.counts.rows, prepared.counts.used, prepared.counts.bad_rows) == (5, 2, 3)
+    assert [row.where for row in prepared.dropped] == [f"{path}:{k}" for k in (2, 3, 5)]
+    assert ["completion is empty" in row.reason for row in prepared.dropped] == [True, False, False]
+    assert "keys found: query" in prepared.dropped[1].reason and "not valid JSON" in prepared.dropped[2].reason
+    assert '3 bad rows skipped (data.bad_rows="skip")' in describe(prepared)
+
+
+def test_what_is_wrong_with_the_whole_file_is_never_skipped(make_tokenizer, tmp_path: Path):
+    (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(BadInput, match="damaged or cut off"):
+        prepare(Data(train=(str(tmp_path / "a.jsonl.gz"),), bad_rows="skip"), make_tokenizer())
+
+
+def test_what_is_wrong_with_the_tokenizer_is_no_bad_row(make_tokenizer, jsonl):
+    with pytest.raises(BadInput, match="no chat template"):
+        prepare(Data(train=(jsonl(ROWS),), bad_rows="skip"), make_tokenizer(None))
+
+
+def test_the_instances_of_a_seed_task_are_examples_of_one_line(make_tokenizer, jsonl):
+    task = {"id": "s", "instruction": "a", "instances": [{"input": "", "output": "b"}, {"input": "", "output": "c"}]}
+    prepared = prepare(Data(train=(jsonl([task]),)), make_tokenizer())
+    assert [(e.id, e.line) for e in prepared.examples] == [("s", 1), ("s#2", 1)]
+
+
+LONG = [{"prompt": "hello", "completion": " world" * 30}, {"prompt": "x " * 40, "completion": "y"}, ROWS[0]]
+
+
+def test_over_length_rows_are_dropped_and_named(make_tokenizer, jsonl):
+    path = jsonl(LONG)
+    prepared = prepare(Data(train=(path,), sequence_length=16), make_tokenizer())
+    counts = prepared.counts
+    assert (counts.rows, counts.used, counts.dropped_over_length, counts.truncated) == (3, 1, 2, 0)
+    assert [(row.where, row.reason) for row in prepared.dropped] == [
+        (f"{path}:1", "32 tokens, limit 16"),
+        (f"{path}:2", f"{len(make_tokenizer()('x ' * 40 + 'y').input_ids) + 1} tokens, limit 16"),
+    ]
+
+
+def test_over_length_rows_are_truncated_and_those_left_without_a_target_dropped(make_tokenizer, jsonl):
+    path = jsonl(LONG)
+    prepared = prepare(Data(train=(path,), sequence_length=16, over_length="truncate"), make_tokenizer())
+    counts = prepared.counts
+    assert (counts.rows, counts.used, counts.dropped_over_length) == (3, 2, 0)
+    assert (counts.truncated, counts.dropped_no_target) == (1, 1)
+    assert len(prepared.examples[0].tokens) == 16 and prepared.examples[0].weights[1:].all()
+    (row,) = prepared.dropped
+    assert row.where == f"{path}:2" and "none of its 2 trained tokens is among the first 16" in row.reason
+
+
+def test_an_over_length_row_is_an_error_where_the_policy_says_so(make_tokenizer, jsonl):
+    path = jsonl([ROWS[0], {"prompt": "hello", "completion": " world" * 2000}])
+    with pytest.raises(BadInput) as caught:
+        prepare(Data(train=(path,), over_length="error"), make_tokenizer())
+    assert str(caught.value) == (
+        f'row 2 of {path}: 2,002 tokens, limit 1,024. Set data.over_length="truncate" or raise data.sequence_length.'
+    )
+
+
+def test_a_row_without_a_target_is_dropped_and_a_data_set_of_them_refused(make_tokenizer, jsonl):
+    silent = {"messages": [{"role": "user", "content": "hi"}]}
+    path = jsonl([silent, ROWS[0], silent])
+    prepared = prepare(Data(train=(path,)), make_tokenizer())
+    assert (prepared.counts.used, prepared.counts.dropped_no_target) == (1, 2)
+    assert prepared.dropped[0].where == f"{path}:1" and "no trained token" in prepared.dropped[0].reason
+    with pytest.raises(BadInput, match=r"no trained token in any of its 2 rows. .*only.jsonl:1: no trained token"):
+        prepare(Data(train=(jsonl([silent, silent], "only.jsonl"),)), make_tokenizer())
+
+
+def test_the_account_adds_up_and_is_told(make_tokenizer, jsonl):
+    silent = {"messages": [{"role": "user", "content": "hi"}]}
+    prepared = prepare(Data(train=(jsonl([*LONG, silent] * 3),), sequence_length=16), make_tokenizer())
+    counts = prepared.counts
+    assert counts.rows == counts.used + counts.dropped_over_length + counts.dropped_no_target == 12
+    lines = describe(prepared, shown=2)
+    assert lines[0].startswith("12 rows (3 messages, 9 prompt_completion): 3 used")
+    assert "6 rows dropped: longer than data.sequence_length" in lines
+    assert lines[-1] == "  and 7 more" and ":1: 32 tokens, limit 16" in lines[-3]
+
+
+def test_ids_that_the_model_has_no_embedding_for_are_refused(make_tokenizer, jsonl):
+    tokenizer = make_tokenizer()
+    path = jsonl(ROWS)
+    examples = prepare(Data(train=(path,)), tokenizer).examples
+    highest = max(int(example.tokens.max()) for example in examples)
+    check_vocabulary(examples, highest + 1, "m")
+    with pytest.raises(BadInput, match=rf"demos\.jsonl:\d: the tokenizer gives id {highest}, but m has {highest} emb"):
+        check_vocabulary(examples, highest, "m")
+
+
+def test_rows_without_a_target_are_kept_where_they_are_wanted(make_tokenizer, jsonl):
+    rows = [*ROWS, {"messages": [{"role": "user", "content": "hello"}]}]
+    prepared = prepare(Data(train=(jsonl(rows),)), make_tokenizer(), keep_untrained=True)
+    assert len(prepared.examples) == 4 and not prepared.examples[3].weights.any()
+
+
+def test_a_long_text_is_split_without_losing_a_target(make_tokenizer, jsonl):
+    text = "hello world " * 30
+    path = jsonl([{"text": text}, {"prompt": "x " * 40, "completion": "y"}, {"text": "hello"}])
+    whole = prepare(Data(train=(path,), sequence_length=512), make_tokenizer())
+    prepared = prepare(Data(train=(path,), sequence_length=16, over_length="split"), make_tokenizer())
+    counts = prepared.counts
+    assert (counts.split, counts.dropped_over_length, counts.documents) == (1, 1, 3)
+    pieces = [e for e in prepared.examples if e.line == 1]
+    assert [e.id for e in pieces] == [f"{path}:1/{k}" for k in range(1, len(pieces) + 1)]
+    assert all(len(e.tokens) <= 16 and e.weights[0] == 0 for e in pieces)
+    joined = np.concatenate([pieces[0].tokens, *(e.tokens[1:] for e in pieces[1:])])
+    np.testing.assert_array_equal(joined, whole.examples[0].tokens)
+    assert sum(e.targets for e in pieces) == whole.examples[0].targets == len(joined) - 1
+    for one, following in pairwise(pieces):
+        assert one.tokens[-1] == following.tokens[0], "the context of the first target of a piece"
+
+
+def test_a_conversation_that_the_template_refuses_is_a_bad_row(make_tokenizer, templates, jsonl):
+    path = jsonl([{"messages": [{"role": "assistant", "content": "first"}]}, ROWS[0]])
+    data = Data(train=(path,), bad_rows="skip")
+    prepared = prepare(data, make_tokenizer(templates.NO_PROMPT))
+    assert prepared.counts.bad_rows == 1 and "roles must alternate" in prepared.dropped[0].reason
+
+
+def test_rows_that_a_function_leaves_out_are_counted(make_tokenizer, jsonl, tmp_path):
+    (tmp_path / "mine.py").write_text("def f(record):\n    return record if 'prompt' in record else None\n")
+    data = Data(train=(jsonl(ROWS),), function=f"{tmp_path / 'mine.py'}:f")
+    prepared = prepare(data, make_tokenizer())
+    assert (prepared.counts.rows, prepared.counts.used, prepared.counts.left_out) == (3, 1, 2)
+    assert "2 rows left out by data.function" in describe(prepared)
+
+
+def test_the_account_is_kept_by_source_and_adds_up(make_tokenizer, jsonl):
+    paths = jsonl(ROWS, "a.jsonl"), jsonl([*LONG, ROWS[0]], "b.jsonl")
+    whole = prepare(Data(train=paths, sequence_length=16), make_tokenizer())
+    parts = [prepare(Data(train=(path,), sequence_length=16), make_tokenizer()).counts for path in paths]
+    assert add(parts) == whole.counts
+    assert [whole.counts.by_source[path]["rows"] for path in paths] == [3, 4]
+    assert sum(about["tokens"] for about in whole.counts.by_source.values()) == whole.counts.tokens

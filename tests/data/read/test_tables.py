@@ -1,0 +1,155 @@
+"""Parquet files and saved data sets give the rows that JSON would, a few at a time."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sft_jax.config import Data
+from sft_jax.data.forms.formats import demonstrations
+from sft_jax.data.read.readers import read_records
+from sft_jax.data.read.sources import find_files
+from sft_jax.errors import BadInput
+
+FORMS = json.loads((Path(__file__).parents[1] / "forms.json").read_text(encoding="utf-8"))
+CHAT = [
+    {"id": "a", "messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "weight": 1}]},
+    {
+        "messages": [
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+        ]
+    },
+]
+"""Rows that lack what the others have: a table makes it null."""
+
+
+def saved(folder: Path, rows: list[dict[str, Any]]) -> str:
+    """What `datasets.Dataset.save_to_disk` writes, two files of it."""
+    folder.mkdir()
+    table = pa.Table.from_pylist(rows)
+    names = []
+    for k, part in enumerate((table.slice(0, 1), table.slice(1))):
+        names.append(f"data-{k:05}-of-00002.arrow")
+        with pa.ipc.new_stream(folder / names[-1], table.schema) as stream:
+            stream.write_table(part)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return str(folder)
+
+
+def refused(name: str, *parts: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        list(read_records((name,)))
+    for part in (name, *parts):
+        assert part in str(caught.value), str(caught.value)
+
+
+def test_rows_of_a_parquet_file_are_numbered_over_its_row_groups_and_lose_the_tables_nulls(tmp_path: Path):
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_pylist(CHAT * 300), path, row_group_size=7)
+    records = list(read_records((path,)))
+    assert [record.value for record in records] == CHAT * 300
+    assert [record.line for record in records] == list(range(1, 601))
+
+
+def test_a_saved_data_set_is_read_file_after_file(tmp_path: Path):
+    folder = saved(tmp_path / "set", CHAT * 300)
+    assert find_files((folder,)) == [folder]
+    records = list(read_records((folder,)))
+    assert [record.value for record in records] == CHAT * 300
+    assert [record.line for record in records] == list(range(1, 601))
+
+
+def test_what_the_datasets_library_saves_is_read(tmp_path: Path):
+    folder = str(tmp_path / "set")
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_list(CHAT).select([1, 0])
+    rows.save_to_disk(folder)
+    assert [record.value for record in read_records((folder,))] == [CHAT[1], CHAT[0]]
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "both"))
+    refused(str(tmp_path / "both"), "the splits test, train", f"name one: {tmp_path / 'both'}/test")
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_every_form_means_the_same_in_a_table(tmp_path: Path, form: str):
+    for k, row in enumerate(FORMS[form]["rows"]):
+        try:
+            table = pa.Table.from_pylist([row])
+        except pa.ArrowInvalid:
+            continue  # text beside a list of parts: no table holds that
+        path = str(tmp_path / f"{k}.parquet")
+        pq.write_table(table, path)
+        from_table, from_json = (
+            [_plain(one) for r in read_records((name,)) for one in demonstrations(r, Data())]
+            for name in (path, _json(tmp_path / f"{k}.json", row))
+        )
+        assert from_table == from_json != []
+
+
+def _plain(demonstration: Any) -> dict[str, Any]:
+    fields = dataclasses.asdict(demonstration) | {"id": ""}
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in fields.items()}
+
+
+def _json(path: Path, row: object) -> str:
+    path.write_text(json.dumps([row]))
+    return str(path)
+
+
+def test_a_damaged_table_is_refused(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(CHAT * 100), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    refused(str(path), "not a whole Parquet file")
+    pq.write_table(pa.Table.from_pylist(CHAT).slice(0, 0), path)
+    refused(str(path), "holds no row")
+
+
+def test_a_damaged_saved_data_set_is_refused(tmp_path: Path):
+    folder = Path(saved(tmp_path / "set", CHAT))
+    arrow = folder / "data-00001-of-00002.arrow"
+    whole = arrow.read_bytes()
+    arrow.write_bytes(whole[: len(whole) // 2])
+    refused(str(folder), "not a whole Arrow file")
+    arrow.unlink()
+    refused(str(folder), "No such file")
+    (folder / "state.json").write_text("{}")
+    refused(str(folder), "state.json", "Save it again")
+
+
+def test_a_large_row_group_is_not_held_in_memory(tmp_path: Path):
+    import tracemalloc
+
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"text": [f"{k} " + "x" * 10_000 for k in range(10_000)]}),
+        path,
+        use_dictionary=False,
+        compression="none",
+    )
+    before = pa.total_allocated_bytes()
+    peak = 0
+    tracemalloc.start()
+    for record in read_records((path,)):
+        peak = max(peak, pa.total_allocated_bytes() - before)
+        assert record.value
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak + held < 40 * 2**20, f"{peak:,} + {held:,} bytes of 100 MB"
+
+
+def test_a_text_that_is_no_utf8_is_refused_with_its_rows(tmp_path):
+    """Parquet and Arrow keep the bytes of texts unchecked."""
+    texts = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"ok\x80")]
+    )
+    path = tmp_path / "broken.parquet"
+    pq.write_table(pa.table({"text": texts}), path)
+    with pytest.raises(BadInput, match=r"broken\.parquet: rows 1 to 2 hold text that is no UTF-8: .*0x80"):
+        list(read_records((str(path),)))
