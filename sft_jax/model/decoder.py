@@ -17,10 +17,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sft_jax.errors import BadInput
-from sft_jax.model import attention as attention_lib
 from sft_jax.model.architecture import Architecture, LayerKind
-from sft_jax.model.attention import Cache, Caches, Places, Slot
-from sft_jax.model.decoder_attention import attend
+from sft_jax.model.attention import reference as attention_lib
+from sft_jax.model.attention.dispatch import attend
+from sft_jax.model.attention.reference import Cache, Caches, Places, Slot
 from sft_jax.model.embedding import look_up
 from sft_jax.model.remat import POLICIES
 from sft_jax.parallel.rules import Axes, shard

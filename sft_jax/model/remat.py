@@ -2,7 +2,7 @@
 
 import jax
 
-from sft_jax.model.attention import KEPT
+from sft_jax.model.attention.reference import KEPT
 
 _policies = jax.checkpoint_policies
 _attention = _policies.save_only_these_names(KEPT)

@@ -11,7 +11,7 @@ from typing import Any
 from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from sft_jax.model.splash import kernel_flops
+from sft_jax.model.attention.splash import kernel_flops
 
 Products = Counter[str]
 """Operations of all devices together: by the name of the primitive, `dot_general` or a kernel's own name."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from sft_jax.data.chat.tokenizer import vocabulary_size
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention import Caches, Places
+from sft_jax.model.attention.reference import Caches, Places
 from sft_jax.model.decoder import Compute, apart, empty_slots, forward, forward_step, logits
 from sft_jax.parallel.rules import rows_whole, shard, target_platform, whole_batches
 from sft_jax.sample.draw import Sampling, draw

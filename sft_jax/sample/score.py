@@ -11,7 +11,7 @@ import numpy as np
 from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention import Places
+from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, forward, head_kernel
 from sft_jax.parallel.rules import active_parts, shard, whole_batches
 from sft_jax.train.loss import Head, gather_targets, token_log_probabilities

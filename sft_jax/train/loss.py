@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention import Places
+from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, cap_and_mask, forward, head_kernel
 from sft_jax.parallel.rules import active_layout, active_parts, dividing_axes, shard
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention import Places
+from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, Parameters, forward
 from sft_jax.train.loss import Objective, gather_targets
 

@@ -6,7 +6,7 @@ import pytest
 from sft_jax.config import Sharding
 from sft_jax.data.pack.store import Example
 from sft_jax.handoff.reference import Policy, divergences, mean, token_divergences
-from sft_jax.model.attention import Places
+from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, abstract_parameters, forward, logits
 from sft_jax.parallel.rules import axis_parts, layout, shardings
 

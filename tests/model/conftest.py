@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.model.attention import Places
+from sft_jax.model.attention.reference import Places
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture, LayerKind, shortest_period
-from sft_jax.model.attention import Places
+from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import (
     Compute,
     abstract_parameters,

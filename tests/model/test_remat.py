@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
 
-from sft_jax.model.attention import Places
+from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, forward, initialise
 from sft_jax.model.remat import POLICIES
 

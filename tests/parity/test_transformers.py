@@ -9,7 +9,7 @@ import transformers
 
 from sft_jax.config import Mesh, Sharding
 from sft_jax.data.chat.tokenizer import load_tokenizer
-from sft_jax.model.attention import Places
+from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, abstract_parameters, forward, logits
 from sft_jax.model.families import config_of
 from sft_jax.parallel.mesh import make_mesh

@@ -11,9 +11,9 @@ import pytest
 
 from sft_jax.config import Mesh, Sharding
 from sft_jax.errors import BadInput
-from sft_jax.model import splash
-from sft_jax.model.attention import Places
-from sft_jax.model.decoder_attention import attend
+from sft_jax.model.attention import splash
+from sft_jax.model.attention.dispatch import attend
+from sft_jax.model.attention.reference import Places
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import layout
 from sft_jax.plan.aot import memory_of

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data.pack.store import Example
-from sft_jax.model.attention import Places
+from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, forward, logits
 from sft_jax.sample.draw import Sampling, draw, filtered
 from sft_jax.sample.generate import Generator, make_programs

@@ -114,7 +114,7 @@ def test_a_pairs_documents_never_see_each_other(reward, pairs, mesh_of):
 
 
 def _rejected_rewards(reward, batches, mesh):
-    from sft_jax.model.attention import Places
+    from sft_jax.model.attention.reference import Places
     from sft_jax.model.decoder import forward
     from sft_jax.train.reward_loss import rewards_at
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sft_jax.model.architecture import LayerKind, Rope
-from sft_jax.model.attention import Places
+from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, forward, logits
 
 

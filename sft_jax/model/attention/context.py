@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sft_jax.model.attention import KEPT, MASKED, Places, join
+from sft_jax.model.attention.reference import KEPT, MASKED, Places, join
 
 
 def gathered(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

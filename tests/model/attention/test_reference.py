@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from sft_jax.model.architecture import Rope
-from sft_jax.model.attention import Places, reference, rope_angles, rope_frequencies, rotate, visible
+from sft_jax.model.attention.reference import Places, reference, rope_angles, rope_frequencies, rotate, visible
 
 
 def test_the_reference_is_softmax_attention_of_each_document_by_itself(attention_inputs):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sft_jax.model.attention import NO_SEGMENT, Places
+from sft_jax.model.attention.reference import NO_SEGMENT, Places
 from sft_jax.parallel.rules import target_platform
 
 BLOCK = 128

@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from sft_jax.errors import BadInput
-from sft_jax.model.attention import KEPT, NO_SEGMENT, Places
+from sft_jax.model.attention.reference import KEPT, NO_SEGMENT, Places
 from sft_jax.parallel.rules import target_platform
 
 LANES = 128

@@ -10,10 +10,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from sft_jax.errors import BadInput
-from sft_jax.model import blockwise, splash
-from sft_jax.model.attention import KEPT, Places, reference
-from sft_jax.model.context_attention import gathered, ring
-from sft_jax.model.triton import triton
+from sft_jax.model.attention import blockwise, splash
+from sft_jax.model.attention.context import gathered, ring
+from sft_jax.model.attention.reference import KEPT, Places, reference
+from sft_jax.model.attention.triton import triton
 from sft_jax.parallel.rules import active_layout, dividing_axes, target_platform
 
 BY_PLATFORM = {"cpu": "blockwise", "gpu": "triton", "tpu": "splash"}

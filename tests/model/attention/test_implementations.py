@@ -11,12 +11,12 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from sft_jax.config import Sharding
 from sft_jax.errors import BadInput
-from sft_jax.model.attention import Places, reference
-from sft_jax.model.blockwise import blockwise
-from sft_jax.model.context_attention import ring_steps
-from sft_jax.model.decoder_attention import attend, choose
-from sft_jax.model.splash import splash
-from sft_jax.model.triton import triton
+from sft_jax.model.attention.blockwise import blockwise
+from sft_jax.model.attention.context import ring_steps
+from sft_jax.model.attention.dispatch import attend, choose
+from sft_jax.model.attention.reference import Places, reference
+from sft_jax.model.attention.splash import splash
+from sft_jax.model.attention.triton import triton
 from sft_jax.parallel.rules import layout
 
 
@@ -151,7 +151,7 @@ def test_a_ring_of_the_reference_is_refused(divided):
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_the_triton_kernel_lowers_for_a_gpu_that_is_not_here(monkeypatch):
     """Forward and backward, on rows that are no multiple of its blocks; what remains needs the compiler of the GPU."""
-    monkeypatch.setattr("sft_jax.model.triton.target_platform", lambda: "gpu")
+    monkeypatch.setattr("sft_jax.model.attention.triton.target_platform", lambda: "gpu")
     gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     q, k = (jax.ShapeDtypeStruct((2, 300, heads, 64), jnp.bfloat16) for heads in (8, 4))
     places = Places(*(jax.ShapeDtypeStruct((2, 300), jnp.int32),) * 2)
