@@ -298,8 +298,8 @@ def _quality(trained: "Trained", options: Ceiling) -> "tuple[Quality | None, str
 
 def score_run(config: RunConfig, options: Ceiling) -> dict[str, Any]:
     """The scores of a run that `measure_ceiling` has made, by the workdir's own config."""
-    from sft_jax.train.pretrained import read_run_config
     from sft_jax.training import run_training
+    from sft_jax.weights.pretrained import read_run_config
 
     quality, _, _ = _quality(
         run_training(read_run_config(config.workdir), _document_losses(Path(config.workdir) / LOSSES)), options

@@ -10,7 +10,7 @@ from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.using import Layout, ModelPath, at_least, is_first_process, loaded, send, write_lines
 
 if TYPE_CHECKING:
-    from sft_jax.train.pretrained import Pretrained
+    from sft_jax.weights.pretrained import Pretrained
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def prepare(arguments: Sequence[str]) -> int:
     from sft_jax.data.pack.store import METADATA, Store, finish, is_store
     from sft_jax.storage.bucket import local, publish
     from sft_jax.train.inputs import read_as, template_date
-    from sft_jax.train.pretrained import open_pretrained
+    from sft_jax.weights.pretrained import open_pretrained
 
     tokenizer = open_pretrained(config.model.path, config.data.tokenizer, config.data.chat_template).tokenizer
     chosen = dataclasses.replace(read_as(config).data, template_date=template_date(config, tokenizer))

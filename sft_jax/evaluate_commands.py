@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sft_jax.evaluate.measure import Measured, Rows
     from sft_jax.handoff.reference import Divergence
     from sft_jax.model.architecture import Architecture
-    from sft_jax.train.pretrained import Pretrained
+    from sft_jax.weights.pretrained import Pretrained
 
 
 @dataclass(frozen=True)

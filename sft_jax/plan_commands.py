@@ -73,7 +73,7 @@ def plan(arguments: Sequence[str]) -> int:
         raise BadInput(f"--price is {options.price}, expected what a chip-hour costs")
     from sft_jax.plan.chips import topology
     from sft_jax.plan.isolated import Request
-    from sft_jax.train.pretrained import describe
+    from sft_jax.weights.pretrained import describe
 
     if options.show == "cost" and not options.topology:
         raise BadInput(

@@ -28,7 +28,7 @@ from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned, can_compile, plan_analytic, plan_compiled
 from sft_jax.plan_commands import batch_shapes
 from sft_jax.report.plan_page import WORDS
-from sft_jax.train.pretrained import describe
+from sft_jax.weights.pretrained import describe
 
 PLANS = Path("configs/plans.json")
 WIDTH = 118

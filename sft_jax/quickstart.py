@@ -74,7 +74,7 @@ def measure_pretrained(config: RunConfig, rows: Sequence[Mapping]):
     """Completions of the model as it comes, before any training."""
     from sft_jax.parallel.mesh import make_mesh
     from sft_jax.parallel.rules import layout
-    from sft_jax.train.pretrained import open_pretrained, place
+    from sft_jax.weights.pretrained import open_pretrained, place
 
     pretrained = open_pretrained(config.model.path)
     mesh = make_mesh(config.mesh)

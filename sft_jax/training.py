@@ -69,8 +69,8 @@ def run_training(config: "RunConfig", watch: Callable[[Trained], Watch] | None =
     from sft_jax.train.loop import train as run_loop
     from sft_jax.train.metrics import MetricsWriter, has_evaluation
     from sft_jax.train.preemption import watch_for_preemption
-    from sft_jax.train.pretrained import padded
     from sft_jax.train.setup import assemble, check_layout
+    from sft_jax.weights.pretrained import padded
 
     first_process = jax.process_index() == 0
     console = Console(stderr=True, quiet=not first_process, soft_wrap=True, highlight=False)
@@ -183,7 +183,7 @@ def hand_over(trained: Trained) -> None:
 
     from sft_jax.handoff.artefact import describe_handoff, weights_fingerprint, write_handoff
     from sft_jax.storage.bucket import local
-    from sft_jax.train.pretrained import MODEL_FILES
+    from sft_jax.weights.pretrained import MODEL_FILES
 
     fingerprint = weights_fingerprint(trained.state.trainable)
     if jax.process_index() == 0:

@@ -18,7 +18,7 @@ from sft_jax.validation import layout_problems
 
 if TYPE_CHECKING:
     from sft_jax.model.architecture import Architecture
-    from sft_jax.train.pretrained import Pretrained
+    from sft_jax.weights.pretrained import Pretrained
 
 ModelPath = Annotated[str, tyro.conf.Positional]
 
@@ -70,7 +70,7 @@ def loaded(model: str, options: Layout) -> "Iterator[tuple[Pretrained, Architect
 
 def load_onto(mesh: Any, model: str, options: Layout) -> "tuple[Pretrained, Architecture, dict]":
     """MODEL on a mesh that is there already, beside whatever lies on it; returns what `loaded` yields."""
-    from sft_jax.train.pretrained import open_pretrained, place
+    from sft_jax.weights.pretrained import open_pretrained, place
 
     pretrained = open_pretrained(model)
     config = RunConfig(model=Model(model, options.dtype), mesh=options.mesh, sharding=options.sharding)

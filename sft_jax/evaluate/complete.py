@@ -14,7 +14,7 @@ from sft_jax.evaluate.task import Completion, Task
 from sft_jax.model.architecture import Architecture
 from sft_jax.sample.draw import Sampling
 from sft_jax.sample.generate import Generator
-from sft_jax.train.pretrained import Pretrained
+from sft_jax.weights.pretrained import Pretrained
 
 
 def task_tokens(task: Task, tokenizer: Any, date: str = "") -> list[int]:

@@ -22,7 +22,7 @@ from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute
 from sft_jax.sample.draw import Sampling
 from sft_jax.sample.generate import generator_of
-from sft_jax.train.pretrained import Pretrained
+from sft_jax.weights.pretrained import Pretrained
 
 
 @dataclass(frozen=True)

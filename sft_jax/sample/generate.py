@@ -19,7 +19,7 @@ from sft_jax.model.attention.reference import Caches, Places
 from sft_jax.model.decoder import Compute, apart, empty_slots, forward, forward_step, logits
 from sft_jax.parallel.rules import rows_whole, shard, target_platform, whole_batches
 from sft_jax.sample.draw import Sampling, draw
-from sft_jax.train.pretrained import Pretrained
+from sft_jax.weights.pretrained import Pretrained
 
 PROMPT_BUCKET = 64
 """Prompts of a batch are padded to a multiple of this, so that few shapes are compiled."""

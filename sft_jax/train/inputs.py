@@ -18,8 +18,8 @@ from sft_jax.data.pack.prepare import check_vocabulary, describe
 from sft_jax.data.pack.store import Chosen, Joined, Store, write_whole
 from sft_jax.errors import BadInput
 from sft_jax.storage.bucket import below, check_writable, kind_of, local, place, publish, reaching
-from sft_jax.train.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open_base, read_run_config
 from sft_jax.weights.export import save_tokenizer
+from sft_jax.weights.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open_base, read_run_config
 
 if TYPE_CHECKING:
     from sft_jax.data.pack.streaming import Streamed

@@ -13,8 +13,8 @@ from sft_jax.handoff.reward import choose_pad, ends_of, reward_documents, with_r
 from sft_jax.model.architecture import model_flops
 from sft_jax.model.decoder import Compute, head_kernel
 from sft_jax.model.families import architecture_of, as_reward, config_of
-from sft_jax.train.pretrained import open_pretrained, place
 from sft_jax.weights.export import export
+from sft_jax.weights.pretrained import open_pretrained, place
 
 
 @pytest.fixture(scope="module")

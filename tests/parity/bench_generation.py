@@ -21,7 +21,7 @@ from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import layout
 from sft_jax.sample.draw import Sampling
 from sft_jax.sample.generate import PROMPT_BUCKET, Generator
-from sft_jax.train.pretrained import open_pretrained, place
+from sft_jax.weights.pretrained import open_pretrained, place
 
 MODEL = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

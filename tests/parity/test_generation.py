@@ -14,7 +14,7 @@ from sft_jax.parallel.rules import layout
 from sft_jax.sample.draw import Sampling, filtered
 from sft_jax.sample.generate import PROMPT_BUCKET, Generator
 from sft_jax.sample.score import score_examples
-from sft_jax.train.pretrained import open_pretrained, place
+from sft_jax.weights.pretrained import open_pretrained, place
 
 NEW_TOKENS = 64
 BATCH_SIZE = 4

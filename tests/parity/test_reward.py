@@ -22,9 +22,9 @@ from sft_jax.parallel.rules import layout
 from sft_jax.train.checkpoint import to_host
 from sft_jax.train.feed import put_batch
 from sft_jax.train.inputs import read_inputs
-from sft_jax.train.pretrained import open_pretrained, place
 from sft_jax.train.setup import assemble
 from sft_jax.weights.export import export, save_tokenizer
+from sft_jax.weights.pretrained import open_pretrained, place
 
 STEPS, ROWS = 8, 6
 PAD = "<|pad|>"

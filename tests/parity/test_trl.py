@@ -23,10 +23,10 @@ from sft_jax.train.checkpoint import to_host
 from sft_jax.train.feed import put_batch
 from sft_jax.train.inputs import read_inputs
 from sft_jax.train.metrics import training_row
-from sft_jax.train.pretrained import open_pretrained, place
 from sft_jax.train.setup import assemble
 from sft_jax.validation import validate
 from sft_jax.weights.export import export
+from sft_jax.weights.pretrained import open_pretrained, place
 
 STEPS, ROWS = 10, 8
 LOSS, GRAD_NORM = 1e-3, 1e-2

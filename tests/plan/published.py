@@ -16,7 +16,7 @@ from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned, plan_analytic, plan_compiled
 from sft_jax.plan_commands import batch_shapes
-from sft_jax.train.pretrained import describe
+from sft_jax.weights.pretrained import describe
 
 
 class Case(NamedTuple):

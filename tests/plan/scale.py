@@ -10,7 +10,7 @@ from sft_jax.plan.planned import Planned
 from sft_jax.plan.search import search
 from sft_jax.plan_commands import batch_shapes
 from sft_jax.report.plan_page import spelled_mesh
-from sft_jax.train.pretrained import describe
+from sft_jax.weights.pretrained import describe
 
 LENGTH = 4096
 WEAK_ROWS, STRONG_ROWS = 4, 1024

@@ -16,9 +16,9 @@ from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import layout
 from sft_jax.train.feed import put_batch
 from sft_jax.train.inputs import read_inputs
-from sft_jax.train.pretrained import place
 from sft_jax.train.setup import batch_shapes_of, make_objective
 from sft_jax.train.step import accumulate, batch_shardings
+from sft_jax.weights.pretrained import place
 
 
 def main(config_file: str, out: str, *options: str) -> None:

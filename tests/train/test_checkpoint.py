@@ -6,9 +6,10 @@ from sft_jax.config import Optimizer, Sharding
 from sft_jax.errors import BadInput
 from sft_jax.model.decoder import abstract_parameters
 from sft_jax.parallel.rules import axis_parts, shardings
-from sft_jax.train.checkpoint import open_checkpoints, restore, restore_parameters, save
+from sft_jax.train.checkpoint import open_checkpoints, restore, save
 from sft_jax.train.optimizer import make_optimizer
 from sft_jax.train.step import initial_state, state_shardings
+from sft_jax.weights.restore import restore_parameters
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from sft_jax.model.decoder import abstract_parameters, initialise
 from sft_jax.model.families import architecture_of
 from sft_jax.parallel.rules import axis_parts, shardings
 from sft_jax.storage.bucket import MODEL_FILES, below, exists, is_remote, local, naming
-from sft_jax.train.checkpoint import VOCABULARY_PARAMETERS, restore_parameters
 from sft_jax.weights.export import stop_tokens
 from sft_jax.weights.load import load_parameters, open_model, read_json
+from sft_jax.weights.restore import VOCABULARY_PARAMETERS, restore_parameters
 
 CONFIG = RUN_CONFIG = "config.json"
 
