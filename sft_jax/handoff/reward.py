@@ -15,11 +15,11 @@ import numpy as np
 
 from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput, nearest
+from sft_jax.losses.bradley_terry import rewards_at
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute
 from sft_jax.parallel.rules import active_parts, shard, whole_batches
 from sft_jax.sample.score import TARGET_BUCKET, target_states, token_batch
-from sft_jax.train.reward_loss import rewards_at
 
 Init = Literal["zeros", "normal"]
 

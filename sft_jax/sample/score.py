@@ -10,11 +10,11 @@ import numpy as np
 
 from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput
+from sft_jax.losses.cross_entropy import Head, gather_targets, token_log_probabilities
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, forward, head_kernel
 from sft_jax.parallel.rules import active_parts, shard, whole_batches
-from sft_jax.train.loss import Head, gather_targets, token_log_probabilities
 
 LENGTH_BUCKET = 128
 TARGET_BUCKET = 32

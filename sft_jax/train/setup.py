@@ -13,6 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sft_jax.config import RunConfig, Sharding
 from sft_jax.data.pack.batches import Batch, Batches, PreparedRows
 from sft_jax.errors import BadInput
+from sft_jax.losses.bradley_terry import reward_objective
+from sft_jax.losses.cross_entropy import Objective, sft_objective
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import Compute, abstract_parameters
 from sft_jax.parallel.nearest import nearest_mesh
@@ -29,10 +31,8 @@ from sft_jax.parallel.rules import (
 from sft_jax.train import checkpoint
 from sft_jax.train.feed import put_batch
 from sft_jax.train.inputs import Inputs
-from sft_jax.train.loss import Objective, sft_objective
 from sft_jax.train.metrics import MetricsRow, evaluation_row
 from sft_jax.train.optimizer import make_optimizer, make_schedule
-from sft_jax.train.reward_loss import reward_objective
 from sft_jax.train.step import (
     Parameters,
     TrainState,

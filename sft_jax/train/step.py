@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sft_jax.config import Sharding
 from sft_jax.data.pack.batches import Batch
+from sft_jax.losses.cross_entropy import Objective
 from sft_jax.parallel.rules import spec
-from sft_jax.train.loss import Objective
 
 Parameters = Mapping[str, jax.Array]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from sft_jax.config import Sharding
+from sft_jax.losses.cross_entropy import sft_objective
 from sft_jax.model.decoder import Compute, abstract_parameters
 from sft_jax.parallel.rules import axis_parts, layout, shardings
 from sft_jax.train.feed import put_batch
-from sft_jax.train.loss import sft_objective
 from sft_jax.train.setup import batch_shapes_of
 from sft_jax.train.step import accumulate, batch_shardings
 

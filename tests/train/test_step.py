@@ -6,8 +6,8 @@ import pytest
 
 from sft_jax.config import Optimizer
 from sft_jax.data.pack.batches import Batch
+from sft_jax.losses.cross_entropy import sft_objective
 from sft_jax.model.decoder import Compute
-from sft_jax.train.loss import sft_objective
 from sft_jax.train.optimizer import make_optimizer, make_schedule
 from sft_jax.train.step import initial_state, make_evaluation, make_update
 

@@ -109,7 +109,7 @@ def _strings(where: str, prompt: str, completion: str, tokenizer: Any, train_on:
 def _pair(where: str, pair: Pair, tokenizer: Any, policy: Policy) -> Encoded:
     """Both documents behind one another: `weights` is 0 but at their last tokens, where the reward is read.
 
-    The chosen one's end weighs 1 and the rejected one's 1 + margin; `train/reward_loss.py` reads them so.
+    The chosen one's end weighs 1 and the rejected one's 1 + margin; `losses/bradley_terry.py` reads them so.
     """
     chosen, rejected = (encode(where, one, tokenizer, "all", policy) for one in (pair.chosen, pair.rejected))
     if min(len(chosen.tokens), len(rejected.tokens)) < 2:

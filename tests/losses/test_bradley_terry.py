@@ -10,10 +10,10 @@ from sft_jax.data.pack.batches import batches_of
 from sft_jax.data.pack.packing import plan_packing
 from sft_jax.data.pack.store import Example, sizes
 from sft_jax.handoff.reward import ends_of, reward_documents, with_reward_head
+from sft_jax.losses.bradley_terry import reward_objective
 from sft_jax.model.decoder import Compute, abstract_parameters
 from sft_jax.parallel.rules import layout, shardings
 from sft_jax.train.feed import put_batch
-from sft_jax.train.reward_loss import reward_objective
 from sft_jax.train.setup import batch_shapes_of
 from sft_jax.train.step import accumulate, batch_shardings
 
@@ -114,9 +114,9 @@ def test_a_pairs_documents_never_see_each_other(reward, pairs, mesh_of):
 
 
 def _rejected_rewards(reward, batches, mesh):
+    from sft_jax.losses.bradley_terry import rewards_at
     from sft_jax.model.attention.reference import Places
     from sft_jax.model.decoder import forward
-    from sft_jax.train.reward_loss import rewards_at
 
     architecture, parameters = reward
     batch = jax.tree.map(lambda x: x[0], batches.batch(0))

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from sft_jax.data.pack.batches import Batch
+from sft_jax.losses.cross_entropy import Objective, gather_targets
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, Parameters, forward
-from sft_jax.train.loss import Objective, gather_targets
 
 
 def rewards_at(parameters: Parameters, hidden_BMD: jax.Array) -> jax.Array:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sft_jax.config import Optimizer, Sharding
+from sft_jax.losses.cross_entropy import Head, cross_entropy_sums, sft_objective, token_log_probabilities
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention.reference import Places
 from sft_jax.model.decoder import Compute, forward, logits
-from sft_jax.train.loss import Head, cross_entropy_sums, sft_objective, token_log_probabilities
 from sft_jax.train.optimizer import make_optimizer, make_schedule
 from sft_jax.train.step import initial_state, make_update
 
