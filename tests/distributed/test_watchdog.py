@@ -16,7 +16,7 @@ SILENCE = 6
 
 MEMBER = """
 import sys, time
-from sft_jax.cli import _leave_the_others
+from sft_jax.cli.main import _leave_the_others
 from sft_jax.config import Distributed
 from sft_jax.distributed.start import start
 port, process, ends = sys.argv[1:]

@@ -1,6 +1,6 @@
 """`sft-jax` whose batches cannot be read from step 3 on. Run as `python -m tests.integration.broken_source ...`."""
 
-from sft_jax.cli import main
+from sft_jax.cli.main import main
 from sft_jax.data.pack.batches import Batches
 
 read = Batches.batch

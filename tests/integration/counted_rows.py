@@ -5,7 +5,7 @@ import os
 
 import jax
 
-from sft_jax.cli import main
+from sft_jax.cli.main import main
 from sft_jax.data.pack.batches import Batches
 
 read = []

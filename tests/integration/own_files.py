@@ -2,7 +2,7 @@
 
 import sys
 
-from sft_jax.cli import main
+from sft_jax.cli.main import main
 from sft_jax.train import inputs
 
 opened = inputs.open_entry

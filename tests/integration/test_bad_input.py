@@ -11,9 +11,9 @@ import shutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sft_jax.cli import run_command
+from sft_jax.cli.main import run_command
 from sft_jax.errors import BadInput
-from sft_jax.quickstart import clear
+from sft_jax.experiments.quickstart import clear
 
 
 def _row(*turns):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sft_jax.cli import run_command
+from sft_jax.cli.main import run_command
 
 SHORT = ("--check", "exact", "--samples", "2", "--prompts", "3", "--max-new-tokens", "3", "--train.steps", "4")
 

@@ -133,7 +133,7 @@ def test_sigterm_ends_the_first_process_of_a_container_too(process_id, status):
     program = f"""
 import os, signal
 os.getpid = lambda: {process_id}
-from sft_jax import cli
+from sft_jax.cli import main as cli
 cli.run_command = lambda arguments: signal.raise_signal(signal.SIGTERM)
 cli.main(["train"])
 """

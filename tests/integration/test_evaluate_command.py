@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from sft_jax.cli import run_command
+from sft_jax.cli.main import run_command
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError
 import jax
 import pytest
 
-from sft_jax.cli import run_command
+from sft_jax.cli.main import run_command
 from sft_jax.plan import aot
 
 SHARDING = ("--show", "sharding")

@@ -9,7 +9,7 @@ import torch
 import transformers
 import trl
 
-from sft_jax.cli import run_command
+from sft_jax.cli.main import run_command
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread_of_torch")]
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 import trl
 
-from sft_jax.cli import run_command
+from sft_jax.cli.main import run_command
 from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
 from sft_jax.data.chat.tokenizer import load_tokenizer
 from sft_jax.handoff.reward import ends_of, reward_documents, with_reward_head

@@ -10,12 +10,12 @@ import sys
 from dataclasses import replace
 from typing import NamedTuple
 
+from sft_jax.cli.plan import batch_shapes
 from sft_jax.config import Data, Mesh, Model, Optimizer, RunConfig, Train
 from sft_jax.model.architecture import Architecture
 from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned, plan_analytic, plan_compiled
-from sft_jax.plan_commands import batch_shapes
 from sft_jax.weights.pretrained import describe
 
 

@@ -3,12 +3,12 @@
 Each size has the fastest layout that the search finds in closed form; prints the tables of docs/planner.md.
 """
 
+from sft_jax.cli.plan import batch_shapes
 from sft_jax.config import Data, Mesh, Model, Optimizer, RunConfig, Train
 from sft_jax.plan.chips import Topology, topology
 from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned
 from sft_jax.plan.search import search
-from sft_jax.plan_commands import batch_shapes
 from sft_jax.report.plan_page import spelled_mesh
 from sft_jax.weights.pretrained import describe
 

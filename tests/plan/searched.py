@@ -6,8 +6,8 @@ The search does not know the config's own layout. `--minutes 5` bounds each sear
 import sys
 import time
 
+from sft_jax.experiments.plan_configs import read_plans, shipped
 from sft_jax.plan.search import flags, search
-from sft_jax.plan_configs import read_plans, shipped
 
 
 def main(arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sft_jax.config import Mesh
+from sft_jax.experiments.plan_configs import shipped
 from sft_jax.plan.analytic import update_memory
 from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
@@ -21,7 +22,6 @@ from sft_jax.plan.search import (
     nearest_that_fits,
     search,
 )
-from sft_jax.plan_configs import shipped
 
 SHIPPED = shipped()
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from sft_jax.experiments.plan_configs import read_plans
 from sft_jax.plan.spend import spend
-from sft_jax.plan_configs import read_plans
 
 
 class Plan:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sft_jax.arguments import resolve_config
+from sft_jax.cli.arguments import resolve_config
 from sft_jax.distributed.start import start
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import layout

@@ -40,7 +40,8 @@ def test_the_build_context_is_what_is_installed_and_nothing_else():
                 kept = rule.startswith("!")
         return kept
 
-    inside = ["pyproject.toml", "constraints.txt", "README.md", "LICENSE", "sft_jax/cli.py", "configs/quickstart.py",
+    inside = ["pyproject.toml", "constraints.txt", "README.md", "LICENSE",
+              "sft_jax/cli/main.py", "configs/quickstart.py",
               "sft_jax/data/chat/templates/chatml.jinja"]  # fmt: skip
     outside = [".git/config", ".venv/bin/python", ".cache/launchers/bin/sky", "runs/a/config.json", ".env",
                "env", "mine.env", "configs/.env", "sft_jax/prod.env", "secrets/token", "configs/key.pem", "demos.jsonl",

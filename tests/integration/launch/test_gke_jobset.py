@@ -169,7 +169,7 @@ def test_starting_again_has_an_end(rendered):
 STARTS = """
 import json, os, socket, sys
 from jax._src.clusters import cloud_tpu_cluster
-from sft_jax.arguments import resolve_config
+from sft_jax.cli.arguments import resolve_config
 from sft_jax.distributed import start
 pods, names = json.load(sys.stdin)
 def lookup(name):

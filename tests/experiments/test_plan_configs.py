@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from sft_jax.experiments.plan_configs import (
+    closed_form,
+    fingerprint,
+    planned_lines,
+    read_plans,
+    shipped,
+    write_docstring,
+)
 from sft_jax.plan.aot import topology_devices, trace_update
 from sft_jax.plan.flops import executed_flops
 from sft_jax.plan.planned import plan_compiled
-from sft_jax.plan_configs import closed_form, fingerprint, planned_lines, read_plans, shipped, write_docstring
 
 EVERY, PLANS = shipped(), read_plans()
 ON_TPUS = [name for name, request in EVERY.items() if not request.topology.is_gpu]

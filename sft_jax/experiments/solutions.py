@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_jax.arguments import parse
-from sft_jax.cli import exit_status
+from sft_jax.cli.arguments import parse
+from sft_jax.cli.main import exit_status
 from sft_jax.config import RunConfig, load_config
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.storage.bucket import require_local

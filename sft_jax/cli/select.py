@@ -1,60 +1,12 @@
-"""The commands on the way to the RL stage: reward-init, and select. Heavy imports wait until they are needed."""
+"""sft-jax select SAMPLES --out F: the best completions as new demonstrations, or pairs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from sft_jax.arguments import check_writable, parse, require
+from sft_jax.cli.arguments import check_writable, parse, require
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.using import Layout, ModelPath, at_least, loaded, send, write_lines
-
-
-@dataclass(frozen=True)
-class RewardInit(Layout):
-    """Put a scalar head on a language model: where a reward model starts (train.objective reward)."""
-
-    model: ModelPath
-    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
-    out: str = ""
-    """Directory to create: AutoModelForSequenceClassification with one label, and the tokenizer."""
-    init: Literal["zeros", "normal"] = "zeros"
-    """zeros starts at a loss of ln 2; normal draws with deviation 1 / sqrt(D + 1)."""
-    seed: int = 0
-    """Of the draw."""
-    pad_token: str = ""
-    """Padding that ends no answer; by default the tokenizer's own, or else a special token that is free."""
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", kw_only=True)
-    """Element type of the written tensors."""
-
-
-def reward_init(arguments: Sequence[str]) -> int:
-    """sft-jax reward-init MODEL --out DIR"""
-    options = parse(RewardInit, arguments, "sft-jax reward-init")
-    require(options, "out", "sft-jax reward-init")
-    check_writable(options.out, directory=True)
-    from sft_jax.handoff.reward import choose_pad, with_reward_head
-    from sft_jax.model.families import family_of
-    from sft_jax.storage.bucket import local, naming
-    from sft_jax.weights.export import export
-
-    with loaded(options.model, options) as (pretrained, architecture, parameters):
-        if architecture.reward:
-            raise BadInput(f"{options.model} is a reward model already")
-        tokenizer = pretrained.tokenizer
-        before = tokenizer.pad_token
-        tokenizer.pad_token = choose_pad(tokenizer, pretrained.stop_ids, architecture.vocab, options.pad_token)
-        kind = family_of(pretrained.hf_config, options.model)
-        config = {**pretrained.hf_config, "model_type": kind, "pad_token_id": tokenizer.pad_token_id}
-        generation = {**pretrained.generation_config, "pad_token_id": tokenizer.pad_token_id}
-        reward, head = with_reward_head(architecture, parameters, options.init, options.seed)
-        with naming(options.out):
-            out = local(options.out)
-            export(head, reward, config, tokenizer, out, dtype=options.dtype, generation_config=generation)
-        send(options.out)
-    if tokenizer.pad_token != before:
-        print(f"padding is {tokenizer.pad_token} instead of {before}, which ends answers")
-    print(options.out)
-    return EXIT_DONE
+from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_jax.arguments import check_writable, config_with_options, require
+from sft_jax.cli.arguments import check_writable, config_with_options, require
 from sft_jax.config import RunConfig
 from sft_jax.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput, nearest
 from sft_jax.storage.bucket import require_local

@@ -1,4 +1,4 @@
-"""The commands that measure what imitation gave: evaluate, and kl. Heavy imports wait until they are needed."""
+"""sft-jax evaluate MODEL --data F [--against MODEL]"""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sft_jax.arguments import check_writable, parse, require
+from sft_jax.cli.arguments import check_writable, parse, require
 from sft_jax.config import Data
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.using import Layout, ModelPath, at_least, is_first_process, load_beside, loaded, plain, write_lines
@@ -79,7 +79,7 @@ def evaluate(arguments: Sequence[str]) -> int:
             lines += _lines(name, each, found[name], beside)
             if other is not None and each.examples:
                 mine = (pretrained, architecture, parameters)
-                report[name]["kl"] = mean(_divergences(options, each.examples, mine, other))
+                report[name]["kl"] = mean(divergences_of(options, each.examples, mine, other))
         if options.out:
             write_lines(lines, options.out)
         if is_first_process():
@@ -92,7 +92,7 @@ def _data_of(options: Any, file: str, date: str) -> Data:
     return Data((file,), train_on=options.train_on, sequence_length=sys.maxsize, template_date=date)
 
 
-def _examples(options: Any, file: str, pretrained: "Pretrained", architecture: "Architecture") -> tuple:
+def documents_of(options: Any, file: str, pretrained: "Pretrained", architecture: "Architecture") -> tuple:
     """The demonstrations of a file as documents that fit the model."""
     from sft_jax.data.pack.prepare import check_vocabulary, prepare
     from sft_jax.sample.score import check_lengths
@@ -107,7 +107,7 @@ def _read(options: Evaluate, file: str, pretrained: "Pretrained", architecture: 
     from sft_jax.evaluate.measure import Rows, check_prompts_exist, has_demonstrations, read_tasks
 
     data = _data_of(options, file, pretrained.template_date)
-    examples = _examples(options, file, pretrained, architecture) if has_demonstrations(data, (file,)) else ()
+    examples = documents_of(options, file, pretrained, architecture) if has_demonstrations(data, (file,)) else ()
     generates = options.check != ("none",) or options.scorer
     rows = Rows(examples, read_tasks(data, (file,), options.prompts) if generates else ())
     check_prompts_exist(rows, file)
@@ -156,7 +156,7 @@ def _lines(name: str, rows: "Rows", found: "Measured", beside: "Measured | None"
     return lines
 
 
-def _divergences(options: Any, examples: Sequence[Any], policy: tuple, reference: tuple) -> "list[Divergence]":
+def divergences_of(options: Any, examples: Sequence[Any], policy: tuple, reference: tuple) -> "list[Divergence]":
     """Of every example; both models are (what it is, architecture, parameters)."""
     from sft_jax.handoff.reference import Policy, divergences
     from sft_jax.model.decoder import Compute
@@ -169,54 +169,6 @@ def _divergences(options: Any, examples: Sequence[Any], policy: tuple, reference
         )
     compute = Compute(dtype=options.dtype)
     return list(divergences(Policy(*policy[1:]), Policy(*reference[1:]), compute, examples, options.batch_size))
-
-
-@dataclass(frozen=True)
-class Kl(Layout):
-    """How far a policy has moved from its reference: KL(MODEL || reference) a token, exact and by the estimators."""
-
-    model: ModelPath
-    """The policy: a Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
-    reference: str = ""
-    """The frozen reference, e.g. the workdir of the SFT run that the policy started from."""
-    data: str = ""
-    """Rows whose trained tokens are compared; where MODEL itself drew them, k1 and k3 estimate the KL without bias."""
-    train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
-    """Which tokens count."""
-    batch_size: int = 8
-    """Rows at once."""
-    json: bool = False
-    """Print {"kl", "k1", "k2", "k3", "tokens"}."""
-    out: str = ""
-    """JSONL file to write: id, and by token kl, logprobs and reference_logprobs."""
-
-
-def kl(arguments: Sequence[str]) -> int:
-    """sft-jax kl MODEL --reference MODEL --data F"""
-    options = parse(Kl, arguments, "sft-jax kl")
-    for name in ("reference", "data"):
-        require(options, name, "sft-jax kl")
-    at_least(options, 1, "batch_size")
-    check_writable(options.out)
-    with loaded(options.model, options) as (pretrained, architecture, parameters):
-        from sft_jax.handoff.reference import mean
-
-        examples = _examples(options, options.data, pretrained, architecture)
-        other = load_beside(options.reference, options)
-        check_same_tokenizer(pretrained, other[0])
-        found = _divergences(options, examples, (pretrained, architecture, parameters), other)
-        if options.out:
-            names = {"kl": "kl", "log_p": "logprobs", "log_q": "reference_logprobs"}
-            lines = (
-                {"id": example.id, **{name: getattr(one, key).tolist() for key, name in names.items()}}
-                for example, one in zip(examples, found, strict=True)
-            )
-            write_lines(lines, options.out)
-        result = mean(found)
-        if is_first_process():
-            shown = "  ".join(f"{name} {value:.6g}" for name, value in result.items())
-            print(json.dumps(result) if options.json else f"nats a token: {shown}")
-    return EXIT_DONE
 
 
 def check_same_tokenizer(one: "Pretrained", other: "Pretrained") -> None:

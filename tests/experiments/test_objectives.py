@@ -2,7 +2,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 
-from sft_jax.report.objectives import draw, objectives
+from sft_jax.experiments.objectives import draw, objectives
 
 
 def test_pretraining_trains_every_token_and_imitation_the_assistants_alone(tokenizer):

@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from sft_jax.ceiling.scaling import Scaling
 from sft_jax.evaluate.bootstrap import Interval, paired_difference
-from sft_jax.evaluate.scaling import Scaling
 
 WORTH = 0.02
 """Twice the demonstrations (or a larger model) pay where they take at least this share off the held-out loss."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sft_jax.arguments import check_writable, config_with_options
+from sft_jax.cli.arguments import check_writable, config_with_options
 from sft_jax.config import RunConfig
 from sft_jax.errors import EXIT_DONE, BadInput, nearest
 from sft_jax.storage.bucket import require_local

@@ -1,27 +1,24 @@
-"""sft-jax ceiling CONFIG: has imitation hit its ceiling? Trains on parts of the demonstrations and measures."""
+"""Has imitation hit its ceiling? Trains on parts of the demonstrations and measures."""
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_jax.arguments import check_writable, config_with_options
 from sft_jax.config import RunConfig
-from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.storage.bucket import require_local
+from sft_jax.errors import BadInput
 from sft_jax.using import agree_on_options, at_least, is_first_process, plain
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sft_jax.evaluate.ceiling import Quality
+    from sft_jax.ceiling.verdict import Quality
     from sft_jax.evaluate.task import Task
     from sft_jax.training import Trained
 
-RESULT, PAGE = "ceiling.json", "ceiling.html"
+RESULT = "ceiling.json"
 EVALUATIONS = 10
 """Times a run is measured on the held-out rows; the best one counts, so that repetition hurts no small part."""
 LOSSES = "held_out.jsonl"
@@ -54,28 +51,6 @@ class Ceiling(RunConfig):
     """File to write the page to; by default ceiling.html in the workdir."""
 
 
-def ceiling(arguments: Sequence[str]) -> int:
-    """sft-jax ceiling CONFIG"""
-    config, options = config_with_options(Ceiling, arguments, "sft-jax ceiling")
-    require_local(options.html, "--html")
-    check_writable(options.html, option="--html")
-    require_local(config.workdir, "workdir")  # many runs share it
-    result = measure_ceiling(config, options)
-    if is_first_process():
-        from rich.console import Console
-
-        from sft_jax.report.ceiling_page import print_ceiling, write_ceiling_page
-
-        page = Path(options.html or Path(config.workdir) / PAGE)
-        write_ceiling_page(result, page)
-        if options.json:
-            print(json.dumps(result))
-        else:
-            print_ceiling(result, Console(soft_wrap=True, highlight=False))
-        print(page, file=sys.stderr)
-    return EXIT_DONE
-
-
 def _check_options(config: RunConfig, options: Ceiling) -> None:
     if not config.data.eval:
         raise BadInput("data.eval is empty: the ceiling is measured on held-out demonstrations")
@@ -98,9 +73,9 @@ def measure_ceiling(config: RunConfig, options: Ceiling) -> dict[str, Any]:
     _check_options(config, options)
     import numpy as np
 
+    from sft_jax.ceiling.scaling import measure_scaling
+    from sft_jax.ceiling.verdict import judge
     from sft_jax.distributed.start import start
-    from sft_jax.evaluate.ceiling import judge
-    from sft_jax.evaluate.scaling import measure_scaling
 
     start(config.distributed)
     agree_on_options(options)
@@ -252,7 +227,7 @@ def _quality(trained: "Trained", options: Ceiling) -> "tuple[Quality | None, str
     """Scores of the demonstrations and of the model on held-out prompts; (None, "", []) where nothing scores them."""
     import numpy as np
 
-    from sft_jax.evaluate.ceiling import check_scores, measure_quality
+    from sft_jax.ceiling.verdict import check_scores, measure_quality
     from sft_jax.evaluate.checks import judge, make_checks
     from sft_jax.evaluate.complete import complete, prompts_of
     from sft_jax.evaluate.measure import read_tasks

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sft_jax.evaluate.scaling import fit_power_law, measure_scaling
+from sft_jax.ceiling.scaling import fit_power_law, measure_scaling
 
 SIZES = np.array([100, 200, 400, 800, 1600])
 

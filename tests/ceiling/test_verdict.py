@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from sft_jax.ceiling.scaling import Scaling
+from sft_jax.ceiling.verdict import best_of, check_scores, judge, measure_quality
 from sft_jax.evaluate.bootstrap import Interval
-from sft_jax.evaluate.ceiling import best_of, check_scores, judge, measure_quality
-from sft_jax.evaluate.scaling import Scaling
 
 
 def _scaling(gain: tuple[float, float, float], loss: float = 1.0) -> Scaling:

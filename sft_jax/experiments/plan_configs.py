@@ -1,6 +1,6 @@
 """Plan every shipped config on the chips that its docstring names, and write there what came out: `make plan-configs`.
 
-    python -m sft_jax.plan_configs [configs/llama31_8b.py ...]
+    python -m sft_jax.experiments.plan_configs [configs/llama31_8b.py ...]
 
 A config's docstring has a line `Plan:  sft-jax plan configs/NAME.py --topology T [--slices N]`; the lines `Planned:`
 below it are written. `configs/plans.json` holds the whole of each plan, and what tells whether it is still true: the
@@ -20,13 +20,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sft_jax.cli import exit_status
+from sft_jax.cli.main import exit_status
+from sft_jax.cli.plan import batch_shapes
 from sft_jax.config import load_config
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned, can_compile, plan_analytic, plan_compiled
-from sft_jax.plan_commands import batch_shapes
 from sft_jax.report.plan_page import WORDS
 from sft_jax.weights.pretrained import describe
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_jax.arguments import resolve_config
-from sft_jax.cli import exit_status
+from sft_jax.cli.arguments import resolve_config
+from sft_jax.cli.main import exit_status
 from sft_jax.config import RunConfig
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.storage.bucket import require_local

@@ -9,8 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from sft_jax import ceiling_command, commands, data_commands, evaluate_commands, handoff_commands, plan_commands
-from sft_jax.arguments import resolve_config
+from sft_jax.cli import ceiling, data, evaluate, export, kl, plan, reward_init, sample, score, select, train
 from sft_jax.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -21,7 +20,6 @@ from sft_jax.errors import (
     Preempted,
     nearest,
 )
-from sft_jax.training import run_training
 
 USAGE = """\
 sft-jax: supervised fine-tuning in JAX
@@ -44,26 +42,20 @@ at gs://bucket/path, or hf://org/name.
 """
 
 
-def train(arguments: Sequence[str]) -> int:
-    """sft-jax train CONFIG [--section.field value ...]"""
-    run_training(resolve_config(arguments, "sft-jax train"))
-    return EXIT_DONE
-
-
 # --- dispatch ---------------------------------------------------------------------------------------------------------
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train,
-    "data": data_commands.data,
-    "plan": plan_commands.plan,
-    "sample": commands.sample,
-    "score": commands.score,
-    "export": commands.export,
-    "evaluate": evaluate_commands.evaluate,
-    "kl": evaluate_commands.kl,
-    "reward-init": handoff_commands.reward_init,
-    "select": handoff_commands.select,
-    "ceiling": ceiling_command.ceiling,
+    "train": train.train,
+    "data": data.data,
+    "plan": plan.plan,
+    "sample": sample.sample,
+    "score": score.score,
+    "export": export.export,
+    "evaluate": evaluate.evaluate,
+    "kl": kl.kl,
+    "reward-init": reward_init.reward_init,
+    "select": select.select,
+    "ceiling": ceiling.ceiling,
 }
 
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_jax.arguments import parse
-from sft_jax.ceiling_command import LOSSES, Ceiling, measure_ceiling, score_run
-from sft_jax.cli import exit_status
+from sft_jax.ceiling.measure import LOSSES, Ceiling, measure_ceiling, score_run
+from sft_jax.cli.arguments import parse
+from sft_jax.cli.main import exit_status
 from sft_jax.config import RunConfig, load_config
 from sft_jax.demonstrations.skill import HELD_OUT, Demonstrator
 from sft_jax.errors import EXIT_DONE
@@ -48,7 +48,7 @@ def experiment(arguments: Sequence[str]) -> int:
 
     options = parse(Experiment, arguments, "ceiling_experiment")
     from sft_jax.data.chat.tokenizer import load_tokenizer
-    from sft_jax.report import objectives
+    from sft_jax.experiments import objectives
 
     pictures = Path(options.pictures)
     pictures.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _run(config: RunConfig, size: int, seed: int) -> Path:
 
 def draw(result: Mapping[str, Any], directory: Path, name: str) -> None:
     """The curve with the entropy, and best of n with what it must be."""
-    from sft_jax.report.ceiling_page import loss_plot, score_plot
+    from sft_jax.ceiling.page import loss_plot, score_plot
 
     levels = [("demonstrator's entropy", result["known"]["loss"])]
     (directory / f"{name}_loss.svg").write_text(loss_plot(result, levels) + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""sft-jax kl MODEL --reference MODEL --data F"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sft_jax.cli.arguments import check_writable, parse, require
+from sft_jax.cli.evaluate import check_same_tokenizer, divergences_of, documents_of
+from sft_jax.errors import EXIT_DONE
+from sft_jax.using import Layout, ModelPath, at_least, is_first_process, load_beside, loaded, write_lines
+
+
+@dataclass(frozen=True)
+class Kl(Layout):
+    """How far a policy has moved from its reference: KL(MODEL || reference) a token, exact and by the estimators."""
+
+    model: ModelPath
+    """The policy: a Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    reference: str = ""
+    """The frozen reference, e.g. the workdir of the SFT run that the policy started from."""
+    data: str = ""
+    """Rows whose trained tokens are compared; where MODEL itself drew them, k1 and k3 estimate the KL without bias."""
+    train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
+    """Which tokens count."""
+    batch_size: int = 8
+    """Rows at once."""
+    json: bool = False
+    """Print {"kl", "k1", "k2", "k3", "tokens"}."""
+    out: str = ""
+    """JSONL file to write: id, and by token kl, logprobs and reference_logprobs."""
+
+
+def kl(arguments: Sequence[str]) -> int:
+    """sft-jax kl MODEL --reference MODEL --data F"""
+    options = parse(Kl, arguments, "sft-jax kl")
+    for name in ("reference", "data"):
+        require(options, name, "sft-jax kl")
+    at_least(options, 1, "batch_size")
+    check_writable(options.out)
+    with loaded(options.model, options) as (pretrained, architecture, parameters):
+        from sft_jax.handoff.reference import mean
+
+        examples = documents_of(options, options.data, pretrained, architecture)
+        other = load_beside(options.reference, options)
+        check_same_tokenizer(pretrained, other[0])
+        found = divergences_of(options, examples, (pretrained, architecture, parameters), other)
+        if options.out:
+            names = {"kl": "kl", "log_p": "logprobs", "log_q": "reference_logprobs"}
+            lines = (
+                {"id": example.id, **{name: getattr(one, key).tolist() for key, name in names.items()}}
+                for example, one in zip(examples, found, strict=True)
+            )
+            write_lines(lines, options.out)
+        result = mean(found)
+        if is_first_process():
+            shown = "  ".join(f"{name} {value:.6g}" for name, value in result.items())
+            print(json.dumps(result) if options.json else f"nats a token: {shown}")
+    return EXIT_DONE

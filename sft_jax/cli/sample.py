@@ -1,0 +1,84 @@
+"""sft-jax sample MODEL --prompts F --n 4 --out F"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sft_jax.cli.arguments import check_writable, parse, require
+from sft_jax.errors import EXIT_DONE, BadInput
+from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Sample(Layout):
+    """Complete prompts, several times each, for people or a model to rank."""
+
+    model: ModelPath
+    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    prompts: str = ""
+    """Rows in any form that training reads; what stands before the first assistant turn is the prompt."""
+    out: str = ""
+    """JSONL file to write: id, messages or prompt, and completions with tokens and log-probabilities; empty prints."""
+    n: int = 1
+    """Completions a prompt."""
+    temperature: float = 0.0
+    """0 takes the most probable token."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens whose probability reaches top_p."""
+    top_k: int = 0
+    """Draw from the k most probable tokens; 0 draws from all."""
+    min_p: float = 0.0
+    """Draw from tokens at least min_p times as probable as the most probable one."""
+    stop: tuple[str, ...] = ()
+    """Strings before which a completion ends."""
+    seed: int = 0
+    """Seed of the draws: a completion depends on it, its prompt's place and its number, not on batches or mesh."""
+    max_new_tokens: int = 256
+    """Longest completion, in tokens."""
+    batch_size: int = 16
+    """Completions generated at once."""
+
+
+def sample(arguments: Sequence[str]) -> int:
+    """sft-jax sample MODEL --prompts F --n 4 --temperature T --seed S --out F"""
+    options = parse(Sample, arguments, "sft-jax sample")
+    require(options, "prompts", "sft-jax sample")
+    at_least(options, 1, "n", "max_new_tokens", "batch_size")
+    at_least(options, 0, "temperature", "seed", "top_k", "min_p")
+    if not 0 < options.top_p <= 1:
+        raise BadInput(f"--top-p is {options.top_p}, expected more than 0 and at most 1")
+    if not options.min_p <= 1:
+        raise BadInput(f"--min-p is {options.min_p}, expected at most 1")
+    if "" in options.stop:
+        raise BadInput("--stop has an empty string, which would end every completion at once")
+    check_writable(options.out)
+    from sft_jax.config import Data
+    from sft_jax.evaluate.complete import prompts_of
+    from sft_jax.evaluate.measure import read_tasks
+    from sft_jax.evaluate.sampled import sampled_row
+    from sft_jax.model.decoder import Compute
+    from sft_jax.sample.draw import Sampling
+    from sft_jax.sample.generate import generator_of
+
+    tasks = read_tasks(Data((options.prompts,)), (options.prompts,))
+    if not tasks:
+        raise BadInput(f"{options.prompts}: no row has a prompt to answer: text and tokens have none")
+    with loaded(options.model, options) as (pretrained, architecture, parameters):
+        prompts = prompts_of(tasks, pretrained, architecture, options.max_new_tokens, pretrained.template_date)
+        generator = generator_of(pretrained, architecture, Compute(dtype=options.dtype), options.batch_size)
+        sampling = Sampling(
+            options.max_new_tokens,
+            options.temperature,
+            options.top_p,
+            options.seed,
+            options.top_k,
+            options.min_p,
+            options.stop,
+        )
+        answers = generator(parameters, prompts, sampling, options.n)
+    rows = (sampled_row(task, each, pretrained.tokenizer) for task, each in zip(tasks, answers, strict=True))
+    write_lines(rows, options.out)
+    return EXIT_DONE
