@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding, leaf_fields
+from sft_jax.config import Distributed, Mesh, Model, RunConfig, Sharding, layout_problems, leaf_fields
 from sft_jax.errors import BadInput
 from sft_jax.storage.bucket import file_system, is_remote, reaching
-from sft_jax.validation import layout_problems
 
 if TYPE_CHECKING:
     from sft_jax.model.architecture import Architecture

@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 import tyro
 
-from sft_jax.config import RunConfig, load_config
+from sft_jax.config import RunConfig, load_config, validate
 from sft_jax.errors import BadInput, nearest
 from sft_jax.storage.bucket import check_writable as bucket_is_writable
 from sft_jax.storage.bucket import is_remote
-from sft_jax.validation import validate
 
 
 def parse(kind: type, arguments: Sequence[str], program: str, default: Any = None) -> Any:

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft_jax.config import url_problem
 from sft_jax.errors import BadInput, Preempted
-from sft_jax.validation import url_problem
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 """URL scheme -> the package that etils.epath needs to open it."""

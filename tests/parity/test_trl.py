@@ -16,7 +16,7 @@ import torch
 import transformers
 import trl
 
-from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
+from sft_jax.config import Data, Model, Optimizer, RunConfig, Train, validate
 from sft_jax.data.chat.tokenizer import load_tokenizer
 from sft_jax.parallel.rules import layout
 from sft_jax.train.checkpoint import to_host
@@ -24,7 +24,6 @@ from sft_jax.train.feed import put_batch
 from sft_jax.train.inputs import read_inputs
 from sft_jax.train.metrics import training_row
 from sft_jax.train.setup import assemble
-from sft_jax.validation import validate
 from sft_jax.weights.export import export
 from sft_jax.weights.pretrained import open_pretrained, place
 

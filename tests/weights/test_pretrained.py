@@ -6,10 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from sft_jax.config import Data, Model, RunConfig, Sharding, Train
+from sft_jax.config import Data, Model, RunConfig, Sharding, Train, validate
 from sft_jax.errors import BadInput
 from sft_jax.train.inputs import read_inputs
-from sft_jax.validation import validate
 from sft_jax.weights.pretrained import open_base, place
 
 

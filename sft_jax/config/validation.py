@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from sft_jax.config import Distributed, Mesh, RunConfig, Sharding, leaf_fields
+from sft_jax.config.run import Distributed, Mesh, RunConfig, Sharding, leaf_fields
 from sft_jax.errors import BadInput, nearest
 
 _AT_LEAST_ONE = (

@@ -17,9 +17,9 @@ from sft_jax.config import (
     leaf_fields,
     load_config,
     to_json,
+    validate,
 )  # fmt: skip
 from sft_jax.errors import BadInput
-from sft_jax.validation import validate
 
 GOOD = RunConfig(model=Model(path="m"), data=Data(train=("a.jsonl", "b.jsonl")))
 
@@ -141,7 +141,7 @@ def test_a_day_is_a_valid_template_date():
 def test_the_shipped_configs_are_valid():
     from pathlib import Path
 
-    files = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+    files = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
     assert files
     for path in files:
         validate(load_config(path))
