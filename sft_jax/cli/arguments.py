@@ -9,8 +9,7 @@ import tyro
 
 from sft_jax.config import RunConfig, load_config, validate
 from sft_jax.errors import BadInput, nearest
-from sft_jax.storage.bucket import check_writable as bucket_is_writable
-from sft_jax.storage.bucket import is_remote
+from sft_jax.storage.location import Location
 
 
 def parse(kind: type, arguments: Sequence[str], program: str, default: Any = None) -> Any:
@@ -97,9 +96,10 @@ def check_writable(path: str, directory: bool = False, option: str = "--out") ->
     if not path:
         return
     if "://" in path:
-        if not is_remote(path):
+        location = Location(path)
+        if not location.is_remote:
             raise BadInput(f"{option} {path}: expected a path of this machine or gs://bucket/path")
-        bucket_is_writable(path, directory)
+        location.check_writable(directory)
         return
     place = Path(path)
     if not directory and place.is_dir():

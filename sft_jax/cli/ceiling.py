@@ -5,11 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_jax.ceiling.measure import Ceiling, measure_ceiling
+from sft_jax.ceiling.options import Ceiling
 from sft_jax.cli.arguments import check_writable, config_with_options
 from sft_jax.errors import EXIT_DONE
-from sft_jax.storage.bucket import require_local
-from sft_jax.using import is_first_process
+from sft_jax.storage.location import require_local
 
 PAGE = "ceiling.html"
 
@@ -20,17 +19,23 @@ def ceiling(arguments: Sequence[str]) -> int:
     require_local(options.html, "--html")
     check_writable(options.html, option="--html")
     require_local(config.workdir, "workdir")  # many runs share it
-    result = measure_ceiling(config, options)
+    from sft_jax.ceiling.measure import measure_ceiling
+    from sft_jax.cli.processes import leave
+    from sft_jax.cli.train import train_on_terminal
+    from sft_jax.distributed.agree import is_first_process
+
+    result = measure_ceiling(config, options, train_on_terminal, leave)
     if is_first_process():
         from rich.console import Console
 
-        from sft_jax.ceiling.page import print_ceiling, write_ceiling_page
+        from sft_jax.ceiling.page import ceiling_page, ceiling_tables
+        from sft_jax.storage.atomic import write_whole
 
         page = Path(options.html or Path(config.workdir) / PAGE)
-        write_ceiling_page(result, page)
+        write_whole(page, lambda file: file.write(ceiling_page(result).encode()))
         if options.json:
             print(json.dumps(result))
         else:
-            print_ceiling(result, Console(soft_wrap=True, highlight=False))
+            Console(soft_wrap=True, highlight=False).print(ceiling_tables(result))
         print(page, file=sys.stderr)
     return EXIT_DONE

@@ -11,7 +11,7 @@ from typing import Any
 from sft_jax.cli.arguments import check_writable, config_with_options, require
 from sft_jax.config import RunConfig
 from sft_jax.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput, nearest
-from sft_jax.storage.bucket import require_local
+from sft_jax.storage.location import Location, require_local
 
 USAGE = """\
 sft-jax data: what a config's demonstrations become
@@ -79,10 +79,11 @@ def audit(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from sft_jax.data import audit as checks
-    from sft_jax.report.audit_page import print_audit, write_audit_page
+    from sft_jax.report.audit import audit_page, audit_tables
+    from sft_jax.storage.atomic import write_whole
     from sft_jax.train.inputs import pack, read_demonstrations
 
-    found = read_demonstrations(config, True, _progress())
+    found = read_demonstrations(config, Location(config.workdir), True, _progress())
     config = dataclasses.replace(config, data=found.data)
     source, _, _ = pack(config, found.train)
     stops = set(found.pretrained.stop_ids)
@@ -97,12 +98,13 @@ def audit(arguments: Sequence[str]) -> int:
     report["examples"] = checks.shown_examples(found.train, tokenizer, options.examples)
     report["packed_rows"] = checks.shown_rows(source, tokenizer, 2)
     if options.html:
-        write_audit_page(report, f"Audit of {', '.join(config.data.train)}", Path(options.html))
+        page = audit_page(report, f"Audit of {', '.join(config.data.train)}")
+        write_whole(Path(options.html), lambda file: file.write(page.encode()))
         print(options.html, file=sys.stderr)
     if options.json:
         print(json.dumps(report, ensure_ascii=False))
     else:
-        print_audit(report, Console(soft_wrap=True, highlight=False))
+        Console(soft_wrap=True, highlight=False).print(audit_tables(report))
     return EXIT_DONE
 
 
@@ -118,13 +120,14 @@ def prepare(arguments: Sequence[str]) -> int:
         )
     from sft_jax.data.pack.dataset import prepare_split, provenance
     from sft_jax.data.pack.store import METADATA, Store, finish, is_store
-    from sft_jax.storage.bucket import local, publish
     from sft_jax.train.inputs import read_as, template_date
     from sft_jax.weights.pretrained import open_pretrained
 
     tokenizer = open_pretrained(config.model.path, config.data.tokenizer, config.data.chat_template).tokenizer
-    chosen = dataclasses.replace(read_as(config).data, template_date=template_date(config, tokenizer))
-    directory = local(options.out)
+    date = template_date(config, tokenizer)
+    chosen = dataclasses.replace(read_as(config).data, template_date=date)
+    out = Location(options.out)
+    directory = out.local()
     wanted = {"train": chosen.train, **({"eval": chosen.eval} if chosen.eval else {})}
     if is_store(directory):
         before = json.loads((directory / METADATA).read_text(encoding="utf-8"))
@@ -132,19 +135,19 @@ def prepare(arguments: Sequence[str]) -> int:
             before[split].items() >= provenance(chosen, tokenizer, files).items() for split, files in wanted.items()
         )
         if not same:
-            raise BadInput(f"--out {options.out} holds another data set; name a new directory or remove it")
-        print(f"{options.out}: prepared already", file=sys.stderr)
+            raise BadInput(f"--out {out} holds another data set; name a new directory or remove it")
+        print(f"{out}: prepared already", file=sys.stderr)
         return EXIT_DONE
     made = {
         split: prepare_split(chosen, tokenizer, files, directory, split, _progress()) for split, files in wanted.items()
     }
     about = options.description or f"Demonstrations tokenised by sft_jax: {', '.join(chosen.train)}"
     finish(directory, made, about, options.licence)
-    publish(options.out)
+    out.publish()
     for split in made:
         store = Store(directory, split)
         print(
-            f"{options.out}:{split}: {len(store):,} examples, {int(store.lengths.sum(dtype='int64')):,} tokens, "
+            f"{out}:{split}: {len(store):,} examples, {int(store.lengths.sum(dtype='int64')):,} tokens, "
             f"{int(store.targets.sum(dtype='int64')):,} trained"
         )
     return EXIT_DONE
@@ -159,7 +162,7 @@ def dump(arguments: Sequence[str]) -> int:
     check_writable(options.out)
     from sft_jax.train.inputs import read_demonstrations
 
-    found = read_demonstrations(config, True, _progress())
+    found = read_demonstrations(config, Location(config.workdir), True, _progress())
     with open(options.out, "w", encoding="utf-8") as file:
         for store in found.train:
             for e in store:

@@ -1,25 +1,22 @@
 """sft-jax evaluate MODEL --data F [--against MODEL]"""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
-from sft_jax.config import Data
+from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_beside, load_model, write_lines
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.using import Layout, ModelPath, at_least, is_first_process, load_beside, loaded, plain, write_lines
 
 if TYPE_CHECKING:
+    from sft_jax.api.model import Model
     from sft_jax.evaluate.measure import Measured, Rows
     from sft_jax.handoff.reference import Divergence
-    from sft_jax.model.architecture import Architecture
-    from sft_jax.weights.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
-class Evaluate(Layout):
+class Evaluate(ModelOptions):
     """Measure a model on held-out rows: likelihood, answers judged by checks, register; beside another model."""
 
     model: ModelPath
@@ -58,73 +55,65 @@ def evaluate(arguments: Sequence[str]) -> int:
     check_writable(options.out)
     from rich.console import Console
 
+    from sft_jax.distributed.agree import is_first_process
     from sft_jax.handoff.reference import mean
-    from sft_jax.report.evaluation import print_evaluation
+    from sft_jax.report.evaluation import evaluation_tables
 
-    console = Console(soft_wrap=True, highlight=False)
     report: dict[str, Any] = {"model": options.model}
     lines: list[dict[str, Any]] = []
-    with loaded(options.model, options) as (pretrained, architecture, parameters):
-        sets = {"data": options.data, **({"retained": options.retained} if options.retained else {})}
-        rows = {name: _read(options, file, pretrained, architecture) for name, file in sets.items()}
-        found = {name: _measure(options, each, pretrained, architecture, parameters) for name, each in rows.items()}
-        other = None
-        if options.against:
-            report["against"] = options.against
-            other = load_beside(options.against, options)
-            check_same_tokenizer(pretrained, other[0])
-        for name, each in rows.items():
-            beside = _measure(options, each, *other) if other else None
-            report[name] = _describe(each, found[name], beside)
-            lines += _lines(name, each, found[name], beside)
-            if other is not None and each.examples:
-                mine = (pretrained, architecture, parameters)
-                report[name]["kl"] = mean(divergences_of(options, each.examples, mine, other))
-        if options.out:
-            write_lines(lines, options.out)
-        if is_first_process():
-            print(json.dumps(report, ensure_ascii=False)) if options.json else print_evaluation(report, console)
+    model = load_model(options.model, options)
+    sets = {"data": options.data, **({"retained": options.retained} if options.retained else {})}
+    rows = {name: _read(options, file, model) for name, file in sets.items()}
+    found = {name: _measure(options, each, model) for name, each in rows.items()}
+    other = None
+    if options.against:
+        report["against"] = options.against
+        other = load_beside(options.against, model, options)
+        check_same_tokenizer(model, other)
+    for name, each in rows.items():
+        beside = _measure(options, each, other) if other else None
+        report[name] = _describe(each, found[name], beside)
+        lines += _lines(name, each, found[name], beside)
+        if other is not None and each.examples:
+            report[name]["kl"] = mean(divergences_of(model, other, each.examples, options.batch_size))
+    if options.out:
+        write_lines(lines, options.out)
+    if is_first_process():
+        if options.json:
+            print(json.dumps(report, ensure_ascii=False))
+        else:
+            Console(soft_wrap=True, highlight=False).print(evaluation_tables(report))
     return EXIT_DONE
 
 
-def _data_of(options: Any, file: str, date: str) -> Data:
-    """Length is the model's limit alone: nothing is cut or left out of a measure."""
-    return Data((file,), train_on=options.train_on, sequence_length=sys.maxsize, template_date=date)
-
-
-def documents_of(options: Any, file: str, pretrained: "Pretrained", architecture: "Architecture") -> tuple:
+def documents_of(options: Any, file: str, model: "Model") -> tuple:
     """The demonstrations of a file as documents that fit the model."""
-    from sft_jax.data.pack.prepare import check_vocabulary, prepare
-    from sft_jax.sample.score import check_lengths
+    from sft_jax.data.pack.prepare import prepare
 
-    examples = prepare(_data_of(options, file, pretrained.template_date), pretrained.tokenizer).examples
-    check_lengths(examples, architecture, options.model)
-    check_vocabulary(examples, architecture.vocab, options.model)
+    examples = prepare(model.data((file,), options.train_on), model.tokenizer).examples
+    model.check(examples)
     return examples
 
 
-def _read(options: Evaluate, file: str, pretrained: "Pretrained", architecture: "Architecture") -> "Rows":
+def _read(options: Evaluate, file: str, model: "Model") -> "Rows":
     from sft_jax.evaluate.measure import Rows, check_prompts_exist, has_demonstrations, read_tasks
 
-    data = _data_of(options, file, pretrained.template_date)
-    examples = documents_of(options, file, pretrained, architecture) if has_demonstrations(data, (file,)) else ()
+    data = model.data((file,), options.train_on)
+    examples = documents_of(options, file, model) if has_demonstrations(data, (file,)) else ()
     generates = options.check != ("none",) or options.scorer
     rows = Rows(examples, read_tasks(data, (file,), options.prompts) if generates else ())
     check_prompts_exist(rows, file)
     return rows
 
 
-def _measure(
-    options: Evaluate, rows: "Rows", pretrained: "Pretrained", architecture: "Architecture", parameters: Any
-) -> "Measured":
+def _measure(options: Evaluate, rows: "Rows", model: "Model") -> "Measured":
     from sft_jax.evaluate.checks import make_checks
     from sft_jax.evaluate.measure import measure
-    from sft_jax.model.decoder import Compute
     from sft_jax.sample.draw import Sampling
 
     checks = make_checks(options.check, options.scorer, rows.tasks)
-    compute, sampling = Compute(dtype=options.dtype), Sampling(options.max_new_tokens)
-    return measure(rows, pretrained, architecture, parameters, compute, sampling, checks, options.batch_size)
+    sampling, compute, size = Sampling(options.max_new_tokens), model.compute, options.batch_size
+    return measure(rows, model.pretrained, model.architecture, model.parameters, compute, sampling, checks, size)
 
 
 def _describe(rows: "Rows", found: "Measured", beside: "Measured | None") -> dict[str, Any]:
@@ -135,6 +124,8 @@ def _describe(rows: "Rows", found: "Measured", beside: "Measured | None") -> dic
     if beside is not None:
         about["against"] = summary(rows, beside)
         about["difference"] = differences(found, beside)
+    from sft_jax.evaluate.as_json import plain
+
     return plain(about)
 
 
@@ -156,22 +147,21 @@ def _lines(name: str, rows: "Rows", found: "Measured", beside: "Measured | None"
     return lines
 
 
-def divergences_of(options: Any, examples: Sequence[Any], policy: tuple, reference: tuple) -> "list[Divergence]":
-    """Of every example; both models are (what it is, architecture, parameters)."""
+def divergences_of(model: "Model", reference: "Model", examples: Sequence[Any], batch_size: int) -> "list[Divergence]":
+    """Of every example."""
     from sft_jax.handoff.reference import Policy, divergences
-    from sft_jax.model.decoder import Compute
 
-    sizes = policy[1].vocab, reference[1].vocab
+    sizes = model.architecture.vocab, reference.architecture.vocab
     if sizes[0] != sizes[1]:
         raise BadInput(
-            f"{policy[0].origin} has a vocabulary of {sizes[0]:,} tokens, {reference[0].origin} of {sizes[1]:,}: their "
+            f"{model.name} has a vocabulary of {sizes[0]:,} tokens, {reference.name} of {sizes[1]:,}: their "
             "probabilities cannot be compared"
         )
-    compute = Compute(dtype=options.dtype)
-    return list(divergences(Policy(*policy[1:]), Policy(*reference[1:]), compute, examples, options.batch_size))
+    policy, frozen = (Policy(one.architecture, one.parameters) for one in (model, reference))
+    return list(divergences(policy, frozen, model.compute, examples, batch_size))
 
 
-def check_same_tokenizer(one: "Pretrained", other: "Pretrained") -> None:
+def check_same_tokenizer(one: "Model", other: "Model") -> None:
     """Refuse two models whose ids mean different text.
 
     Raises:
@@ -181,6 +171,6 @@ def check_same_tokenizer(one: "Pretrained", other: "Pretrained") -> None:
     if ours != theirs:
         word = min(word for word, _ in ours.items() ^ theirs.items())
         raise BadInput(
-            f"{one.origin} and {other.origin} have different tokenizers: {word!r} is id {ours.get(word)} and "
+            f"{one.name} and {other.name} have different tokenizers: {word!r} is id {ours.get(word)} and "
             f"{theirs.get(word)}. Their probabilities of a token cannot be compared."
         )

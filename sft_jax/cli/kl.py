@@ -7,12 +7,12 @@ from typing import Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
 from sft_jax.cli.evaluate import check_same_tokenizer, divergences_of, documents_of
+from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_beside, load_model, write_lines
 from sft_jax.errors import EXIT_DONE
-from sft_jax.using import Layout, ModelPath, at_least, is_first_process, load_beside, loaded, write_lines
 
 
 @dataclass(frozen=True)
-class Kl(Layout):
+class Kl(ModelOptions):
     """How far a policy has moved from its reference: KL(MODEL || reference) a token, exact and by the estimators."""
 
     model: ModelPath
@@ -38,22 +38,23 @@ def kl(arguments: Sequence[str]) -> int:
         require(options, name, "sft-jax kl")
     at_least(options, 1, "batch_size")
     check_writable(options.out)
-    with loaded(options.model, options) as (pretrained, architecture, parameters):
-        from sft_jax.handoff.reference import mean
+    from sft_jax.distributed.agree import is_first_process
+    from sft_jax.handoff.reference import mean
 
-        examples = documents_of(options, options.data, pretrained, architecture)
-        other = load_beside(options.reference, options)
-        check_same_tokenizer(pretrained, other[0])
-        found = divergences_of(options, examples, (pretrained, architecture, parameters), other)
-        if options.out:
-            names = {"kl": "kl", "log_p": "logprobs", "log_q": "reference_logprobs"}
-            lines = (
-                {"id": example.id, **{name: getattr(one, key).tolist() for key, name in names.items()}}
-                for example, one in zip(examples, found, strict=True)
-            )
-            write_lines(lines, options.out)
-        result = mean(found)
-        if is_first_process():
-            shown = "  ".join(f"{name} {value:.6g}" for name, value in result.items())
-            print(json.dumps(result) if options.json else f"nats a token: {shown}")
+    model = load_model(options.model, options)
+    examples = documents_of(options, options.data, model)
+    other = load_beside(options.reference, model, options)
+    check_same_tokenizer(model, other)
+    found = divergences_of(model, other, examples, options.batch_size)
+    if options.out:
+        names = {"kl": "kl", "log_p": "logprobs", "log_q": "reference_logprobs"}
+        lines = (
+            {"id": example.id, **{name: getattr(one, key).tolist() for key, name in names.items()}}
+            for example, one in zip(examples, found, strict=True)
+        )
+        write_lines(lines, options.out)
+    result = mean(found)
+    if is_first_process():
+        shown = "  ".join(f"{name} {value:.6g}" for name, value in result.items())
+        print(json.dumps(result) if options.json else f"nats per token: {shown}")
     return EXIT_DONE

@@ -3,23 +3,14 @@
 Exit status: 0 done, 1 failed, 2 bad input (one clear message), 42 preempted after a committed checkpoint.
 """
 
+import importlib
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from sft_jax.cli import ceiling, data, evaluate, export, kl, plan, reward_init, sample, score, select, train
-from sft_jax.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_PREEMPTED,
-    BadInput,
-    NonFinite,
-    Preempted,
-    nearest,
-)
+from sft_jax.cli.processes import exit_status, leave_the_others
+from sft_jax.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, BadInput, nearest
 
 USAGE = """\
 sft-jax: supervised fine-tuning in JAX
@@ -44,19 +35,8 @@ at gs://bucket/path, or hf://org/name.
 
 # --- dispatch ---------------------------------------------------------------------------------------------------------
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train.train,
-    "data": data.data,
-    "plan": plan.plan,
-    "sample": sample.sample,
-    "score": score.score,
-    "export": export.export,
-    "evaluate": evaluate.evaluate,
-    "kl": kl.kl,
-    "reward-init": reward_init.reward_init,
-    "select": select.select,
-    "ceiling": ceiling.ceiling,
-}
+COMMANDS = ("train", "data", "plan", "sample", "select", "score", "evaluate", "ceiling", "export", "reward-init", "kl")
+"""Each is a module of this room, with a function of the same name: (arguments) -> exit status."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,31 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = run_command(list(sys.argv[1:] if arguments is None else arguments))
     finally:
         if status != EXIT_DONE:
-            _leave_the_others(status)
+            leave_the_others(status)
     sys.exit(status)
-
-
-def _leave_the_others(status: int) -> None:
-    """End a process of several at once: JAX's exit hook waits minutes for the others, and aborts with 134 without them.
-
-    The others are told, and leave with the same status. An error of the runtime may come of another process's end: the
-    watchdog has the time to find that out first.
-    """
-    start = sys.modules.get("sft_jax.distributed.start")
-    if start is None or start.watch is None:
-        return
-    from jax.errors import JaxRuntimeError
-
-    from sft_jax.distributed.watchdog import await_verdict, farewell
-
-    if error := sys.exception():
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if isinstance(error, JaxRuntimeError):
-        await_verdict(start.watch)
-    farewell(start.watch, status, f"status {status}; its console says why")
-    os._exit(status)
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -106,23 +63,6 @@ def run_command(arguments: Sequence[str]) -> int:
 def _dispatch(arguments: Sequence[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        raise BadInput(f"sft-jax: unknown command {name!r}. {nearest(name, tuple(COMMANDS))}")
-    return COMMANDS[name](rest)
-
-
-def exit_status(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run `command`; an expected failure becomes one message on stderr and its status."""
-    try:
-        return command(arguments)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except NonFinite as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except Preempted as error:
-        print(f"preempted: {error}", file=sys.stderr)
-        return EXIT_PREEMPTED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_FAILED
+        raise BadInput(f"sft-jax: unknown command {name!r}. {nearest(name, COMMANDS)}")
+    module = name.replace("-", "_")  # imported when it is wanted: JAX alone takes a second
+    return getattr(importlib.import_module(f"sft_jax.cli.{module}"), module)(rest)

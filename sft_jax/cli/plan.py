@@ -7,12 +7,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sft_jax.cli.arguments import check_writable, config_with_options
 from sft_jax.config import RunConfig
 from sft_jax.errors import EXIT_DONE, BadInput, nearest
-from sft_jax.storage.bucket import require_local
+from sft_jax.storage.location import require_local
 
 if TYPE_CHECKING:
     from sft_jax.data.pack.batches import Batch
@@ -104,8 +105,8 @@ def batch_shapes(config: RunConfig, architecture: "Architecture") -> "Batch":
 
 
 def _notes(config: RunConfig) -> list[str]:
-    data, parts = config.data, config.train.accumulation
-    notes = [f"{config.train.batch_size} rows of {data.sequence_length} tokens a step, in {parts} micro-batch(es)"]
+    data = config.data
+    notes = [f"{config.train.batch_size} rows of {data.sequence_length} tokens per step"]
     if not data.target_capacity:
         notes.append("data.target_capacity is chosen from the data when a run starts; here every token is a target")
     return notes
@@ -126,7 +127,8 @@ def _sharding(
 
     from sft_jax.parallel.mesh import check_slices
     from sft_jax.plan.sharding import abstract_mesh, place_all
-    from sft_jax.report.sharding_page import as_json, print_holders, print_sharding, write_sharding_page
+    from sft_jax.report.sharding import as_json, shard_blocks, sharding_page, sharding_tables
+    from sft_jax.storage.atomic import write_whole
 
     mesh = abstract_mesh(config, wanted.devices if wanted else _device_count(config, options))
     check_slices(mesh.shape, options.slices)
@@ -139,15 +141,16 @@ def _sharding(
         raise BadInput(f"--parameter {options.parameter!r} is no array of this run. {hint}")
     sizes = dict(mesh.shape)
     if options.html:
-        write_sharding_page(options.html, f"{config.model.path}: layout", placed, sizes, notes, chosen[0])
+        page = sharding_page(f"{config.model.path}: layout", placed, sizes, notes, chosen[0])
+        write_whole(Path(options.html), lambda file: file.write(page.encode()))
     if options.json:
         print(json.dumps(as_json(placed, sizes, notes), indent=1))
         return EXIT_DONE
     width = max(WIDTH, shutil.get_terminal_size().columns)
     console = Console(soft_wrap=True, highlight=False, width=width)
-    print_sharding(console, placed, sizes, notes)
+    console.print(sharding_tables(placed, sizes, notes))
     for index in chosen:
-        print_holders(console, placed[index], sizes)
+        console.print(shard_blocks(placed[index], sizes))
     if options.html:
         print(options.html, file=sys.stderr)
     return EXIT_DONE
@@ -159,14 +162,8 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
     from sft_jax.plan.planned import can_compile, check, plan_analytic, plan_compiled
     from sft_jax.plan.search import config_lines, flags, nearest_that_fits, search
     from sft_jax.plan.spend import spend
-    from sft_jax.report.plan_page import (
-        print_measured,
-        print_pareto,
-        print_plan,
-        print_spend,
-        spend_rows,
-        write_plan_page,
-    )
+    from sft_jax.report.plan import measured_table, pareto_table, plan_page, plan_tables, spend_rows, spend_table
+    from sft_jax.storage.atomic import write_whole
 
     compiles = can_compile(request.topology) and not options.analytic
     notes = [*notes, *_how(request, options)]
@@ -184,7 +181,8 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
     spent = spend(best, request.config.train.steps, options.price)
     if options.html:
         title = f"{request.config.model.path} on {options.topology}"
-        write_plan_page(options.html, title, best, notes, spend_rows(spent, request.config.train.steps), found)
+        page = plan_page(title, best, notes, spend_rows(spent, request.config.train.steps), found)
+        write_whole(Path(options.html), lambda file: file.write(page.encode()))
     if options.json:
         more = (
             {"search": [_as_json(each) for each in found], "options": flags(best), "config_lines": config_lines(best)}
@@ -194,14 +192,14 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
         print(json.dumps({**_as_json(best), **spent, "notes": notes, **(measured or {}), **more}, indent=1))
     else:
         if found:
-            print_pareto(console, found)
+            console.print(pareto_table(found))
             console.print(f"the fastest that fits: {flags(best)}")
             for line in config_lines(best):
                 console.print(f"    {line},", markup=False)
-        print_plan(console, best, notes)
-        print_spend(console, spent, request.config.train.steps)
+        console.print(plan_tables(best, notes))
+        console.print(spend_table(spent, request.config.train.steps))
         if measured:
-            print_measured(console, best, measured)
+            console.print(measured_table(best, measured))
     if options.html:
         print(options.html, file=sys.stderr)
     if best.fits:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
+from sft_jax.cli.options import ModelOptions, ModelPath, load_model
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.using import Layout, ModelPath, loaded, send
+from sft_jax.storage.location import Location
 
 
 @dataclass(frozen=True)
-class RewardInit(Layout):
+class RewardInit(ModelOptions):
     """Put a scalar head on a language model: where a reward model starts (train.objective reward)."""
 
     model: ModelPath
@@ -32,26 +33,26 @@ def reward_init(arguments: Sequence[str]) -> int:
     options = parse(RewardInit, arguments, "sft-jax reward-init")
     require(options, "out", "sft-jax reward-init")
     check_writable(options.out, directory=True)
+    from sft_jax.distributed.agree import agree_on_written
     from sft_jax.handoff.reward import choose_pad, with_reward_head
     from sft_jax.model.families import family_of
-    from sft_jax.storage.bucket import local, naming
     from sft_jax.weights.export import export
 
-    with loaded(options.model, options) as (pretrained, architecture, parameters):
-        if architecture.reward:
-            raise BadInput(f"{options.model} is a reward model already")
-        tokenizer = pretrained.tokenizer
-        before = tokenizer.pad_token
-        tokenizer.pad_token = choose_pad(tokenizer, pretrained.stop_ids, architecture.vocab, options.pad_token)
-        kind = family_of(pretrained.hf_config, options.model)
-        config = {**pretrained.hf_config, "model_type": kind, "pad_token_id": tokenizer.pad_token_id}
-        generation = {**pretrained.generation_config, "pad_token_id": tokenizer.pad_token_id}
-        reward, head = with_reward_head(architecture, parameters, options.init, options.seed)
-        with naming(options.out):
-            out = local(options.out)
-            export(head, reward, config, tokenizer, out, dtype=options.dtype, generation_config=generation)
-        send(options.out)
+    out, model = Location(options.out), load_model(options.model, options)
+    pretrained, tokenizer = model.pretrained, model.tokenizer
+    if model.architecture.reward:
+        raise BadInput(f"{options.model} is a reward model already")
+    before = tokenizer.pad_token
+    tokenizer.pad_token = choose_pad(tokenizer, pretrained.stop_ids, model.architecture.vocab, options.pad_token)
+    kind = family_of(pretrained.hf_config, options.model)
+    config = {**pretrained.hf_config, "model_type": kind, "pad_token_id": tokenizer.pad_token_id}
+    generation = {**pretrained.generation_config, "pad_token_id": tokenizer.pad_token_id}
+    layout = model.compute.layout
+    reward, head = with_reward_head(model.architecture, layout, model.parameters, options.init, options.seed)
+    with out.naming():
+        export(head, reward, config, tokenizer, out.local(), dtype=options.dtype, generation_config=generation)
+    agree_on_written(out)
     if tokenizer.pad_token != before:
         print(f"padding is {tokenizer.pad_token} instead of {before}, which ends answers")
-    print(options.out)
+    print(out)
     return EXIT_DONE

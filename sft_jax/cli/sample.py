@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sft_jax.cli.arguments import check_writable, parse, require
+from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, write_lines
+from sft_jax.config import Data
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
 
 if TYPE_CHECKING:
     pass
 
 
 @dataclass(frozen=True)
-class Sample(Layout):
+class Sample(ModelOptions):
     """Complete prompts, several times each, for people or a model to rank."""
 
     model: ModelPath
@@ -55,30 +56,24 @@ def sample(arguments: Sequence[str]) -> int:
     if "" in options.stop:
         raise BadInput("--stop has an empty string, which would end every completion at once")
     check_writable(options.out)
-    from sft_jax.config import Data
-    from sft_jax.evaluate.complete import prompts_of
     from sft_jax.evaluate.measure import read_tasks
     from sft_jax.evaluate.sampled import sampled_row
-    from sft_jax.model.decoder import Compute
     from sft_jax.sample.draw import Sampling
-    from sft_jax.sample.generate import generator_of
 
     tasks = read_tasks(Data((options.prompts,)), (options.prompts,))
     if not tasks:
         raise BadInput(f"{options.prompts}: no row has a prompt to answer: text and tokens have none")
-    with loaded(options.model, options) as (pretrained, architecture, parameters):
-        prompts = prompts_of(tasks, pretrained, architecture, options.max_new_tokens, pretrained.template_date)
-        generator = generator_of(pretrained, architecture, Compute(dtype=options.dtype), options.batch_size)
-        sampling = Sampling(
-            options.max_new_tokens,
-            options.temperature,
-            options.top_p,
-            options.seed,
-            options.top_k,
-            options.min_p,
-            options.stop,
-        )
-        answers = generator(parameters, prompts, sampling, options.n)
-    rows = (sampled_row(task, each, pretrained.tokenizer) for task, each in zip(tasks, answers, strict=True))
+    model = load_model(options.model, options)
+    sampling = Sampling(
+        options.max_new_tokens,
+        options.temperature,
+        options.top_p,
+        options.seed,
+        options.top_k,
+        options.min_p,
+        options.stop,
+    )
+    answers = model.answer(tasks, sampling, options.n, options.batch_size)
+    rows = (sampled_row(task, each, model.tokenizer) for task, each in zip(tasks, answers, strict=True))
     write_lines(rows, options.out)
     return EXIT_DONE

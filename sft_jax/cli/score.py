@@ -1,20 +1,19 @@
 """sft-jax score MODEL --data F --out F"""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
+from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, write_lines
 from sft_jax.errors import EXIT_DONE
-from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
 
 if TYPE_CHECKING:
     pass
 
 
 @dataclass(frozen=True)
-class Score(Layout):
+class Score(ModelOptions):
     """log p of every token of examples, and which of them train, under a model."""
 
     model: ModelPath
@@ -35,32 +34,14 @@ def score(arguments: Sequence[str]) -> int:
     require(options, "data", "sft-jax score")
     at_least(options, 1, "batch_size")
     check_writable(options.out)
-    from sft_jax.config import Data
-    from sft_jax.data.pack.prepare import check_vocabulary, prepare
-    from sft_jax.model.decoder import Compute
-    from sft_jax.sample.score import check_lengths, score_examples
+    from sft_jax.api.model import scored_row
+    from sft_jax.data.pack.prepare import prepare
+    from sft_jax.sample.score import score_examples
 
-    with loaded(options.model, options) as (pretrained, architecture, parameters):
-        # Length is the model's limit alone, checked below: nothing is cut or left out of a score.
-        data = Data(
-            (options.data,),
-            train_on=options.train_on,
-            sequence_length=sys.maxsize,
-            template_date=pretrained.template_date,
-        )
-        examples = prepare(data, pretrained.tokenizer, keep_untrained=True).examples
-        check_lengths(examples, architecture, options.model)
-        check_vocabulary(examples, architecture.vocab, options.model)
-        compute = Compute(dtype=options.dtype)
-        scores = score_examples(architecture, compute, parameters, examples, options.batch_size)
-        rows = (
-            {
-                "id": example.id,
-                "tokens": example.tokens.tolist(),
-                "weights": example.weights.tolist(),
-                "logprobs": [None, *log_p.tolist()],
-            }
-            for example, log_p in zip(examples, scores, strict=True)
-        )
-        write_lines(rows, options.out)
+    model = load_model(options.model, options)
+    data = model.data((options.data,), options.train_on)
+    examples = prepare(data, model.tokenizer, keep_untrained=True).examples
+    model.check(examples)
+    scores = score_examples(model.architecture, model.compute, model.parameters, examples, options.batch_size)
+    write_lines((scored_row(example, log_p) for example, log_p in zip(examples, scores, strict=True)), options.out)
     return EXIT_DONE

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
+from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, write_lines
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.using import Layout, ModelPath, at_least, loaded, write_lines
 
 
 @dataclass(frozen=True)
-class Select(Layout):
+class Select(ModelOptions):
     """Sampled completions, scored, become new demonstrations, or pairs for a reward model."""
 
     samples: ModelPath
@@ -103,26 +103,22 @@ def _rewards(options: Select, records: Sequence[Any]) -> list[list[float]]:
     from sft_jax.data.chat.rendering import Policy
     from sft_jax.data.forms.formats import demonstrations
     from sft_jax.data.read.rows import Record
-    from sft_jax.evaluate.sampled import as_demonstration
+    from sft_jax.evaluate.sampled import as_demonstration, written
     from sft_jax.handoff.reward import reward_documents
-    from sft_jax.model.decoder import Compute
 
-    with loaded(options.reward, options) as (pretrained, architecture, parameters):
-        if not architecture.reward:
-            raise BadInput(
-                f"--reward {options.reward} is a language model; train a reward model from sft-jax reward-init"
-            )
-        policy, documents = Policy(date=pretrained.template_date), []
-        for record in records:
-            for one in record.value["completions"]:
-                row = Record(record.source, record.line, as_demonstration(record.value, one["text"], "x"))
-                [whole] = demonstrations(row, Data(()))
-                documents.append(encode(record.where, whole, pretrained.tokenizer, "all", policy).tokens)
-        longest = max(documents, key=len)
-        if len(longest) > architecture.max_positions:
-            raise BadInput(
-                f"a completion of {len(longest):,} tokens; {options.reward} has {architecture.max_positions:,}"
-            )
-        compute = Compute(dtype=options.dtype)
-        rewards = iter(list(reward_documents(architecture, compute, parameters, documents, options.batch_size)))
+    model = load_model(options.reward, options)
+    architecture = model.architecture
+    if not architecture.reward:
+        raise BadInput(f"--reward {options.reward} is a language model; train a reward model from sft-jax reward-init")
+    policy, documents = Policy(date=model.pretrained.template_date), []
+    for record in records:
+        for one in record.value["completions"]:
+            row = Record(record.source, record.line, as_demonstration(record.value, written(one), "x"))
+            [whole] = demonstrations(row, Data(()))
+            documents.append(encode(record.where, whole, model.tokenizer, "all", policy).tokens)
+    longest = max(documents, key=len)
+    if len(longest) > architecture.max_positions:
+        raise BadInput(f"a completion of {len(longest):,} tokens; {options.reward} has {architecture.max_positions:,}")
+    found = reward_documents(architecture, model.compute, model.parameters, documents, options.batch_size)
+    rewards = iter(list(found))
     return [[next(rewards) for _ in record.value["completions"]] for record in records]

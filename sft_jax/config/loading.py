@@ -3,11 +3,28 @@
 import dataclasses
 import json
 import re
+import runpy
+import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from sft_jax.config.run import Data, Distributed, Mesh, Model, Optimizer, RunConfig, Sharding, Train, leaf_fields
+from sft_jax.config.kinds import ADAPTERS, OPTIMIZERS, AdamW
+from sft_jax.config.run import (
+    Adapter,
+    Data,
+    Distributed,
+    Loss,
+    Mesh,
+    Model,
+    Optimizer,
+    RunConfig,
+    Sharding,
+    Train,
+    leaf_fields,
+)
 from sft_jax.errors import BadInput, nearest
 
 
@@ -26,7 +43,17 @@ def from_json(text: str, origin: str) -> RunConfig:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
         raise BadInput(f"{origin}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
-    return _build(RunConfig, tree, origin, "")
+    return _build(RunConfig, _of_0_1(tree), origin, "")
+
+
+def _of_0_1(tree: Any) -> Any:
+    """A config as sft_jax 0.1 wrote it, which had AdamW's settings whatever the optimizer was."""
+    if not isinstance(tree, dict) or "loss" in tree or not isinstance(tree.get("optimizer"), dict):
+        return tree
+    kind = OPTIMIZERS.settings_type(tree["optimizer"].get("name", "adamw"))
+    own, before = {field.name for field in dataclasses.fields(kind)}, dataclasses.asdict(AdamW())
+    kept = {key: value for key, value in tree["optimizer"].items() if key in own or before.get(key) != value}
+    return {**tree, "optimizer": kept}
 
 
 def _build(cls: type, tree: Any, origin: str, prefix: str) -> Any:
@@ -45,6 +72,10 @@ def _build(cls: type, tree: Any, origin: str, prefix: str) -> Any:
 
 
 def _leaf(kind: Any, value: Any, origin: str, name: str) -> Any:
+    if get_origin(kind) in (Union, UnionType):
+        if value is None:
+            return None
+        [kind] = [one for one in get_args(kind) if one is not type(None)]
     if get_origin(kind) is tuple:
         of = get_args(kind)[0]
         if isinstance(value, list) and of is float and all(type(v) in (int, float) for v in value):
@@ -77,10 +108,14 @@ def load_config(path: str | Path) -> RunConfig:
         raise BadInput(f"{path}: no such config file. Configs shipped: configs/quickstart.py, configs/llama31_8b.py")
     if path.suffix == ".json":
         return from_json(path.read_text(encoding="utf-8"), str(path))
-    import runpy
-
+    if path.suffix in (".yaml", ".yml", ".toml", ".ini", ".cfg"):
+        raise BadInput(
+            f"{path}: a config is a Python file with `def get_config() -> RunConfig`, or the config.json of a run; "
+            f"{path.suffix} files are not read. Start from configs/quickstart.py, or give options: "
+            "sft-jax train configs/quickstart.py --data.train YOUR.jsonl"
+        )
     try:
-        scope = runpy.run_path(str(path))
+        scope = _executed(path)
         if "get_config" not in scope:
             raise BadInput(
                 f"{path}: defines no get_config(). A config file is Python with `def get_config() -> RunConfig`."
@@ -105,6 +140,21 @@ def load_config(path: str | Path) -> RunConfig:
         raise BadInput(f"{path}{_line_of(error, path)}: cannot be executed: {problem}{_field_hint(error)}") from error
 
 
+def _executed(path: Path) -> dict[str, Any]:
+    """What a config file defines; it may import the config files beside it."""
+    folder, known = str(path.resolve().parent), set(sys.modules)
+    sys.path.insert(0, folder)
+    try:
+        return runpy.run_path(str(path))
+    finally:
+        sys.path.remove(folder)
+        # Another folder may have a config of the same name.
+        for name in set(sys.modules) - known:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and str(Path(file).resolve().parent) == folder:
+                del sys.modules[name]
+
+
 def _line_of(error: BaseException, path: Path) -> str:
     """`:12`, the last line of the config file that the error came through."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -116,7 +166,9 @@ def _line_of(error: BaseException, path: Path) -> str:
 def _field_hint(error: BaseException) -> str:
     """The nearest fields where a section was given one that it does not have."""
     named = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    sections: tuple[type, ...] = (RunConfig, Model, Data, Optimizer, Train, Mesh, Sharding, Distributed)
+    sections: tuple[type, ...] = (
+        RunConfig, Model, Data, Optimizer, Loss, Adapter, Train, Mesh, Sharding, Distributed,
+    )  # fmt: skip
     known = {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in sections}
     if named is None or named[1] not in known:
         return ""
@@ -124,10 +176,47 @@ def _field_hint(error: BaseException) -> str:
 
 
 def identity_differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """One line for each identity field that differs, `name: old -> new`."""
-    before = {name: value for name, _, value in leaf_fields(old)}
+    """One line for each identity field that differs, `name: old -> new`; a field left out has its kind's default."""
+    before, after = _effective(old), _effective(new)
     return [
-        f"{name}: {before[name]!r} -> {value!r}"
-        for name, field, value in leaf_fields(new)
-        if field.metadata.get("identity") and before[name] != value
+        f"{name}: {before[name]!r} -> {after[name]!r}"
+        for name, field, _ in leaf_fields(new)
+        if field.metadata.get("identity") and before[name] != after[name]
     ]
+
+
+def _effective(config: RunConfig) -> dict[str, Any]:
+    values = {name: value for name, _, value in leaf_fields(config)}
+    for registry, name, section in (
+        (OPTIMIZERS, config.optimizer.name, config.optimizer),
+        (ADAPTERS, config.adapter.kind, config.adapter),
+    ):
+        settings = dataclasses.asdict(registry.settings(name, section))
+        values |= {f"{registry.section}.{field}": value for field, value in settings.items()}
+    return values
+
+
+def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """The config with fields set by their dotted names, as `--section.field` does.
+
+    A number of epochs makes the steps of a resolved config void: they are counted anew.
+
+    Raises:
+      BadInput: an unknown field, or a value of the wrong type.
+    """
+    if not overrides:
+        return config
+    tree = json.loads(to_json(config))
+    known = [name for name, _, _ in leaf_fields(config)]
+    values = dict(overrides)
+    if "train.epochs" in values:
+        values.setdefault("train.steps", 0)
+    for name, value in values.items():
+        if name not in known:
+            raise BadInput(f"unknown field {name!r}. {nearest(name, known)}")
+        *sections, field = name.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[field] = list(value) if isinstance(value, tuple) else value
+    return _build(RunConfig, tree, "overrides", "")

@@ -29,6 +29,9 @@ class Model:
     """Compute dtype. Master weights, moments, softmax, norms, RoPE angles and the loss stay float32."""
     weights: Literal["pretrained", "random"] = identity("pretrained")
     """random starts from scratch: `path` gives config.json and the tokenizer alone, train.seed draws the weights."""
+    quantization: Literal["none", "int8"] = identity("none")
+    """How kernels are stored: float32, or int8 values with a scale per output, which can be sampled and scored and
+    stay frozen in training."""
     remat: Literal["none", "dots", "minimal", "attention", "full", "offload"] = free("none")
     """What a layer keeps for its backward pass: none keeps everything; dots every matrix product; minimal the products
     with weights; attention its input, queries, keys, values and attention's output; full its input alone; offload the
@@ -99,9 +102,9 @@ class Data:
     """What happens to an example longer than sequence_length; counts are printed. split cuts `text` into pieces that
     overlap by one token, so that nothing is lost, and drops conversations."""
     sequence_length: int = identity(1024)
-    """Tokens a row holds (T)."""
+    """Tokens per row (T)."""
     target_capacity: int = identity(0)
-    """Trained tokens a row holds (M); 0 chooses it from the data and writes it into the resolved config."""
+    """Trained tokens per row (M); 0 chooses it from the data and writes it into the resolved config."""
     packing: Literal["best_fit", "none"] = identity("best_fit")
     """best_fit puts several documents into a row, isolated from each other; none gives each its own row."""
     shuffle: bool = identity(True)
@@ -116,10 +119,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The optax step."""
+    """The optax step. Fields without a value take the chosen optimizer's own default."""
 
-    name: Literal["adamw", "sgd"] = identity("adamw")
-    """adamw (decoupled weight decay) or sgd."""
+    name: str = identity("adamw")
+    """adamw (decoupled weight decay), sgd, lion, adafactor, or muon."""
     learning_rate: float = identity(2e-5)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = identity("linear")
@@ -130,24 +133,56 @@ class Optimizer:
     """Decoupled weight decay on matrices; norms and biases never decay."""
     clip_norm: float = identity(1.0)
     """Gradients are scaled down to this global L2 norm; 0 turns clipping off."""
-    b1: float = identity(0.9)
-    """Decay of the first moment."""
-    b2: float = identity(0.999)
-    """Decay of the second moment."""
-    eps: float = identity(1e-8)
-    """Added to the square root of the second moment."""
-    first_moment_dtype: Literal["float32", "bfloat16"] = identity("float32")
-    """bfloat16 halves the first moment's memory. The second stays float32: at b2 = 0.999 it changes by less than
-    bfloat16 can show, and would stand still."""
+    b1: float | None = identity(None)
+    """Decay of the first moment: adamw 0.9, lion 0.9, muon 0.9 (of what AdamW trains)."""
+    b2: float | None = identity(None)
+    """Decay of the second moment: adamw 0.999, muon 0.999; of lion's momentum 0.99."""
+    eps: float | None = identity(None)
+    """Added to the square root of the second moment: adamw and muon 1e-8."""
+    first_moment_dtype: Literal["float32", "bfloat16"] | None = identity(None)
+    """adamw, lion: bfloat16 halves the first moment's memory. The second stays float32: at b2 = 0.999 it changes by
+    less than bfloat16 can show, and would stand still."""
+    momentum: float | None = identity(None)
+    """sgd 0 (none), muon 0.95."""
+    decay_rate: float | None = identity(None)
+    """adafactor 0.8: the second moment's decay at step t is 1 - t^-0.8."""
+    factored_from: int | None = identity(None)
+    """adafactor 128: matrices with two dimensions of at least this size have their second moment factored."""
+    clip_rms: float | None = identity(None)
+    """adafactor 1: updates of a parameter are scaled down to this root mean square."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is minimised."""
+
+    kind: str = identity("cross_entropy")
+    """cross_entropy imitates the trained tokens; reward learns from `chosen` and `rejected` which is better
+    (Bradley-Terry), with a model that sft-jax reward-init wrote."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Train a few added parameters beside a frozen model. Fields without a value take the adapter's own default."""
+
+    kind: str = identity("none")
+    """none, or lora: low-rank matrices beside the kernels."""
+    rank: int | None = identity(None)
+    """lora 16."""
+    alpha: float | None = identity(None)
+    """lora 32; the adapter's product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = identity(())
+    """Patterns of the kernels that have one, such as `*attention*`; empty: all kernels of layers."""
 
 
 @dataclass(frozen=True)
 class Train:
     """How long, how large, and what is written when."""
 
-    objective: Literal["sft", "reward"] = identity("sft")
-    """sft imitates the trained tokens; reward learns from `chosen` and `rejected` which is better (Bradley-Terry), with
-    a model that sft-jax reward-init wrote."""
+    objective: Literal["sft", "reward"] | None = free(None)
+    """Another name for loss.kind: sft is cross_entropy."""
+    trainable: tuple[str, ...] = identity(())
+    """Parameters that train, by patterns: `head`, `layers.20-29`, `*norm*`, `layers.0-3.mlp.*`. Empty: all of them."""
     steps: int = identity(0)
     """Optimizer steps; 0 means epochs decides."""
     epochs: int = identity(1)
@@ -176,6 +211,8 @@ class Train:
     """Checkpoints whose step is a multiple of this are kept for good; 0 keeps none so."""
     tensorboard: bool = free(True)
     """Write TensorBoard events beside metrics.jsonl."""
+    sinks: tuple[str, ...] = free(())
+    """Where metrics go besides metrics.jsonl and TensorBoard: names of registered sinks."""
 
 
 @dataclass(frozen=True)
@@ -255,10 +292,19 @@ class RunConfig:
     model: Model = Model()
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
+    adapter: Adapter = Adapter()
     train: Train = Train()
     mesh: Mesh = Mesh()
     sharding: Sharding = Sharding()
     distributed: Distributed = Distributed()
+
+    def __post_init__(self) -> None:
+        """`train.objective` is another name for `loss.kind`, and is written as that."""
+        if self.train.objective is not None:
+            kind = "cross_entropy" if self.train.objective == "sft" else self.train.objective
+            object.__setattr__(self, "loss", dataclasses.replace(self.loss, kind=kind))
+            object.__setattr__(self, "train", dataclasses.replace(self.train, objective=None))
 
 
 def leaf_fields(config: Any, prefix: str = "") -> list[tuple[str, dataclasses.Field, Any]]:

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from sft_jax.config.kinds import ADAPTERS, LOSSES, OPTIMIZERS, SINKS
 from sft_jax.config.run import Distributed, Mesh, RunConfig, Sharding, leaf_fields
 from sft_jax.errors import BadInput, nearest
 
@@ -60,11 +61,13 @@ def validate(config: RunConfig) -> None:
     problems += [f"{name} is {values[name]}, expected 0 or more" for name in _NOT_NEGATIVE if values[name] < 0]
     floats = [(name, value) for name, value in values.items() if isinstance(value, float)]
     problems += [f"{name} is {value}, expected a finite number" for name, value in floats if not math.isfinite(value)]
-    for name in ("optimizer.b1", "optimizer.b2"):
-        if not 0 <= values[name] < 1:
+    for name in ("optimizer.b1", "optimizer.b2", "optimizer.momentum", "optimizer.decay_rate"):
+        if values[name] is not None and not 0 <= values[name] < 1:
             problems.append(f"{name} is {values[name]}, expected at least 0 and less than 1")
-    if config.optimizer.eps <= 0:
-        problems.append(f"optimizer.eps is {config.optimizer.eps}, expected more than 0")
+    for name in ("optimizer.eps", "optimizer.clip_rms", "optimizer.factored_from", "adapter.rank", "adapter.alpha"):
+        if values[name] is not None and values[name] <= 0:
+            problems.append(f"{name} is {values[name]}, expected more than 0")
+    problems += _kind_problems(config)
     if config.train.seed >= 2**63:
         problems.append(f"train.seed is {config.train.seed}, expected less than 2**63")
     if not re.fullmatch(r"(gs|s3)://[^/]+/.+|(?!.*://).+", config.workdir):
@@ -97,25 +100,42 @@ def validate(config: RunConfig) -> None:
     if config.data.limit and (config.data.streaming or weights):
         other = "data.streaming" if config.data.streaming else "data.weights"
         problems.append(f"data.limit draws from prepared data of one kind; it does not go with {other}")
-    if config.train.objective == "reward":
+    if config.loss.kind in LOSSES.names and LOSSES.settings_type(config.loss.kind).reads_pairs:
         if config.data.over_length in ("truncate", "split"):
             problems.append(
                 f'data.over_length is "{config.data.over_length}": a cut answer has lost the token at which its reward '
-                "is read. Take drop or error for train.objective reward"
+                "is read. Take drop or error for loss.kind reward"
             )
         if config.data.format not in ("auto", "preference", "pair"):
-            problems.append(f"data.format is {config.data.format}, but train.objective reward compares two answers")
+            problems.append(f"data.format is {config.data.format}, but loss.kind reward compares two answers")
         if config.data.streaming:
-            problems.append("data.streaming: train.objective reward learns from prepared pairs")
+            problems.append("data.streaming: loss.kind reward learns from prepared pairs")
         if config.train.eval_samples:
             problems.append("train.eval_samples: a reward model answers nothing")
     elif config.data.format == "pair":
-        problems.append('data.format "pair" is for train.objective reward; "preference" imitates the chosen answer')
+        problems.append('data.format "pair" is for loss.kind reward; "preference" imitates the chosen answer')
     if config.data.over_length == "split" and config.data.sequence_length < 2:
         problems.append('data.over_length "split" needs data.sequence_length of at least 2')
     problems += _batch_problems(config) + layout_problems(config.mesh, config.sharding, config.distributed)
     if problems:
         raise BadInput("\n".join(problems))
+
+
+def _kind_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the kinds that are chosen by name, and with fields that the chosen ones lack."""
+    chosen = [
+        (OPTIMIZERS, config.optimizer.name, config.optimizer),
+        (LOSSES, config.loss.kind, config.loss),
+        (ADAPTERS, config.adapter.kind, config.adapter),
+        *((SINKS, name, None) for name in config.train.sinks),
+    ]
+    problems = []
+    for registry, name, section in chosen:
+        try:
+            registry.settings(name, section)
+        except BadInput as error:
+            problems.append(str(error))
+    return problems
 
 
 def _is_date(text: str) -> bool:

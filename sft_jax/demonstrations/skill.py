@@ -133,7 +133,7 @@ def write_task(
     All of it is a function of the arguments; a directory that has it already is left as it is. Questions of the two
     files may coincide: each answer is drawn anew, so that the held-out loss is the demonstrator's entropy at best.
     """
-    from sft_jax.data.pack.store import write_json, write_whole
+    from sft_jax.storage.atomic import write_json, write_whole
 
     model = directory / MODEL
     if not (model / "config.json").is_file():

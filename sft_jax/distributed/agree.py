@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 import jax
 
-# JAX offers the store through which its processes found each other in no public module. Collectives cannot take its
-# place: they need the devices, of which the processes may have different numbers by mistake.
-from jax._src import distributed
-
+from sft_jax.config import leaf_fields
+from sft_jax.distributed.jax_internals import Store, joined
 from sft_jax.errors import BadInput
+from sft_jax.storage.location import Location
 
 Result = TypeVar("Result")
 
@@ -36,15 +35,15 @@ def agreed(
     Raises:
       BadInput: on every process, whatever `work` raised on any; or the fields that differ, with the values.
     """
-    state = distributed.global_state
-    if state.client is None:
+    place = joined()
+    if place is None:
         return work()
 
     _asked[what] += 1
-    place = f"sft_jax/{what}/{_asked[what]}"
+    folder = f"sft_jax/{what}/{_asked[what]}"
 
     def tell(value: Mapping[str, Any]) -> None:
-        state.client.key_value_set(f"{place}/{state.process_id}", json.dumps(value))  # type: ignore[union-attr]
+        place.store.key_value_set(f"{folder}/{place.process}", json.dumps(value))
 
     try:
         result = work()
@@ -52,7 +51,7 @@ def agreed(
         tell({"refused": str(error)})
         raise
     tell({"fields": dict(fields(result))})
-    answers = [_answer(what, place, process, timeout_seconds) for process in range(state.num_processes or 1)]
+    answers = [_answer(what, place.store, f"{folder}/{k}", k, timeout_seconds) for k in range(place.processes)]
     for process, answer in enumerate(answers):
         if "refused" in answer:
             raise BadInput(f"process {process}: {answer['refused']}")
@@ -63,10 +62,39 @@ def agreed(
     return result
 
 
-def _answer(what: str, place: str, process: int, timeout_seconds: float) -> dict[str, Any]:
-    client: Any = distributed.global_state.client
+OF_EACH_PROCESS = ("distributed.process_id", "distributed.coordinator")
+"""Options that may differ between processes: who they are, and how they spell the address where they have met."""
+
+
+def agree_on_options(options: Any) -> None:
+    """Refuse on every process what the processes were not all started with; call it after `start`.
+
+    Raises:
+      BadInput: each field that differs, with its values.
+    """
+    values = {name: value for name, _, value in leaf_fields(options) if name not in OF_EACH_PROCESS}
+    advice = "Start every process with the same CONFIG and options."
+    agreed("options", lambda: values, lambda values: values, advice, options.distributed.timeout_seconds)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+SEND_SECONDS = 24 * 3600.0
+"""So long the other processes wait while process 0 sends what it has written to a bucket."""
+
+
+def agree_on_written(out: Location) -> None:
+    """Publish what was written in the copy of `out`; no process goes on, and ends, before all is sent."""
+    if out.is_remote:
+        agreed("output", out.publish, lambda _: {}, "", SEND_SECONDS)
+
+
+def _answer(what: str, store: Store, key: str, process: int, timeout_seconds: float) -> dict[str, Any]:
     try:
-        return json.loads(client.blocking_key_value_get(f"{place}/{process}", int(timeout_seconds * 1000)))
+        return json.loads(store.blocking_key_value_get(key, int(timeout_seconds * 1000)))
     except jax.errors.JaxRuntimeError as error:
         raise BadInput(
             f"process {process} has not told its {what} within {timeout_seconds:g} s: {str(error).splitlines()[0]}. "

@@ -2,7 +2,8 @@
 
 The distributed runtime ends a process with SIGABRT the moment its connection to the coordinator breaks, with no Python
 in between. Its client is given a relay's address instead: the relay sees the break first, keeps the client's side open,
-and says so.
+and says so. There is no other way with jaxlib 0.10: `jax_enable_recoverability` aborts all the same, and so does a
+`missed_heartbeat_callback` (std::bad_cast, before any Python).
 """
 
 import contextlib

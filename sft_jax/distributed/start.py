@@ -2,30 +2,24 @@
 
 import atexit
 import contextlib
-import os
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 
-# JAX tells what it has detected in no public function; `jax.distributed.initialize` connects at once, with no message
-# that names an address.
-from jax._src import distributed
-from jax._src.clusters import ClusterEnv
-
 from sft_jax.config import Distributed
+from sft_jax.distributed.jax_internals import detect_cluster, joined
 from sft_jax.distributed.relay import open_relay
 from sft_jax.distributed.tpu_lock import check_tpu_is_free
-from sft_jax.distributed.watchdog import Watch, farewell, lost_coordinator, start_watchdog
+from sft_jax.distributed.watchdog import Leave, Watchdog, farewell, lost_coordinator, start_watchdog, stay
 from sft_jax.errors import EXIT_BAD_INPUT, BadInput
 
 SLACK_SECONDS = 60
 """How much longer than ours the runtime's own time limits are: it aborts, and says less."""
 
-watch: Watch | None = None
+watch: Watchdog | None = None
 """The watchdog of this process; None in a run of one process."""
 
 
@@ -40,27 +34,42 @@ class Members(NamedTuple):
     """The local GPUs of this process; None for all."""
 
 
-def start(config: Distributed) -> None:
+def start(config: Distributed, leave: Leave = stay) -> None:
     """Configure the backend and join the other processes; call it once, before any `jax.devices()`.
 
-    Where the other processes do not come within the timeout, the process ends here with the status of bad input and a
-    message: JAX would abort it with a stack of C++.
+    Args:
+      leave: ends this process where it cannot go on: the others do not come within the timeout (JAX would abort it with
+        a stack of C++), or one of them is gone later.
 
     Raises:
       BadInput: `auto` where no cluster says who the processes are; an address that cannot be used; a TPU that another
         process holds; fewer devices than `config.devices`.
     """
     if config.cpu_devices:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+        _simulate(config.cpu_devices)
     else:
         check_tpu_is_free()
     if not jax.distributed.is_initialized():  # else by an earlier run of this process
         members = detect(config) if config.auto else Members(config.coordinator, config.processes, config.process_id)
         if members.processes > 1:
-            _join(members, config)
+            _join(members, config, leave)
     if config.devices:
         _check_devices(config)
+
+
+def _simulate(devices: int) -> None:
+    """Raises BadInput where JAX has been used in this process and has other devices: it finds them once."""
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError as error:
+        found = jax.local_devices()
+        if len(found) != devices or found[0].platform != "cpu":
+            raise BadInput(
+                f"distributed.cpu_devices is {devices}, but JAX has been used in this process already and has "
+                f"{len(found)} {found[0].platform} device(s). Start a new process (restart the notebook's kernel) and "
+                "make the run before anything else uses JAX, or set distributed.cpu_devices to 0"
+            ) from error
 
 
 def detect(config: Distributed) -> Members:
@@ -70,10 +79,9 @@ def detect(config: Distributed) -> Members:
       BadInput: none of these.
     """
     try:
-        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, config.timeout_seconds)
+        coordinator, processes, process, gpus = detect_cluster(config.timeout_seconds)
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise BadInput(f"distributed.auto: the cluster's environment cannot be read: {error}. {BY_HAND}") from error
-    coordinator, processes, process, gpus = found
     if coordinator is None or processes is None or process is None:
         raise BadInput(
             f"distributed.auto: no cluster environment (Cloud TPU, GKE, Slurm, Open MPI) tells the processes. {BY_HAND}"
@@ -84,7 +92,7 @@ def detect(config: Distributed) -> Members:
 BY_HAND = "Name them by hand with --distributed.coordinator, --distributed.processes, --distributed.process-id."
 
 
-def _join(members: Members, config: Distributed) -> None:
+def _join(members: Members, config: Distributed, leave: Leave) -> None:
     global watch
     _check_address(members)
     # gloo carries the collectives of CPU processes; accelerators bring their own.
@@ -95,7 +103,7 @@ def _join(members: Members, config: Distributed) -> None:
             lost_coordinator(watch, "has closed the connection")
 
     port = members.coordinator.rsplit(":", 1)[1]
-    with _deadline(members, config.timeout_seconds):
+    with _deadline(members, config.timeout_seconds, leave):
         jax.distributed.initialize(
             members.coordinator if members.process == 0 else open_relay(members.coordinator, lost),
             members.processes,
@@ -106,9 +114,10 @@ def _join(members: Members, config: Distributed) -> None:
             cluster_detection_method="deactivate",
             coordinator_bind_address=f"[::]:{port}" if socket.has_dualstack_ipv6() else f"0.0.0.0:{port}",
         )
-    client = distributed.global_state.client
+    place = joined()
+    assert place is not None
     watch = start_watchdog(
-        client, members.process, members.processes, members.coordinator, float(config.silence_seconds)
+        place.store, members.process, members.processes, members.coordinator, float(config.silence_seconds), leave
     )
     # Before JAX's own exit hook, which waits for the others and then ends the coordinator.
     atexit.register(farewell, watch, 0, "")
@@ -136,20 +145,18 @@ def _check_address(members: Members) -> None:
 
 
 @contextlib.contextmanager
-def _deadline(members: Members, seconds: int) -> Iterator[None]:
+def _deadline(members: Members, seconds: int, leave: Leave) -> Iterator[None]:
     """End the process when what is inside takes longer than the timeout; Python cannot interrupt it."""
 
     def give_up() -> None:
         others = "the others did not all come" if members.process == 0 else "it did not answer"
-        print(
+        leave(
+            EXIT_BAD_INPUT,
             f"error: process {members.process} of {members.processes} waited {seconds} s at the "
             f"coordinator {members.coordinator}: {others}. Start every process with the same --distributed.coordinator "
             "(host:port of process 0) and --distributed.processes, and its own --distributed.process-id; the port must "
             "be open between the hosts.",
-            file=sys.stderr,
-            flush=True,
         )
-        os._exit(EXIT_BAD_INPUT)
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True

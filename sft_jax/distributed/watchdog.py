@@ -10,15 +10,13 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
+from sft_jax.distributed.jax_internals import Store
 from sft_jax.errors import EXIT_PREEMPTED
 
 _log = logging.getLogger(__name__)
@@ -35,12 +33,20 @@ PROCESSES_PER_SECOND = 250
 """So many beats a second process 0 reads at most: with more processes the interval is longer."""
 
 
+Leave = Callable[[int, str], None]
+"""(exit status, why) -> ends this process, from a thread that is not the main one."""
+
+
+def stay(status: int, why: str) -> None:
+    """The process of somebody else's program: it is told in the log, and the runtime's own time limits end it."""
+    _log.critical("this process should end with status %d: %s", status, why)
+
+
 @dataclasses.dataclass
-class Watch:
+class Watchdog:
     """What the threads of one process share; `start_watchdog` makes it."""
 
-    client: Any
-    """Of the store: jaxlib's DistributedRuntimeClient."""
+    client: Store
     process: int
     processes: int
     coordinator: str
@@ -52,6 +58,7 @@ class Watch:
     """When the store last answered this process."""
     last_words: Callable[[], None] = lambda: None
     """Called before this process is ended, at most `LAST_WORDS_SECONDS` long."""
+    leave: Leave = stay
 
     @property
     def interval_seconds(self) -> float:
@@ -59,19 +66,21 @@ class Watch:
         return min(crowded, self.silence_seconds / BEATS_PER_SILENCE)
 
 
-def start_watchdog(client: Any, process: int, processes: int, coordinator: str, silence_seconds: float) -> Watch:
-    """Watch the other processes from now on; see `Watch` for the arguments.
+def start_watchdog(
+    client: Store, process: int, processes: int, coordinator: str, silence_seconds: float, leave: Leave = stay
+) -> Watchdog:
+    """Watch the other processes from now on; see `Watchdog` for the arguments.
 
     The process ends with `EXIT_PREEMPTED` (start me again) where another one, or the coordinator, is silent for longer
     than `silence_seconds`, and with another's status where that one has failed.
     """
-    watch = Watch(client, process, processes, coordinator, silence_seconds)
+    watch = Watchdog(client, process, processes, coordinator, silence_seconds, leave=leave)
     threading.Thread(target=_beat, args=(watch,), daemon=True, name="beats").start()
     threading.Thread(target=_listen, args=(watch,), daemon=True, name="silence of the coordinator").start()
     return watch
 
 
-def lost_coordinator(watch: Watch, how: str) -> None:
+def lost_coordinator(watch: Watchdog, how: str) -> None:
     """End this process: the coordinator is gone."""
     _leave(
         watch,
@@ -81,7 +90,7 @@ def lost_coordinator(watch: Watch, how: str) -> None:
     )
 
 
-def farewell(watch: Watch, status: int, why: str) -> None:
+def farewell(watch: Watchdog, status: int, why: str) -> None:
     """Tell the others that this process leaves with `status` (0: it is done), before it does."""
     watch.over.set()
 
@@ -100,7 +109,7 @@ def farewell(watch: Watch, status: int, why: str) -> None:
     teller.join(2 * ROUNDS_TO_READ * watch.interval_seconds)
 
 
-def await_verdict(watch: Watch) -> None:
+def await_verdict(watch: Watchdog) -> None:
     """Give the watchdog the time to find that another process is gone; returns when none is.
 
     For an error that may come of that: a collective whose peer has died raises in those that were in it.
@@ -108,7 +117,7 @@ def await_verdict(watch: Watch) -> None:
     time.sleep(watch.silence_seconds + 3 * watch.interval_seconds)
 
 
-def _beat(watch: Watch) -> None:
+def _beat(watch: Watchdog) -> None:
     """Write beats, and on process 0 read everybody's; on the others read the verdict."""
     number, seen = 0, {process: ("", time.monotonic()) for process in range(watch.processes)}
     while not watch.over.is_set():
@@ -127,7 +136,7 @@ def _beat(watch: Watch) -> None:
         watch.over.wait(watch.interval_seconds)
 
 
-def _judge(watch: Watch, beats: dict[int, str], seen: dict[int, tuple[str, float]]) -> None:
+def _judge(watch: Watchdog, beats: dict[int, str], seen: dict[int, tuple[str, float]]) -> None:
     """Pronounce a verdict where a process has failed or is silent; `seen` holds (beat, since when) of each."""
     now = time.monotonic()
     for process, beat in beats.items():
@@ -153,29 +162,27 @@ def _judge(watch: Watch, beats: dict[int, str], seen: dict[int, tuple[str, float
         _leave(watch, EXIT_PREEMPTED, why)
 
 
-def _pronounce(watch: Watch, status: int, why: str) -> None:
+def _pronounce(watch: Watchdog, status: int, why: str) -> None:
     """Write the verdict, and stay until the others have had the time to read it: process 0 serves the store."""
     _set(watch, f"{VERDICT}0", json.dumps({"status": status, "why": why}))
     time.sleep(ROUNDS_TO_READ * watch.interval_seconds)
 
 
-def _set(watch: Watch, key: str, value: str) -> None:
+def _set(watch: Watchdog, key: str, value: str) -> None:
     watch.client.key_value_set(key, value, allow_overwrite=True)
 
 
-def _listen(watch: Watch) -> None:
+def _listen(watch: Watchdog) -> None:
     """Calls to the store may block for minutes where the network is cut, so another thread counts the silence."""
     while not watch.over.wait(watch.interval_seconds):
         if time.monotonic() - watch.heard > watch.silence_seconds:
             lost_coordinator(watch, f"has not answered for {watch.silence_seconds:g} s")
 
 
-def _leave(watch: Watch, status: int, why: str) -> None:
+def _leave(watch: Watchdog, status: int, why: str) -> None:
     if watch.over.wait(watch.interval_seconds):
         return  # this process ends by itself
-    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
     text = f"process {watch.process} of {watch.processes} leaves: {why}"
-    print(f"{show_cursor}\n{text}", file=sys.stderr, flush=True)
 
     def speak() -> None:  # to a file system that may hang too
         _log.info("%s", text)
@@ -184,4 +191,4 @@ def _leave(watch: Watch, status: int, why: str) -> None:
     speaker = threading.Thread(target=speak, daemon=True)
     speaker.start()
     speaker.join(LAST_WORDS_SECONDS)
-    os._exit(status)
+    watch.leave(status, text)

@@ -13,7 +13,7 @@ from sft_jax.evaluate.bfcl import system_prompt
 from sft_jax.evaluate.task import Completion, Task
 from sft_jax.model.architecture import Architecture
 from sft_jax.sample.draw import Sampling
-from sft_jax.sample.generate import Generator
+from sft_jax.sample.generate import Generated, Generator
 from sft_jax.weights.pretrained import Pretrained
 
 
@@ -67,16 +67,15 @@ def complete(
     sampling: Sampling,
     n: int = 1,
 ) -> list[list[Completion]]:
-    """n completions of every prompt, in order; call it with the layout active."""
-    return [
-        [
-            Completion(
-                tokenizer.decode(one.tokens, skip_special_tokens=True),
-                one.stopped,
-                len(one.tokens),
-                tokenizer.decode(one.tokens, skip_special_tokens=False),
-            )
-            for one in each
-        ]
-        for each in generator(parameters, prompts, sampling, n)
-    ]
+    """n completions of every prompt, in order."""
+    return [[as_judged(one, tokenizer) for one in each] for each in generator(parameters, prompts, sampling, n)]
+
+
+def as_judged(one: Generated, tokenizer: Any) -> Completion:
+    """A completion as checks look at it."""
+    return Completion(
+        tokenizer.decode(one.tokens, skip_special_tokens=True),
+        one.stopped,
+        len(one.tokens),
+        tokenizer.decode(one.tokens, skip_special_tokens=False),
+    )

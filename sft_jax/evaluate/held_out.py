@@ -11,7 +11,7 @@ import numpy as np
 from sft_jax.data.pack.store import Example
 from sft_jax.evaluate.bootstrap import Interval, mean_interval
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.decoder import Compute
+from sft_jax.model.layers import Compute
 from sft_jax.sample.score import score_targets
 
 

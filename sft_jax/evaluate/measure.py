@@ -19,7 +19,7 @@ from sft_jax.evaluate.held_out import DocumentLoss, document_losses, summarise_l
 from sft_jax.evaluate.register import register
 from sft_jax.evaluate.task import Completion, Task, task_of
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.decoder import Compute
+from sft_jax.model.layers import Compute
 from sft_jax.sample.draw import Sampling
 from sft_jax.sample.generate import generator_of
 from sft_jax.weights.pretrained import Pretrained

@@ -1,7 +1,7 @@
 """The register of answers: how long, how formal, how marked up; to be compared with that of the demonstrations."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,8 +57,3 @@ def register(texts: Sequence[str]) -> dict[str, float]:
         grams = [tuple(each[i : i + n]) for each in words for i in range(len(each) - n + 1)]
         found[f"distinct-{n}"] = len(set(grams)) / max(1, len(grams))
     return found
-
-
-def compare(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    """Each statistic of a less that of b, of those that both have; in a's order."""
-    return {name: value - b[name] for name, value in a.items() if name in b}

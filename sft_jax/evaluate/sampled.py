@@ -30,7 +30,7 @@ def sampled_row(task: Task, completions: Sequence[Generated], tokenizer: Any) ->
         **answered,
         "completions": [
             {
-                "text": tokenizer.decode(one.tokens, skip_special_tokens=True) if one.text is None else one.text,
+                **_texts(one, tokenizer),
                 "stopped": one.stopped,
                 "finish": one.finish,
                 "logprob": sum(one.logprobs),
@@ -40,6 +40,19 @@ def sampled_row(task: Task, completions: Sequence[Generated], tokenizer: Any) ->
             for one in completions
         ],
     }
+
+
+def _texts(one: Generated, tokenizer: Any) -> dict[str, str]:
+    """`text`, and `raw` with the special tokens where it has any: some families write tool calls with them."""
+    if one.text is not None:
+        return {"text": one.text}
+    text, raw = (tokenizer.decode(one.tokens, skip_special_tokens=skip) for skip in (True, False))
+    return {"text": text, **({"raw": raw} if raw != text else {})}
+
+
+def written(completion: Mapping[str, Any]) -> str:
+    """A completion's text as the model wrote it, special tokens included."""
+    return completion.get("raw", completion["text"])
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ def select(
     """
     made, used = [], 0
     for row, each in zip(rows, scores, strict=True):
-        texts = [one["text"] for one in row["completions"]]
+        texts = [written(one) for one in row["completions"]]
         order = range(len(texts))
         if keep == "best":
             order = [max(order, key=lambda k: (each[k], -k))]
@@ -101,7 +114,7 @@ def pairs(rows: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]]) 
         order = range(len(each))
         best, worst = max(order, key=lambda k: (each[k], -k)), min(order, key=lambda k: (each[k], k))
         if each[best] > each[worst]:
-            chosen, rejected = (row["completions"][k]["text"] for k in (best, worst))
+            chosen, rejected = (written(row["completions"][k]) for k in (best, worst))
             made.append({"id": row["id"], **_pair(row, chosen, rejected), "scores": [each[best], each[worst]]})
     return made, account(scores, len(made), len(made))
 

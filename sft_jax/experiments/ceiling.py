@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_jax.ceiling.measure import LOSSES, Ceiling, measure_ceiling, score_run
+from sft_jax.ceiling.measure import LOSSES, measure_ceiling, score_run
+from sft_jax.ceiling.options import Ceiling
 from sft_jax.cli.arguments import parse
-from sft_jax.cli.main import exit_status
+from sft_jax.cli.processes import exit_status
 from sft_jax.config import RunConfig, load_config
 from sft_jax.demonstrations.skill import HELD_OUT, Demonstrator
 from sft_jax.errors import EXIT_DONE
@@ -44,16 +45,16 @@ class Experiment:
 
 def experiment(arguments: Sequence[str]) -> int:
     """Run it; leaves runs/ceiling/experiment.json and the pictures."""
-    from sft_jax.data.pack.store import write_json
+    from sft_jax.storage.atomic import write_json
 
     options = parse(Experiment, arguments, "ceiling_experiment")
     from sft_jax.data.chat.tokenizer import load_tokenizer
-    from sft_jax.experiments import objectives
+    from sft_jax.experiments.objectives import objectives
+    from sft_jax.report.plots import token_boxes
 
     pictures = Path(options.pictures)
     pictures.mkdir(parents=True, exist_ok=True)
-    tokens = objectives.draw(objectives.objectives(load_tokenizer(TOKENIZER)))
-    (pictures / "objectives.svg").write_text(tokens + "\n", encoding="utf-8")
+    (pictures / "objectives.svg").write_text(token_boxes(objectives(load_tokenizer(TOKENIZER))), encoding="utf-8")
     path = Path("runs/ceiling/experiment.json")
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name in options.only:
@@ -112,8 +113,8 @@ def draw(result: Mapping[str, Any], directory: Path, name: str) -> None:
     from sft_jax.ceiling.page import loss_plot, score_plot
 
     levels = [("demonstrator's entropy", result["known"]["loss"])]
-    (directory / f"{name}_loss.svg").write_text(loss_plot(result, levels) + "\n", encoding="utf-8")
-    (directory / f"{name}_scores.svg").write_text(score_plot(result) + "\n", encoding="utf-8")
+    (directory / f"{name}_loss.svg").write_text(loss_plot(result, levels, standalone=True), "utf-8")
+    (directory / f"{name}_scores.svg").write_text(score_plot(result, standalone=True), "utf-8")
 
 
 def print_row(name: str, result: Mapping[str, Any]) -> None:

@@ -1,16 +1,12 @@
-"""Which tokens each objective trains: one conversation under each, as a picture."""
+"""Which tokens each objective trains: one conversation under each."""
 
-import html
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from sft_jax.config import Data
 from sft_jax.data.pack.prepare import encode_rows
 from sft_jax.data.read.rows import Row
+from sft_jax.report.plots import TokenRow
 
-WIDTH, LINE, LETTER = 760, 26, 7.3
 MESSAGES = [
     {"role": "user", "content": "Is it cold?"},
     {"role": "assistant", "content": "Yes, it is."},
@@ -19,15 +15,7 @@ MESSAGES = [
 ]
 
 
-class Trained(NamedTuple):
-    """A document under one objective."""
-
-    label: str
-    tokens: list[str]
-    weights: np.ndarray
-
-
-def objectives(tokenizer: Any) -> list[Trained]:
+def objectives(tokenizer: Any) -> list[TokenRow]:
     """The same text as pretraining takes it, and as each way of imitation does.
 
     Args:
@@ -43,34 +31,5 @@ def objectives(tokenizer: Any) -> list[Trained]:
     for label, row, settings in ways:
         data = Data(("row",), sequence_length=10_000, **settings)
         [example] = encode_rows([Row("row", 1, row)], data, tokenizer).examples
-        made.append(Trained(label, [tokenizer.decode([token]) for token in example.tokens], example.weights))
+        made.append(TokenRow(label, [tokenizer.decode([token]) for token in example.tokens], example.weights.tolist()))
     return made
-
-
-def draw(documents: Sequence[Trained]) -> str:
-    """An `<svg>`: trained tokens on colour, the others plain."""
-    parts: list[str] = []
-    y = 20.0
-    for label, tokens, weights in documents:
-        parts.append(f'<text x="4" y="{y:.0f}" font-weight="bold" fill="#888">{html.escape(label)}</text>')
-        x, y = 4.0, y + LINE
-        for token, weight in zip(tokens, weights, strict=True):
-            shown = token.replace("\n", "↵").replace(" ", "·")
-            width = LETTER * len(shown) + 5
-            if x + width > WIDTH - 4:
-                x, y = 4.0, y + LINE
-            fill = 'fill="#2563eb"' if weight else 'fill="none" stroke="#8886"'
-            colour = "#fff" if weight else "#888"
-            parts.append(
-                f'<rect x="{x:.1f}" y="{y - 15:.1f}" width="{width - 2:.1f}" height="20" rx="3" {fill}/>'
-                f'<text x="{x + 2:.1f}" y="{y:.1f}" fill="{colour}">{html.escape(shown)}</text>'
-            )
-            x += width
-            if token.endswith("\n"):
-                x, y = 4.0, y + LINE
-        y += LINE + 8
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y:.0f}" role="img" '
-        f'aria-label="Tokens that each objective trains" font-family="ui-monospace, monospace" font-size="12">'
-        f"{''.join(parts)}</svg>"
-    )

@@ -20,14 +20,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sft_jax.cli.main import exit_status
 from sft_jax.cli.plan import batch_shapes
+from sft_jax.cli.processes import exit_status
 from sft_jax.config import load_config
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned, can_compile, plan_analytic, plan_compiled
-from sft_jax.report.plan_page import WORDS
+from sft_jax.report.plan import WORDS
 from sft_jax.weights.pretrained import describe
 
 PLANS = Path("configs/plans.json")

@@ -12,12 +12,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
+from sft_jax.api.model import Model, load
 from sft_jax.cli.arguments import resolve_config
-from sft_jax.cli.main import exit_status
+from sft_jax.cli.processes import exit_status, leave
+from sft_jax.cli.train import train_on_terminal
 from sft_jax.config import RunConfig
+from sft_jax.data.forms.formats import detect_format
+from sft_jax.data.read.readers import read_records
+from sft_jax.distributed.start import start
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.storage.bucket import require_local
-from sft_jax.training import run_training
+from sft_jax.evaluate.behaviour import Completion, measure, prompt_of
+from sft_jax.storage.location import require_local
 
 CONFIG = "configs/quickstart.py"
 LONGEST_ANSWER = 64
@@ -42,10 +50,6 @@ def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
     Raises:
       BadInput: rows in another form or style than the quickstart's own.
     """
-    from sft_jax.data.forms.formats import detect_format
-    from sft_jax.data.read.readers import read_records
-    from sft_jax.evaluate.behaviour import Completion, measure, prompt_of
-
     rows = []
     for record in read_records(config.data.eval):
         detect_format(record, "messages")
@@ -54,39 +58,15 @@ def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def answers(config: RunConfig, pretrained, architecture, parameters: Mapping, rows: Sequence[Mapping]):
-    """Greedy answers to the held-out prompts; call it with the layout active."""
-    from sft_jax.data.chat.encode import generation_prompt
-    from sft_jax.evaluate.behaviour import Completion, prompt_of
-    from sft_jax.model.decoder import Compute
-    from sft_jax.sample.draw import Sampling
-    from sft_jax.sample.generate import generator_of
-
-    tokenizer = pretrained.tokenizer
-    prompts = [generation_prompt(row["id"], prompt_of(row)[0], None, tokenizer) for row in rows]
-    compute = Compute(config.model.dtype, attention=config.model.attention)
-    generator = generator_of(pretrained, architecture, compute, batch_size=40)
-    generated = generator(parameters, prompts, Sampling(LONGEST_ANSWER))
-    return [Completion(tokenizer.decode(one.tokens, skip_special_tokens=True), one.stopped) for [one] in generated]
-
-
-def measure_pretrained(config: RunConfig, rows: Sequence[Mapping]):
-    """Completions of the model as it comes, before any training."""
-    from sft_jax.parallel.mesh import make_mesh
-    from sft_jax.parallel.rules import layout
-    from sft_jax.weights.pretrained import open_pretrained, place
-
-    pretrained = open_pretrained(config.model.path)
-    mesh = make_mesh(config.mesh)
-    with layout(mesh, config.sharding):
-        architecture, parameters = place(pretrained, config, mesh)
-        return answers(config, pretrained, architecture, parameters, rows)
+def answers(model: Model, rows: Sequence[Mapping]) -> list[Completion]:
+    """Greedy answers to the held-out prompts."""
+    tasks = [[*prompt_of(row)[0]] for row in rows]
+    found = model.generate(tasks, max_new_tokens=LONGEST_ANSWER, batch_size=40)
+    return [Completion(one.text, one.finish != "length") for [one] in found]
 
 
 def show(console, rows: Sequence[Mapping], before: Sequence, after: Sequence) -> None:
     """Three conversations, before and after."""
-    from sft_jax.evaluate.behaviour import prompt_of
-
     for kind in SHOWN:
         place = next((i for i, row in enumerate(rows) if row["kind"] == kind), None)
         if place is None:
@@ -118,10 +98,6 @@ def clear(workdir: Path) -> None:
 
 def quickstart(arguments: Sequence[str]) -> int:
     """Run it all; leaves quickstart.json in the workdir."""
-    from rich.console import Console
-
-    from sft_jax.distributed.start import start
-
     started = time.perf_counter()
     config = resolve_config([CONFIG, *arguments], "quickstart")
     require_local(config.workdir, "workdir")  # the export and the report of it lie there too
@@ -131,31 +107,18 @@ def quickstart(arguments: Sequence[str]) -> int:
     if config.distributed.processes > 1 or config.distributed.auto:
         raise BadInput(f"the quickstart is one process; several train with `sft-jax train {CONFIG}`")
     clear(workdir)
-    start(config.distributed)
+    start(config.distributed, leave)
     config = dataclasses.replace(config, distributed=dataclasses.replace(config.distributed, cpu_devices=0))
 
-    from sft_jax.evaluate.behaviour import measure
-    from sft_jax.parallel.rules import layout
-    from sft_jax.weights.export import export
-
     console.print(f"1/4  measuring {config.model.path} on {len(rows)} held-out prompts")
-    before = measure_pretrained(config, rows)
+    before = answers(load(config.model.path, config.mesh, config.model.dtype, config.sharding), rows)
     console.print("2/4  fine-tuning on the demonstrations the package ships")
-    inputs, architecture, state, mesh = run_training(config)
+    run = train_on_terminal(config)
     console.print("3/4  measuring again")
-    with layout(mesh, config.sharding):
-        after = answers(config, inputs.pretrained, architecture, state.trainable, rows)
+    after = answers(run.model, rows)
     console.print("4/4  exporting a Hugging Face directory")
     out = workdir / "export"
-    pretrained = inputs.pretrained
-    export(
-        state.trainable,
-        architecture,
-        pretrained.hf_config,
-        pretrained.tokenizer,
-        str(out),
-        generation_config=pretrained.generation_config,
-    )
+    run.model.export(out)
     result = {
         "before": measure(rows, before).as_dict(),
         "after": measure(rows, after).as_dict(),
@@ -171,8 +134,6 @@ def quickstart(arguments: Sequence[str]) -> int:
 
 def summarise(console, result: Mapping[str, Any], workdir: Path) -> None:
     """The numbers, and what to type next."""
-    from rich.table import Table
-
     table = Table("held-out prompts", "before", "after", title=None)
     for name in ("tool_call_exact_match", "correct_refusal", "well_formed", "stopped"):
         table.add_row(name.replace("_", " "), f"{result['before'][name]:.1%}", f"{result['after'][name]:.1%}")

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sft_jax.cli.arguments import parse
-from sft_jax.cli.main import exit_status
+from sft_jax.cli.processes import exit_status
 from sft_jax.config import RunConfig, load_config
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.storage.bucket import require_local
+from sft_jax.storage.location import require_local
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 HUMAN = "human"
@@ -94,8 +94,8 @@ def _demonstration(row: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 def train(base: RunConfig, workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Two passes over the demonstrations, the quickstart's optimizer."""
-    from sft_jax.data.pack.store import write_whole
-    from sft_jax.training import run_training
+    from sft_jax.cli.train import train_on_terminal
+    from sft_jax.storage.atomic import write_whole
 
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "demonstrations.jsonl"
@@ -104,24 +104,23 @@ def train(base: RunConfig, workdir: Path, rows: Sequence[Mapping[str, Any]]) -> 
     data = dataclasses.replace(base.data, train=(str(path),), eval=(), sequence_length=512)
     optimizer = dataclasses.replace(base.optimizer, learning_rate=1e-4, warmup_steps=2)
     batch = dataclasses.replace(base.train, epochs=2, batch_size=4, tensorboard=False)
-    run_training(dataclasses.replace(base, workdir=str(workdir), data=data, optimizer=optimizer, train=batch))
+    train_on_terminal(dataclasses.replace(base, workdir=str(workdir), data=data, optimizer=optimizer, train=batch))
 
 
 def measure(model: str, documents: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
     """Loss a token by demonstrator, and how often the right one of two solutions to one question is the likelier."""
+    from sft_jax.api.model import load
     from sft_jax.config import Data
     from sft_jax.data.pack.prepare import encode_rows
     from sft_jax.data.read.rows import Row
     from sft_jax.evaluate.bootstrap import mean_interval
     from sft_jax.evaluate.held_out import document_losses
-    from sft_jax.model.decoder import Compute
-    from sft_jax.using import Layout, loaded
 
     raw = [Row("held out", n, _demonstration(row, solution(row, who)[0])) for n, (row, who) in enumerate(documents)]
-    with loaded(model, Layout()) as (pretrained, architecture, parameters):
-        data = Data(("held out",), sequence_length=architecture.max_positions)
-        examples = encode_rows(raw, data, pretrained.tokenizer).examples
-        losses = document_losses(architecture, Compute(), parameters, examples, batch_size=8)
+    loaded = load(model)
+    data = Data(("held out",), sequence_length=loaded.architecture.max_positions)
+    examples = encode_rows(raw, data, loaded.tokenizer).examples
+    losses = document_losses(loaded.architecture, loaded.compute, loaded.parameters, examples, batch_size=8)
     found: dict[str, Any] = {}
     for who in (*MODELS, HUMAN):
         mine = [loss for loss, (_, other) in zip(losses, documents, strict=True) if other == who]

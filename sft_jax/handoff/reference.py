@@ -16,8 +16,9 @@ import numpy as np
 
 from sft_jax.data.pack.store import Example
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.decoder import Compute, cap_and_mask, head_kernel
-from sft_jax.parallel.rules import active_parts, shard, whole_batches
+from sft_jax.model.decoder import cap_and_mask, head_kernel
+from sft_jax.model.layers import Compute
+from sft_jax.parallel.rules import Layout
 from sft_jax.sample.score import target_batch, target_states
 
 CHUNK = 512
@@ -25,7 +26,7 @@ CHUNK = 512
 
 
 class Policy(NamedTuple):
-    """A decoder with its weights, laid out on the active mesh."""
+    """A decoder with its weights, laid out on a mesh."""
 
     architecture: Architecture
     parameters: Mapping[str, jax.Array]
@@ -64,7 +65,7 @@ def _make_hidden(architecture: Architecture, compute: Compute):
 
 
 @functools.lru_cache(maxsize=8)
-def _make_log_probabilities(architecture: Architecture):
+def _make_log_probabilities(architecture: Architecture, layout: Layout):
     """The jitted (parameters, hidden [B, C, D]) -> log-probabilities float32 [B, C, V].
 
     Policy and reference go through the same program one after the other: within one program the compiler may round the
@@ -75,14 +76,14 @@ def _make_log_probabilities(architecture: Architecture):
         kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
         raw = jnp.einsum("BMD,VD->BMV", hidden, kernel, preferred_element_type=jnp.float32)
         log_p = jax.nn.log_softmax(cap_and_mask(architecture, raw), axis=-1)
-        return shard(log_p, "act_batch", "act_targets", "vocab", name="log_probabilities")
+        return layout.shard(log_p, "act_batch", "act_targets", "vocab", name="log_probabilities")
 
     return jax.jit(log_probabilities)
 
 
-@jax.jit
-def _divergences(log_p, log_q, targets):
-    return tuple(shard(x, None, None) for x in token_divergences(log_p, log_q, targets))  # whole on every process
+@functools.partial(jax.jit, static_argnums=0)
+def _divergences(layout: Layout, log_p, log_q, targets):
+    return tuple(layout.shard(x, None, None) for x in token_divergences(log_p, log_q, targets))  # on every process
 
 
 def divergences(
@@ -90,30 +91,35 @@ def divergences(
 ) -> Iterator[Divergence]:
     """For each example in order, what policy and reference say at its targets (tokens with a weight).
 
-    Call it with the layout active; both lie on its mesh. Only target positions meet the heads, in chunks.
+    Both lie on the mesh of `compute.layout`. Only target positions meet the heads, in chunks.
 
     Raises:
       ValueError: the two have vocabularies of different sizes.
     """
     if policy.architecture.vocab != reference.architecture.vocab:
         raise ValueError(f"vocabularies of {policy.architecture.vocab} and {reference.architecture.vocab} tokens")
-    batch_size = whole_batches(batch_size)
+    layout = compute.layout
+    batch_size = layout.whole_batches(batch_size)
     models = [
-        (model.parameters, _make_hidden(model.architecture, compute), _make_log_probabilities(model.architecture))
+        (
+            model.parameters,
+            _make_hidden(model.architecture, compute),
+            _make_log_probabilities(model.architecture, layout),
+        )
         for model in (policy, reference)
     ]
     for start in range(0, len(examples), batch_size):
         batch = [examples[number] for number in range(start, min(start + batch_size, len(examples)))]
-        tokens, lengths, index, targets = target_batch(batch, batch_size)
+        tokens, lengths, index, targets = target_batch(layout, batch, batch_size)
         states = [hidden(parameters, tokens, lengths, index) for parameters, hidden, _ in models]
-        step = -(-max(1, CHUNK // batch_size) // active_parts("act_targets")) * active_parts("act_targets")
+        step = -(-max(1, CHUNK // batch_size) // layout.parts("act_targets")) * layout.parts("act_targets")
         parts = []
         for first in range(0, index.shape[1], step):
             log_p, log_q = (
                 log_probabilities(parameters, state[:, first : first + step])
                 for state, (parameters, _, log_probabilities) in zip(states, models, strict=True)
             )
-            parts.append(_divergences(log_p, log_q, targets[:, first : first + step]))
+            parts.append(_divergences(layout, log_p, log_q, targets[:, first : first + step]))
         whole = [np.concatenate([np.asarray(part[k]) for part in parts], axis=1) for k in range(6)]
         for row, example in enumerate(batch):
             weights = example.weights[example.weights != 0]

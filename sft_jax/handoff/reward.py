@@ -17,15 +17,15 @@ from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput, nearest
 from sft_jax.losses.bradley_terry import rewards_at
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.decoder import Compute
-from sft_jax.parallel.rules import active_parts, shard, whole_batches
+from sft_jax.model.layers import Compute
+from sft_jax.parallel.rules import Layout
 from sft_jax.sample.score import TARGET_BUCKET, target_states, token_batch
 
 Init = Literal["zeros", "normal"]
 
 
 def with_reward_head(
-    architecture: Architecture, parameters: Mapping[str, jax.Array], init: Init, seed: int
+    architecture: Architecture, layout: Layout, parameters: Mapping[str, jax.Array], init: Init, seed: int
 ) -> tuple[Architecture, dict[str, jax.Array]]:
     """The decoder with a scalar head in place of the vocabulary's; a tied embedding stays.
 
@@ -38,7 +38,7 @@ def with_reward_head(
     score = jnp.zeros((1, width), jnp.float32)
     if init == "normal":
         score = jax.random.normal(jax.random.key(seed), (1, width), jnp.float32) / np.sqrt(width + 1)
-    sharded = jax.jit(lambda x: shard(x, None, "embed", name="score"))(score)
+    sharded = jax.jit(lambda x: layout.shard(x, None, "embed", name="score"))(score)
     return dataclasses.replace(architecture, reward=True), {**kept, "score": sharded}
 
 
@@ -88,9 +88,11 @@ def make_rewards(architecture: Architecture, compute: Compute):
 
     def rewards(parameters: Mapping[str, jax.Array], tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         # As many columns as the layout divides targets into; the first is the one wanted.
-        last = jnp.broadcast_to(lengths[:, None] - 1, (tokens.shape[0], TARGET_BUCKET * active_parts("act_targets")))
+        last = jnp.broadcast_to(
+            lengths[:, None] - 1, (tokens.shape[0], TARGET_BUCKET * compute.layout.parts("act_targets"))
+        )
         states = target_states(architecture, compute, parameters, tokens, lengths, last)
-        return shard(rewards_at(parameters, states)[:, 0], None)  # whole on every process
+        return compute.layout.shard(rewards_at(parameters, states)[:, 0], None)  # whole on every process
 
     return jax.jit(rewards)
 
@@ -102,8 +104,8 @@ def reward_documents(
     documents: Sequence[np.ndarray],
     batch_size: int = 8,
 ) -> Iterator[float]:
-    """The reward of each document (int32 token ids) in order; call it with the layout active."""
-    batch_size = whole_batches(batch_size)
+    """The reward of each document (int32 token ids) in order."""
+    batch_size = compute.layout.whole_batches(batch_size)
     rewards = make_rewards(architecture, compute)
     for start in range(0, len(documents), batch_size):
         batch = documents[start : start + batch_size]

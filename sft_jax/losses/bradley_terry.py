@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from sft_jax.data.pack.batches import Batch
-from sft_jax.losses.cross_entropy import Objective, gather_targets
+from sft_jax.losses.cross_entropy import gather_targets
+from sft_jax.losses.objective import Objective, counts_of
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention.reference import Places
-from sft_jax.model.decoder import Compute, Parameters, forward
+from sft_jax.model.attention.reference import TokenPositions
+from sft_jax.model.decoder import Parameters, forward
+from sft_jax.model.layers import Compute
 
 
 def rewards_at(parameters: Parameters, hidden_BMD: jax.Array) -> jax.Array:
@@ -25,18 +27,18 @@ def reward_objective(architecture: Architecture, compute: Compute) -> Objective:
     weight, and the weight plus the margin (`data/pack/batches.fill_pairs`).
 
     Returns:
-      An objective as `sft_objective`. metric_sums: `correct` (chosen scores higher), `entropy` (of the modelled
-      preference), `reward_margin` (r_chosen - r_rejected), all weighted; `tokens`, `target_tokens` (two a pair),
-      `pairs` (query-key pairs, for FLOP counts).
+      An objective as `cross_entropy_objective`. metric_sums: `correct` (chosen scores higher), `entropy` (of the
+      modelled preference), `reward_margin` (r_chosen - r_rejected), all weighted; and those of `counts_of` (two targets
+      per pair).
     """
 
     def objective(trainable, frozen, batch: Batch, rng=None):
         del rng
         parameters = {**trainable, **frozen}
-        places = Places(batch.positions, batch.segment_ids)
-        hidden, _ = forward(architecture, compute, parameters, batch.tokens, places)
+        where = TokenPositions(batch.positions, batch.segment_ids)
+        hidden, _ = forward(architecture, compute, parameters, batch.tokens, where)
         with jax.named_scope("head"):
-            both = rewards_at(parameters, gather_targets(hidden, batch.target_index))
+            both = rewards_at(parameters, gather_targets(compute.layout, hidden, batch.target_index))
         rows, slots = both.shape
         # M is odd where it is the length of short rows: no pair has the last slot.
         both, weights = (x[:, : slots // 2 * 2].reshape(rows, -1, 2) for x in (both, batch.target_weights))
@@ -45,14 +47,11 @@ def reward_objective(architecture: Architecture, compute: Compute) -> Objective:
         above = difference - margin
         log_p, log_not = jax.nn.log_sigmoid(above), jax.nn.log_sigmoid(-above)
         entropy = -(jnp.exp(log_p) * log_p + jnp.exp(log_not) * log_not)
-        filled = batch.segment_ids > 0
         metrics = {
             "correct": (weight * (difference > 0)).sum(),
             "entropy": (weight * entropy).sum(),
             "reward_margin": (weight * difference).sum(),
-            "tokens": filled.sum(dtype=jnp.float32),
-            "target_tokens": (batch.target_weights > 0).sum(dtype=jnp.float32),
-            "pairs": jnp.where(filled, batch.positions + 1, 0).sum(dtype=jnp.float32),
+            **counts_of(architecture, batch),
         }
         return -(weight * log_p).sum(), weight.sum(), metrics
 

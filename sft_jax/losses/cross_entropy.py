@@ -5,7 +5,6 @@ gradient of a chunk is computed with its loss, in the forward pass, so logits ar
 """
 
 import functools
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,13 +12,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from sft_jax.data.pack.batches import Batch
+from sft_jax.losses.objective import Objective, counts_of
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention.reference import Places
-from sft_jax.model.decoder import Compute, cap_and_mask, forward, head_kernel
-from sft_jax.parallel.rules import active_layout, active_parts, dividing_axes, shard
-
-Objective = Callable[..., tuple[jax.Array, jax.Array, Mapping[str, jax.Array]]]
-"""(trainable, frozen, batch, rng) -> (loss_sum, weight_sum, metric_sums), all float32 sums, nothing divided."""
+from sft_jax.model.attention.reference import TokenPositions
+from sft_jax.model.decoder import cap_and_mask, forward, head_kernel
+from sft_jax.model.layers import Compute
+from sft_jax.model.precision import accumulator
+from sft_jax.parallel.rules import ONE_DEVICE, Layout
 
 
 class Head(NamedTuple):
@@ -28,6 +27,7 @@ class Head(NamedTuple):
     architecture: Architecture
     chunk: int
     """Target positions of each row that meet the head at once, on each device that the row's targets lie on."""
+    layout: Layout = ONE_DEVICE
 
 
 class ChunkSums(NamedTuple):
@@ -40,9 +40,9 @@ class ChunkSums(NamedTuple):
 
 def _chunk(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with_gradients: bool):
     """Sums of one chunk and, for unit cotangent of the loss, the gradients of kernel and hidden states."""
-    wide = jnp.promote_types(hidden_BMD.dtype, jnp.float32)
+    wide = accumulator(hidden_BMD)
     raw = jnp.einsum("BMD,VD->BMV", hidden_BMD, kernel_VD, preferred_element_type=wide)
-    raw = shard(raw, "act_batch", "act_targets", "vocab", name="logits")
+    raw = head.layout.shard(raw, "act_batch", "act_targets", "vocab", name="logits")
     logits = cap_and_mask(head.architecture, raw)
     top = logits.max(axis=-1, keepdims=True)
     exponentials = jnp.exp(logits - top)
@@ -70,14 +70,14 @@ def _chunk(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with_gradi
     # Summed over the devices chunk by chunk, in the compute dtype as every other kernel's gradient, and each device
     # keeps its part: the whole [V, D] is the largest array of a step, and kept over the chunks it would be float32.
     d_kernel = jnp.einsum("BMV,BMD->VD", d_logits, hidden_BMD)
-    d_kernel = shard(d_kernel, "vocab", "embed", name="head_gradient").astype(wide)
+    d_kernel = head.layout.shard(d_kernel, "vocab", "embed", name="head_gradient").astype(wide)
     return sums, (d_kernel, d_hidden.astype(hidden_BMD.dtype))
 
 
 def _split(head: Head, x_BM: jax.Array) -> jax.Array:
     """[B, M, ...] -> [chunks, B, positions, ...], padded; each chunk takes as many positions of every device."""
     rows, capacity, *rest = x_BM.shape
-    parts = active_parts("act_targets")
+    parts = head.layout.parts("act_targets")
     x = x_BM.reshape(rows, parts, capacity // parts, *rest)
     size = min(head.chunk, x.shape[2])
     x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % size)) + ((0, 0),) * len(rest))
@@ -85,10 +85,10 @@ def _split(head: Head, x_BM: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, 2, 0).reshape(x.shape[2], rows, parts * size, *rest)
 
 
-def _join(x: jax.Array, capacity: int) -> jax.Array:
+def _join(head: Head, x: jax.Array, capacity: int) -> jax.Array:
     """`_split` undone: [chunks, B, positions, ...] -> [B, M, ...]."""
     chunks, rows, _, *rest = x.shape
-    parts = active_parts("act_targets")
+    parts = head.layout.parts("act_targets")
     x = jnp.moveaxis(x.reshape(chunks, rows, parts, -1, *rest), 0, 2)
     return x.reshape(rows, parts, -1, *rest)[:, :, : capacity // parts].reshape(rows, capacity, *rest)
 
@@ -100,9 +100,9 @@ def _over_chunks(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with
         d_kernel, d_hidden = gradients if gradients is not None else (None, None)
         return jax.tree.map(jnp.add, carry, (sums, d_kernel)), d_hidden
 
-    wide = jnp.promote_types(hidden_BMD.dtype, jnp.float32)
+    wide = accumulator(hidden_BMD)
     zero = ChunkSums(*(jnp.zeros((), wide),) * 3)
-    kernel_VD = shard(kernel_VD, "vocab", None, name="head_kernel")  # gathered once, not in every chunk
+    kernel_VD = head.layout.shard(kernel_VD, "vocab", None, name="head_kernel")  # gathered once, not in every chunk
     start = (zero, jnp.zeros(kernel_VD.shape, wide) if with_gradients else None)
     chunks = tuple(_split(head, x) for x in (hidden_BMD, targets_BM, weights_BM))
     if len(chunks[0]) == 1:
@@ -110,7 +110,7 @@ def _over_chunks(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with
         d_hidden = d_hidden if d_hidden is None else d_hidden[None]
     else:
         (sums, d_kernel), d_hidden = jax.lax.scan(one, start, chunks)
-    return sums, (d_kernel, d_hidden if d_hidden is None else _join(d_hidden, hidden_BMD.shape[1]))
+    return sums, (d_kernel, d_hidden if d_hidden is None else _join(head, d_hidden, hidden_BMD.shape[1]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -145,17 +145,17 @@ def _backward_rule(head, saved, cotangent: ChunkSums):
 cross_entropy_sums.defvjp(_forward_rule, _backward_rule)
 
 
-def gather_targets(hidden_BTD: jax.Array, target_index_BM: jax.Array) -> jax.Array:
+def gather_targets(layout: Layout, hidden_BTD: jax.Array, target_index_BM: jax.Array) -> jax.Array:
     """Hidden states [B, M, D] at the target positions; adds no collective when only the batch is divided.
 
     Where rows are divided, each device picks the targets that stand in its shard, and the sum over the devices, of
     which one has each target and the others zeros, is scattered over M: each then has its share of the head's work.
     """
-    active, rows = active_layout(), dividing_axes("act_length")
-    if active is None or not rows:
+    rows = layout.dividing_axes("act_length")
+    if not rows:
         picked = jnp.take_along_axis(hidden_BTD, target_index_BM[..., None], axis=1)
-        return shard(picked, "act_batch", "act_targets", "act_embed", name="target_hidden")
-    scattered = dividing_axes("act_targets") == rows
+        return layout.shard(picked, "act_batch", "act_targets", "act_embed", name="target_hidden")
+    scattered = layout.dividing_axes("act_targets") == rows
 
     def on_shard(hidden, index):
         mine = index - jax.lax.axis_index(rows) * hidden.shape[1]
@@ -166,18 +166,18 @@ def gather_targets(hidden_BTD: jax.Array, target_index_BM: jax.Array) -> jax.Arr
             return jax.lax.psum_scatter(picked, rows, scatter_dimension=1, tiled=True)
         return jax.lax.psum(picked, rows)
 
-    batch = dividing_axes("act_batch")
+    batch = layout.dividing_axes("act_batch")
     picked = jax.shard_map(
         on_shard,
-        mesh=active.mesh,
+        mesh=layout.mesh,  # type: ignore[arg-type]
         in_specs=(PartitionSpec(batch, rows), PartitionSpec(batch)),
         out_specs=PartitionSpec(batch, rows if scattered else None),
         axis_names={*batch, *rows},
     )(hidden_BTD, target_index_BM)
-    return shard(picked, "act_batch", "act_targets", "act_embed", name="target_hidden")
+    return layout.shard(picked, "act_batch", "act_targets", "act_embed", name="target_hidden")
 
 
-def sft_objective(architecture: Architecture, compute: Compute, chunk: int) -> Objective:
+def cross_entropy_objective(architecture: Architecture, compute: Compute, chunk: int) -> Objective:
     """-sum(weight * log p(target | context)) over the demonstrated tokens of one micro-batch.
 
     Args:
@@ -185,30 +185,23 @@ def sft_objective(architecture: Architecture, compute: Compute, chunk: int) -> O
 
     Returns:
       An objective whose batch is a `Batch` without the leading micro-batch axis. metric_sums: `correct` and `entropy`
-      (weighted), `tokens`, `target_tokens` (counts), `pairs` (query-key pairs within documents, for FLOP counts).
+      (weighted), and those of `counts_of`.
     """
-    head = Head(architecture, chunk)
+    head = Head(architecture, chunk, compute.layout)
 
     def objective(trainable, frozen, batch: Batch, rng=None):
         del rng  # no dropout: demonstrations are few and imitation is wanted
         parameters = {**trainable, **frozen}
-        places = Places(batch.positions, batch.segment_ids)
-        hidden, _ = forward(architecture, compute, parameters, batch.tokens, places)
+        where = TokenPositions(batch.positions, batch.segment_ids)
+        hidden, _ = forward(architecture, compute, parameters, batch.tokens, where)
         kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
         with jax.named_scope("targets"):
-            picked = gather_targets(hidden, batch.target_index)
+            picked = gather_targets(compute.layout, hidden, batch.target_index)
         with jax.named_scope("head"):
             sums: ChunkSums = cross_entropy_sums(  # type: ignore[assignment]
                 head, kernel, picked, batch.target_tokens, batch.target_weights
             )
-        filled = batch.segment_ids > 0
-        metrics = {
-            "correct": sums.correct,
-            "entropy": sums.entropy,
-            "tokens": filled.sum(dtype=jnp.float32),
-            "target_tokens": (batch.target_weights > 0).sum(dtype=jnp.float32),
-            "pairs": jnp.where(filled, batch.positions + 1, 0).sum(dtype=jnp.float32),
-        }
+        metrics = {"correct": sums.correct, "entropy": sums.entropy, **counts_of(architecture, batch)}
         return sums.loss, batch.target_weights.sum(), metrics
 
     return objective
@@ -224,4 +217,4 @@ def token_log_probabilities(head: Head, kernel_VD, hidden_BMD, targets_BM) -> ja
         return None, jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
 
     _, log_p = jax.lax.scan(one, None, (_split(head, hidden_BMD), _split(head, targets_BM)))
-    return _join(log_p, targets_BM.shape[1])
+    return _join(head, log_p, targets_BM.shape[1])

@@ -1,8 +1,12 @@
-"""What a decoder is made of: sizes and switches, independent of any family's file format."""
+"""What a decoder is made of: sizes, and one `LayerSpec` per layer; independent of any family's file format."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 from sft_jax.errors import BadInput
+from sft_jax.model.leaves import Storage
 
 
 @dataclass(frozen=True)
@@ -19,28 +23,42 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class LayerKind:
-    """What may differ from layer to layer within a period."""
+class LayerSpec:
+    """What one layer is, besides the sizes that all layers share. Layers with equal specs share one program."""
 
     window: int | None = None
     """Sliding attention window in tokens; None attends to the whole document."""
-    rope: bool = True
-    """False leaves positions out (NoPE layers)."""
+    rope: Rope | None = Rope()
+    """None leaves positions out (NoPE layers)."""
+
+
+class Group(NamedTuple):
+    """Consecutive layers that are one loop: `specs`, a period, `repeats` times over from layer `start` on."""
+
+    start: int
+    specs: tuple[LayerSpec, ...]
+    repeats: int
+
+    def layers(self, place: int) -> range:
+        """The layers at one place of the period: their arrays are stacked, in this order."""
+        period = len(self.specs)
+        first = self.start + place
+        return range(first, first + period * (self.repeats - 1) + 1, period)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes (D, F, L, N, K, H, V of DESIGN) and switches of one decoder."""
+    """Sizes (D, F, N, K, H, V of the einsums), switches and layers of one decoder, and how its arrays are cut."""
 
     vocab: int
     embed: int
     mlp: int
-    layers: int
+    layers: tuple[LayerSpec, ...]
+    """One for each layer, in order."""
     heads: int
     kv_heads: int
     head_dim: int
     max_positions: int
-    rope: Rope = Rope()
     norm_eps: float = 1e-5
     tied: bool = False
     """The head is the embedding."""
@@ -53,43 +71,93 @@ class Architecture:
     """Attention scores become cap * tanh(score / cap)."""
     logit_softcap: float | None = None
     """Logits become cap * tanh(logit / cap)."""
-    period: tuple[LayerKind, ...] = (LayerKind(),)
-    """The kinds that repeat; layers = periods * len(period) + remainder."""
     reward: bool = False
     """A scalar head, `score`, in the place of the vocabulary's: a reward model."""
+
+    # How the arrays of this decoder are laid out; the same decoder whatever they are.
     vocab_rows: int = 0
     """Rows of the embedding and head as stored: >= vocab where a layout needs divisibility; 0 means vocab."""
+    cuts: tuple[int, ...] = ()
+    """Layers before which a stack of layers ends, so that the parts on both sides have arrays of their own."""
+    storage: Storage = ()
+    """Which kernels are stored otherwise than as one float32 array."""
 
     def __post_init__(self) -> None:
+        if not self.layers:
+            raise BadInput("a decoder needs at least one layer")
         if self.heads % self.kv_heads:
             raise BadInput(f"{self.heads} query heads are not a multiple of {self.kv_heads} key/value heads")
         if self.vocab_rows and self.vocab_rows < self.vocab:
             raise BadInput(f"vocab_rows {self.vocab_rows} < vocab {self.vocab}")
 
     @property
+    def depth(self) -> int:
+        """L, the number of layers."""
+        return len(self.layers)
+
+    @property
     def rows(self) -> int:
+        """Rows of the embedding and head as stored."""
         return self.vocab_rows or self.vocab
 
     @property
-    def periods(self) -> int:
-        return self.layers // len(self.period)
+    def plain(self) -> "Architecture":
+        """The same decoder without a layout's choices: what its config.json describes."""
+        return replace(self, vocab_rows=0, cuts=(), storage=())
 
     @property
-    def remainder(self) -> tuple[LayerKind, ...]:
-        """The kinds of the layers after the last whole period."""
-        return self.period[: self.layers % len(self.period)]
+    def groups(self) -> tuple[Group, ...]:
+        """The loops that the layers are run in, in order."""
+        edges = (0, *sorted({cut for cut in self.cuts if 0 < cut < self.depth}), self.depth)
+        return tuple(group for start, end in pairwise(edges) for group in grouped(self.layers[start:end], start))
 
     def padded_to(self, multiple: int) -> "Architecture":
         """The same decoder with embedding and head rows rounded up; the new rows get no probability mass."""
         return replace(self, vocab_rows=-(-self.vocab // multiple) * multiple)
 
 
-def shortest_period(kinds: tuple[LayerKind, ...]) -> tuple[LayerKind, ...]:
-    """The shortest prefix whose repetition gives `kinds` (the last repetition may be cut)."""
-    for length in range(1, len(kinds) + 1):
-        if all(kind == kinds[i % length] for i, kind in enumerate(kinds)):
-            return kinds[:length]
-    raise BadInput("a decoder needs at least one layer")
+def shortest_period(specs: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """The shortest prefix whose repetition gives `specs` (the last repetition may be cut)."""
+    for length in range(1, len(specs) + 1):
+        if all(spec == specs[i % length] for i, spec in enumerate(specs)):
+            return specs[:length]
+    return specs
+
+
+def runs(specs: tuple[LayerSpec, ...], start: int) -> Iterator[Group]:
+    """A group for each run of equal layers."""
+    first = 0
+    for i in range(1, len(specs) + 1):
+        if i == len(specs) or specs[i] != specs[first]:
+            yield Group(start + first, (specs[first],), i - first)
+            first = i
+
+
+def grouped(specs: tuple[LayerSpec, ...], start: int) -> tuple[Group, ...]:
+    """The layers from `start` on as loops over the shortest period, or over runs of equal layers: whichever has fewer
+    layers to compile."""
+    period = shortest_period(specs)
+    whole = len(specs) // len(period)
+    by_period = (Group(start, period, whole), *runs(specs[whole * len(period) :], start + whole * len(period)))
+    by_run = tuple(runs(specs, start))
+    return by_run if len(by_run) < sum(len(group.specs) for group in by_period) else by_period
+
+
+def stack_name(layers: range) -> str:
+    """The name of arrays of these layers: `layers.7`, `layers.0:30`, or `layers.1:9:2` for every second one."""
+    if len(layers) == 1:
+        return f"layers.{layers[0]}"
+    return f"layers.{layers[0]}:{layers[-1] + 1}" + (f":{layers.step}" if layers.step > 1 else "")
+
+
+def split_name(name: str) -> tuple[range | None, str]:
+    """`layers.0:30.mlp.up.kernel` -> (range(0, 30), `mlp.up.kernel`); what is of no layer has None."""
+    group, _, rest = name.partition(".")
+    if group != "layers":
+        return None, name
+    stack, _, suffix = rest.partition(".")
+    first, *more = (int(part) for part in stack.split(":"))
+    return range(first, *more) if more else range(first, first + 1), suffix
 
 
 def model_flops(a: Architecture, tokens: float, target_tokens: float, pairs: float) -> float:
@@ -98,7 +166,8 @@ def model_flops(a: Architecture, tokens: float, target_tokens: float, pairs: flo
     Args:
       tokens: tokens through the layers.
       target_tokens: positions through the head.
-      pairs: (query, key) pairs that see each other, over all documents: sum of length * (length + 1) / 2.
+      pairs: (query, key) pairs that see each other, summed over layers: `row_pairs`, or
+        `losses/objective.counts_of` of packed rows.
 
     A product of an [n, i] by an [i, o] matrix is 2nio; the backward pass is two of them (Kaplan et al. 2020, §2.1).
     """
@@ -106,4 +175,13 @@ def model_flops(a: Architecture, tokens: float, target_tokens: float, pairs: flo
     layer = attention + 3 * a.embed * a.mlp
     scores = 2 * a.heads * a.head_dim
     head = (1 if a.reward else a.vocab) * a.embed
-    return 6.0 * (a.layers * (layer * tokens + scores * pairs) + head * target_tokens)
+    return 6.0 * (a.depth * layer * tokens + scores * pairs + head * target_tokens)
+
+
+def row_pairs(a: Architecture, length: int) -> float:
+    """(query, key) pairs that see each other in a row of one document, summed over layers."""
+    pairs = 0.0
+    for spec in a.layers:
+        window = min(spec.window or length, length)
+        pairs += window * (window + 1) / 2 + (length - window) * window
+    return pairs

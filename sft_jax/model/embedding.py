@@ -4,21 +4,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from sft_jax.parallel.rules import active_layout, dividing_axes, spec
+from sft_jax.parallel.rules import Layout, spec
 
 
-def look_up(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
+def look_up(layout: Layout, table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
     """Rows [B, T, D] of the table, in `dtype`; each device reads its own part of the table and no other.
 
     Devices that hold different columns of the table exchange token ids, look up their columns for all of them, and
     swap columns for rows (all-to-all). Left to itself, the partitioner makes the whole result on every device first
     where rows lie on more mesh axes than the columns do ("involuntary full rematerialization").
     """
-    layout = active_layout()
-    if layout is None or layout.mesh.size == 1:
+    if layout.is_one_device:
         return table_VD[tokens_BT].astype(dtype)
-    columns, vocab = dividing_axes("embed"), dividing_axes("vocab")
-    by_row = (dividing_axes("act_batch"), dividing_axes("act_length"))
+    columns, vocab = layout.dividing_axes("embed"), layout.dividing_axes("vocab")
+    by_row = (layout.dividing_axes("act_batch"), layout.dividing_axes("act_length"))
     dimension = {axis: d for d, axes in enumerate(by_row) for axis in axes}
     spec(("act_batch", "act_length", "vocab"), layout.rules, "embedding lookup")  # no axis divides both
 
@@ -43,7 +42,7 @@ def look_up(table_VD: jax.Array, tokens_BT: jax.Array, dtype: str) -> jax.Array:
 
     return jax.shard_map(
         on_shard,
-        mesh=layout.mesh,
+        mesh=layout.mesh,  # type: ignore[arg-type]
         in_specs=(PartitionSpec(vocab, columns), PartitionSpec(*by_row)),
         out_specs=PartitionSpec(*by_row),
         # Lets the backward pass know that every device has the whole sum over `vocab`, and need not sum again.

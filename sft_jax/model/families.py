@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.errors import BadInput
-from sft_jax.model.architecture import Architecture, LayerKind, Rope, shortest_period
+from sft_jax.model.architecture import Architecture, LayerSpec, Rope
 
 Config = dict[str, Any]
 """The content of a config.json."""
@@ -122,17 +122,17 @@ def architecture_of(config: Config, origin: str) -> Architecture:
     if reward and labels_of(config) != 1:
         raise BadInput(f"{origin}: a classifier of {labels_of(config)} labels; a reward model has one (num_labels 1)")
     heads, layers = given["num_attention_heads"], given["num_hidden_layers"]
-    biased = bool(given["attention_bias"])
+    biased, rope = bool(given["attention_bias"]), _rope(given, origin)
+    windows = _windows(given, layers, origin) if family.windows else (None,) * layers
     values: Config = {
         "vocab": given["vocab_size"],
         "embed": given["hidden_size"],
         "mlp": given["intermediate_size"],
-        "layers": layers,
+        "layers": tuple(LayerSpec(window, rope) for window in windows),
         "heads": heads,
         "kv_heads": given["num_key_value_heads"] or heads,
         "head_dim": given["head_dim"] or given["hidden_size"] // heads,
         "max_positions": given["max_position_embeddings"],
-        "rope": _rope(given, origin),
         "norm_eps": given["rms_norm_eps"],
         "tied": bool(given["tie_word_embeddings"]),
         "qkv_bias": biased if family.qkv_bias is None else family.qkv_bias,
@@ -140,7 +140,6 @@ def architecture_of(config: Config, origin: str) -> Architecture:
         "mlp_bias": bool(given["mlp_bias"]) and not family.windows,
         "qk_norm": family.qk_norm,
         "reward": reward,
-        "period": shortest_period(_kinds(given, layers, origin) if family.windows else (LayerKind(),) * layers),
     }
     try:
         return Architecture(**values)
@@ -215,8 +214,8 @@ def _rope(given: Config, origin: str) -> Rope:
     return Rope(theta, kind, float(scaling["factor"]), low, high, int(original))
 
 
-def _kinds(given: Config, layers: int, origin: str) -> tuple[LayerKind, ...]:
-    """Qwen's windows: layer_types where given, else the layers from max_window_layers on."""
+def _windows(given: Config, layers: int, origin: str) -> tuple[int | None, ...]:
+    """Of each layer, Qwen's: layer_types where given, else the layers from max_window_layers on."""
     window = given["sliding_window"] if given["use_sliding_window"] else None
     types = given["layer_types"]
     if types is None:
@@ -227,7 +226,7 @@ def _kinds(given: Config, layers: int, origin: str) -> tuple[LayerKind, ...]:
             f"{origin}: layer_types has {len(types)} entries for {layers} layers and the kinds "
             f"{', '.join(sorted(set(types)))}. Supported: full_attention, sliding_attention."
         )
-    return tuple(LayerKind(window if kind == "sliding_attention" else None) for kind in types)
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
 def config_of(a: Architecture, model_type: str) -> Config:
@@ -237,15 +236,15 @@ def config_of(a: Architecture, model_type: str) -> Config:
       BadInput: the family cannot express the decoder (another family's biases, norms, windows or soft-caps).
     """
     family = FAMILIES[model_type]
-    kinds = [a.period[i % len(a.period)] for i in range(a.layers)]
-    windows = [kind.window for kind in kinds if kind.window is not None]
+    windows = [spec.window for spec in a.layers if spec.window is not None]
+    rope = a.layers[0].rope or Rope()
     config: Config = {
         "architectures": [family.class_name],
         "model_type": model_type,
         "vocab_size": a.vocab,
         "hidden_size": a.embed,
         "intermediate_size": a.mlp,
-        "num_hidden_layers": a.layers,
+        "num_hidden_layers": a.depth,
         "num_attention_heads": a.heads,
         "num_key_value_heads": a.kv_heads,
         "head_dim": a.head_dim,
@@ -253,26 +252,22 @@ def config_of(a: Architecture, model_type: str) -> Config:
         "hidden_act": "silu",
         "rms_norm_eps": a.norm_eps,
         "tie_word_embeddings": a.tied,
-        "rope_theta": a.rope.theta,
-        "rope_scaling": _rope_scaling(a.rope),
+        "rope_theta": rope.theta,
+        "rope_scaling": _rope_scaling(rope),
     }
     if family.qkv_bias is None:
         config["attention_bias"] = a.qkv_bias
     if family.windows:
         config["use_sliding_window"] = bool(windows)
         config["sliding_window"] = max(windows) if windows else None
-        config["max_window_layers"] = next((i for i, kind in enumerate(kinds) if kind.window), a.layers)
-        config["layer_types"] = ["sliding_attention" if kind.window else "full_attention" for kind in kinds]
+        config["max_window_layers"] = next((i for i, spec in enumerate(a.layers) if spec.window), a.depth)
+        config["layer_types"] = ["sliding_attention" if spec.window else "full_attention" for spec in a.layers]
     else:
         config["mlp_bias"] = a.mlp_bias
     if a.reward:
         config = as_reward(config, model_type)
     described = architecture_of(config, f"the {model_type} family")
-    lost = [
-        f"{name} {value!r}"
-        for name, value in vars(a).items()
-        if name != "vocab_rows" and value != getattr(described, name)
-    ]
+    lost = [f"{name} {value!r}" for name, value in vars(a.plain).items() if value != getattr(described, name)]
     if lost:
         raise BadInput(f"the {model_type} family has no decoder with {', '.join(lost)}")
     return config

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -24,17 +25,8 @@ Axes = tuple[str | None, ...]
 AnyMesh = jax.sharding.Mesh | AbstractMesh
 
 
-class Layout(NamedTuple):
-    """A mesh and the rules that divide arrays over it."""
-
-    mesh: AnyMesh
-    rules: Sharding
-    platform: str
-    """cpu, gpu or tpu: what is compiled for, which need not be what is compiled on."""
-
-
 class Activation(NamedTuple):
-    """An activation that `shard` met while tracing."""
+    """An activation that `Layout.shard` met while tracing."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,62 +34,92 @@ class Activation(NamedTuple):
     axes: Axes
 
 
-_active: ContextVar[Layout | None] = ContextVar("active_layout", default=None)
 _recorder: ContextVar[list[Activation] | None] = ContextVar("recorded_activations", default=None)
 
 
 @contextlib.contextmanager
-def layout(mesh: AnyMesh, rules: Sharding, platform: str = "") -> Iterator[None]:
-    """Make `mesh` and `rules` the ones that `shard` uses while tracing.
-
-    Args:
-      mesh: of devices, or an abstract one to trace on only.
-      platform: of an abstract mesh; the devices of another tell it.
-    """
-    abstract = isinstance(mesh, AbstractMesh)
-    token = _active.set(Layout(mesh, rules, platform if abstract else mesh.devices.flat[0].platform))
-    try:
-        with jax.sharding.use_abstract_mesh(mesh) if abstract else jax.set_mesh(mesh):
-            yield
-    finally:
-        _active.reset(token)
-
-
-@contextlib.contextmanager
-def rows_whole() -> Iterator[None]:
-    """The active layout with no row divided: for generation, whose rows are one token long."""
-    active = _active.get()
-    if active is None:
-        yield
-        return
-    rules = dataclasses.replace(active.rules, act_length="none", act_targets="none")
-    token = _active.set(active._replace(rules=rules))
-    try:
-        yield
-    finally:
-        _active.reset(token)
-
-
-def active_layout() -> Layout | None:
-    """The layout that is being traced under; None for arrays on one device."""
-    return _active.get()
-
-
-def target_platform() -> str:
-    """cpu, gpu or tpu: what is compiled for, which need not be what is compiled on."""
-    active = _active.get()
-    return jax.default_backend() if active is None else active.platform
-
-
-@contextlib.contextmanager
 def recorded_activations() -> Iterator[list[Activation]]:
-    """Collect every activation that `shard` meets, e.g. under `jax.eval_shape`; each (name, shape, axes) once."""
+    """Collect every activation that `Layout.shard` meets, e.g. under `jax.eval_shape`; each one once."""
     found: list[Activation] = []
     token = _recorder.set(found)
     try:
         yield found
     finally:
         _recorder.reset(token)
+
+
+_RULES = Sharding()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A mesh and the rules that divide arrays over it; what is computed on it carries it along.
+
+    Hashable, so that functions that are compiled once per layout can have it as a key.
+    """
+
+    mesh: AnyMesh | None = None
+    """None is one device: nothing is divided."""
+    rules: Sharding = _RULES
+    compiles_for: str = ""
+    """cpu, gpu or tpu, where the mesh is an abstract one and no device tells."""
+
+    @property
+    def platform(self) -> str:
+        """cpu, gpu or tpu: what is compiled for, which need not be what is compiled on."""
+        if self.mesh is None:
+            return jax.default_backend()
+        return self.compiles_for if isinstance(self.mesh, AbstractMesh) else self.mesh.devices.flat[0].platform
+
+    @property
+    def is_one_device(self) -> bool:
+        return self.mesh is None or self.mesh.size == 1
+
+    @property
+    def rows_whole(self) -> "Layout":
+        """The same with no row divided: for generation, whose rows are one token long."""
+        return replace(self, rules=replace(self.rules, act_length="none", act_targets="none"))
+
+    def parts(self, axis: str) -> int:
+        """How many parts a logical axis is divided into."""
+        return 1 if self.mesh is None else axis_parts(axis, self.rules, self.mesh)
+
+    def dividing_axes(self, axis: str) -> tuple[str, ...]:
+        """The mesh axes that do divide a logical axis: those with more than one device."""
+        if self.mesh is None:
+            return ()
+        return tuple(name for name in mesh_axes(axis, self.rules) if self.mesh.shape[name] > 1)
+
+    def whole_batches(self, size: int) -> int:
+        """A number of rows rounded up to what the layout divides evenly."""
+        parts = self.parts("act_batch")
+        return -(-size // parts) * parts
+
+    def shard(self, x: jax.Array, *axes: str | None, name: str = "array") -> jax.Array:
+        """Constrain `x` (one logical axis for each dimension) to this layout.
+
+        Args:
+          name: of the activation, for messages and for `recorded_activations`.
+
+        Raises:
+          BadInput: an unknown or colliding logical axis, or a dimension that does not divide.
+          ValueError: the number of axes is not the rank of `x`.
+        """
+        if len(axes) != x.ndim:
+            raise ValueError(f"shard got axes {axes} for an array of shape {x.shape}")
+        recorder, met = _recorder.get(), Activation(name, x.shape, x.dtype, axes)
+        if recorder is not None and met not in recorder:
+            recorder.append(met)
+        partition = spec(axes, self.rules, name)
+        if self.mesh is None:
+            return x
+        problems = indivisible(f"activation {name}", x.shape, axes, self.mesh, self.rules)
+        if problems:
+            raise BadInput("\n".join(problems.values()))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, partition))  # type: ignore[arg-type]
+
+
+ONE_DEVICE = Layout()
 
 
 def mesh_axes(axis: str | None, rules: Sharding) -> tuple[str, ...]:
@@ -139,54 +161,9 @@ def spec(axes: Axes, rules: Sharding, what: str = "") -> PartitionSpec:
     return PartitionSpec(*parts)
 
 
-def shard(x: jax.Array, *axes: str | None, name: str = "array") -> jax.Array:
-    """Constrain `x` (one logical axis a dimension) to the active layout; without a layout there is nothing to divide.
-
-    Args:
-      name: of the activation, for messages and for `recorded_activations`.
-
-    Raises:
-      BadInput: an unknown or colliding logical axis, or a dimension that does not divide.
-      ValueError: the number of axes is not the rank of `x`.
-    """
-    if len(axes) != x.ndim:
-        raise ValueError(f"shard got axes {axes} for an array of shape {x.shape}")
-    active, recorder = _active.get(), _recorder.get()
-    met = Activation(name, x.shape, x.dtype, axes)
-    if recorder is not None and met not in recorder:
-        recorder.append(met)
-    partition = spec(axes, Sharding() if active is None else active.rules, name)
-    if active is None:
-        return x
-    problems = indivisible(f"activation {name}", x.shape, axes, active.mesh, active.rules)
-    if problems:
-        raise BadInput("\n".join(problems.values()))
-    return jax.lax.with_sharding_constraint(x, partition)
-
-
 def axis_parts(axis: str, rules: Sharding, mesh: AnyMesh) -> int:
     """How many parts a logical axis is divided into on this mesh."""
     return math.prod(mesh.shape[name] for name in mesh_axes(axis, rules))
-
-
-def dividing_axes(axis: str) -> tuple[str, ...]:
-    """The mesh axes of the active layout that do divide a logical axis: those with more than one device."""
-    active = _active.get()
-    if active is None:
-        return ()
-    return tuple(name for name in mesh_axes(axis, active.rules) if active.mesh.shape[name] > 1)
-
-
-def active_parts(axis: str) -> int:
-    """`axis_parts` of the active layout; 1 without one."""
-    active = _active.get()
-    return 1 if active is None else axis_parts(axis, active.rules, active.mesh)
-
-
-def whole_batches(size: int) -> int:
-    """A number of rows rounded up to what the active layout divides evenly."""
-    parts = active_parts("act_batch")
-    return -(-size // parts) * parts
 
 
 def indivisible(

@@ -5,17 +5,23 @@ layer reads and writes besides, and what XLA keeps at the peak, are counts of pa
 programs. The compiled plan is the better one wherever there is one; tests hold the two together.
 """
 
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import AbstractMesh
 
-from sft_jax.config import RunConfig
+from sft_jax.config import Model, RunConfig, Train
 from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture
+from sft_jax.model.decoder import abstract_parameters, leaves
+from sft_jax.model.trainable import split_parameters, trainable_names
 from sft_jax.parallel.rules import axis_parts, mesh_axes
 from sft_jax.plan.chips import Topology
 from sft_jax.plan.work import Product, Sent, Stretch, Work, causal_unevenness
+from sft_jax.train.optimizers import make_optimizer
+from sft_jax.weights.pretrained import as_trained
 
 BF16, F32 = 2, 4
 
@@ -123,9 +129,9 @@ def update_work(config: RunConfig, a: Architecture, shapes: Batch, mesh: Abstrac
         s.micro,
         (
             *_embedding(a, s, net),
-            Stretch("layers", a.layers, forward),
+            Stretch("layers", a.depth, forward),
             Stretch("head", chunks, tuple(_head_chunk(a, s, net, chunks))),
-            Stretch("layers, backward", a.layers, backward),
+            Stretch("layers, backward", a.depth, backward),
         ),
     )
     return Stretch("update", 1, (micro, _optimizer(config, a, s)))
@@ -176,8 +182,8 @@ def _attention(a: Architecture, s: Sizes, net: "_Network", products: float):
     parts = net.parts("act_length")
     block = min(BLOCK, s.length)
     seen = sum(
-        1.0 if kind.window is None else min(1.0, 2 * kind.window / s.length) for kind in a.period
-    ) / len(a.period)  # fmt: skip
+        1.0 if spec.window is None else min(1.0, 2 * spec.window / s.length) for spec in a.layers
+    ) / a.depth  # fmt: skip
     flops = products * 2.0 * s.tokens * s.heads * (s.length + block) / 2 * seen
     passes = products * s.tokens * (s.heads + s.kv_heads) * s.dtype
     yield Work("attention", (), flops, a.head_dim, causal_unevenness(parts), hbm=passes)
@@ -208,21 +214,63 @@ def _head_chunk(a: Architecture, s: Sizes, net: "_Network", chunks: float):
 
 
 def _optimizer(config: RunConfig, a: Architecture, s: Sizes) -> Work:
-    read_and_written = 2 * state_bytes(config)
-    return Work("optimizer", hbm=_parameters(a, s) * (read_and_written + 2 * F32 + BF16))
+    held = held_bytes(config, a)
+    read_and_written = 2 * (held.parameters * held.trained / held.numbers + held.optimizer)
+    gradients = held.trained * (2 * F32 + BF16)
+    return Work("optimizer", hbm=_parameters(a, s) * (read_and_written + gradients) / held.numbers)
 
 
-def state_bytes(config: RunConfig) -> int:
-    """Of a parameter and its moments."""
-    if config.optimizer.name != "adamw":
-        return F32
-    return F32 + F32 + (BF16 if config.optimizer.first_moment_dtype == "bfloat16" else F32)
+class Held(NamedTuple):
+    """Of a whole run, over all devices."""
+
+    numbers: float
+    """Parameters of the model."""
+    trained: float
+    """Of these, and of its adapters, those that train."""
+    parameters: float
+    """Bytes of all parameters as they are stored."""
+    optimizer: float
+    """Bytes of the optimizer's state."""
+
+    @property
+    def state(self) -> float:
+        """Bytes of parameters and optimizer state, per parameter of the model."""
+        return (self.parameters + self.optimizer) / self.numbers
+
+    @property
+    def checkpoint(self) -> float:
+        """Bytes of what is saved: the parameters that train, and the optimizer's state."""
+        return F32 * self.trained + self.optimizer
+
+
+def held_bytes(config: RunConfig, a: Architecture) -> Held:
+    """What parameters and optimizer state take, from their shapes."""
+    sections = (config.optimizer, config.adapter, config.train.trainable, config.model.quantization)
+    return _held_bytes(*sections, a.plain)
+
+
+@functools.lru_cache(maxsize=32)
+def _held_bytes(optimizer, adapter, trainable, quantization, a: Architecture) -> Held:
+    config = RunConfig(
+        model=Model(quantization=quantization), optimizer=optimizer, adapter=adapter, train=Train(trainable=trainable)
+    )
+    arranged = as_trained(a, config)
+    abstract, _ = abstract_parameters(arranged)
+    trained, _ = split_parameters(abstract, trainable_names(trainable, arranged))
+    state = jax.eval_shape(make_optimizer(optimizer, leaves(arranged)).init, trained)
+    numbers = sum(math.prod(leaf.shape) for leaf in abstract_parameters(a)[0].values())
+    of_trained = sum(math.prod(leaf.shape) for leaf in trained.values())
+    return Held(float(numbers), float(of_trained), _bytes_of(abstract), _bytes_of(state))
+
+
+def _bytes_of(tree: Any) -> float:
+    return float(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)))
 
 
 def _parameters(a: Architecture, s: Sizes) -> float:
     """That a device holds."""
     tables = 1 if a.tied or a.reward else 2
-    return (a.layers * layer_parameters(a, s) + tables * s.vocab * a.embed) / s.shards
+    return (a.depth * layer_parameters(a, s) + tables * s.vocab * a.embed) / s.shards
 
 
 class _Network(NamedTuple):
@@ -324,15 +372,16 @@ def update_memory(config: RunConfig, a: Architecture, shapes: Batch, mesh: Abstr
     """What an update needs on each device."""
     s = sizes_of(config, a, shapes, mesh)
     parameters = _parameters(a, s)
-    state = parameters * state_bytes(config)
+    held = held_bytes(config, a)
+    state = parameters * held.state
     batch = 6 * F32 * s.micro * s.tokens
-    kept = a.layers * kept_bytes(config, a, s)
+    kept = a.depth * kept_bytes(config, a, s)
     offloaded = config.model.remat == "offload"
     layer = s.tokens * s.dtype * (4 * s.mlp + 8 * a.embed) + 2 * a.embed * 3 * s.mlp * s.dtype / 2
-    gradients = parameters * (F32 + s.dtype if s.micro > 1 else s.dtype)
+    gradients = parameters * held.trained / held.numbers * (F32 + s.dtype if s.micro > 1 else s.dtype)
     logits = (F32 + s.dtype) * min(config.model.head_chunk, s.targets) * s.vocab
     head = s.vocab * a.embed * s.dtype
-    on_device = 2 * kept / a.layers if offloaded else kept
+    on_device = 2 * kept / a.depth if offloaded else kept
     return AnalyticMemory(
         arguments=state + batch,
         peak=state + batch + on_device + layer + gradients + logits + head,

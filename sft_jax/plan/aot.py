@@ -16,9 +16,9 @@ from sft_jax.data.pack.batches import Batch
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.parallel.mesh import make_mesh
-from sft_jax.parallel.rules import layout
 from sft_jax.plan.chips import GIB, topology
-from sft_jax.train.setup import abstract_batch, make_program
+from sft_jax.train.program import make_program
+from sft_jax.train.sharding import abstract_batch
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,15 @@ def trace_update(config: RunConfig, architecture: Architecture, shapes: Batch, d
     Raises:
       BadInput: a layout that does not fit.
     """
-    mesh = make_mesh(config.mesh, devices)
-    with layout(mesh, config.sharding):
-        program = make_program(config, architecture, shapes, mesh)
-        state = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            program.state,
-            program.state_layout,
+    program = make_program(config, architecture, shapes, make_mesh(config.mesh, devices))
+
+    def laid_out(shapes: Any, layout: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, layout
         )
-        return program.update.trace(state, {}, abstract_batch(shapes, program.batch_layout))
+
+    state, frozen = laid_out(program.state, program.state_layout), laid_out(program.frozen, program.frozen_layout)
+    return program.update.trace(state, frozen, abstract_batch(shapes, program.batch_layout))
 
 
 def compile_traced(traced: Any, devices: list[Any]) -> Any:

@@ -11,12 +11,11 @@ import numpy as np
 
 from sft_jax.data.pack.batches import Batch
 from sft_jax.model.decoder import initialise
+from sft_jax.model.trainable import split_parameters
 from sft_jax.parallel.mesh import make_mesh
-from sft_jax.parallel.rules import layout
 from sft_jax.plan.chips import Topology, chip_of
 from sft_jax.plan.isolated import Request
-from sft_jax.train.setup import make_program
-from sft_jax.train.step import initial_state
+from sft_jax.train.program import make_initial_state, make_program
 
 WARM_UP, STEPS = 2, 5
 
@@ -35,21 +34,17 @@ def devices_here(topology: Topology) -> list[Any]:
 def measured_seconds(request: Request, devices: list[Any]) -> float:
     """The median seconds of an update, each row one document, every token as the config's targets have it."""
     config, architecture, shapes, _ = request
-    mesh = make_mesh(config.mesh, devices)
-    with layout(mesh, config.sharding):
-        program = make_program(config, architecture, shapes, mesh)
-
-        def make_state():
-            return initial_state(initialise(program.architecture, config.train.seed), program.optimizer)
-
-        state = jax.jit(make_state, out_shardings=program.state_layout)()
-        batch = jax.device_put(_batch(shapes, architecture.vocab), program.batch_layout)
-        seconds = []
-        for _ in range(WARM_UP + STEPS):
-            started = time.perf_counter()
-            state, metrics = program.update(state, {}, batch)
-            jax.block_until_ready((state, metrics))
-            seconds.append(time.perf_counter() - started)
+    program = make_program(config, architecture, shapes, make_mesh(config.mesh, devices))
+    begin = jax.jit(lambda: initialise(program.architecture, config.train.seed), out_shardings=program.parameter_layout)
+    trainable, frozen = split_parameters(begin(), program.trained)
+    state = make_initial_state(program)(trainable)
+    batch = jax.device_put(_batch(shapes, architecture.vocab), program.batch_layout)
+    seconds = []
+    for _ in range(WARM_UP + STEPS):
+        started = time.perf_counter()
+        state, metrics = program.update(state, frozen, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[WARM_UP:])
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
-from sft_jax.model.architecture import model_flops
-from sft_jax.model.decoder import abstract_parameters
+from sft_jax.model.architecture import model_flops, row_pairs
 from sft_jax.parallel.mesh import check_slices
 from sft_jax.plan import analytic, work
 from sft_jax.plan.analytic import AnalyticMemory
@@ -16,7 +15,7 @@ from sft_jax.plan.chips import Topology
 from sft_jax.plan.cost import Estimate, estimate
 from sft_jax.plan.isolated import Compiled, Request, compile_isolated
 from sft_jax.plan.sharding import abstract_mesh
-from sft_jax.train.setup import parameter_layout
+from sft_jax.train.sharding import parameter_layout
 
 RESERVED = 0.985
 """Of a TPU's memory, what its compiler gives to programs: 15.75 of 16 GiB, 31.25 of 32."""
@@ -145,8 +144,9 @@ def _planned(
     devices, hosts = topology.chip.devices, math.ceil(topology.chips / topology.chip.host_chips)
     cost: Estimate = estimate(program, topology)
     rows, length = config.train.batch_size, shapes.tokens[2]
-    needed = model_flops(architecture, rows * length, math.prod(shapes.target_index), rows * length * (length + 1) / 2)
-    numbers = sum(math.prod(leaf.shape) for leaf in abstract_parameters(architecture)[0].values())
+    needed = model_flops(
+        architecture, rows * length, math.prod(shapes.target_index), rows * row_pairs(architecture, length)
+    )
     devices_a_host = topology.devices / hosts
     tokens = rows * length
     return Planned(
@@ -157,14 +157,14 @@ def _planned(
         mesh=dict(mesh.shape),
         remat=config.model.remat,
         accumulation=config.train.accumulation,
-        first_moment_dtype=config.optimizer.first_moment_dtype,
+        first_moment_dtype=config.optimizer.first_moment_dtype or "float32",
         fits=fits,
         peak_bytes_per_chip=memory.peak * devices,
         argument_bytes_per_chip=memory.arguments * devices,
         hbm_bytes_per_chip=topology.chip.memory,
         usable_bytes_per_chip=usable_bytes(topology),
         host_bytes_per_host=(memory.host + memory.arguments) * devices_a_host,
-        checkpoint_bytes=float(numbers * analytic.state_bytes(config)),
+        checkpoint_bytes=analytic.held_bytes(config, architecture).checkpoint,
         model_flops=needed,
         executed_flops=topology.devices * (work.product_flops(program) + work.kernel_flops(program)),
         traced_flops=traced_flops,

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import AbstractMesh, AxisType
 
@@ -82,7 +82,7 @@ def _accumulations(config: RunConfig, mesh: AbstractMesh) -> list[int]:
     return [n for n in range(1, MOST_MICRO_BATCHES + 1) if rows % (n * parts) == 0]
 
 
-def _with(request: Request, mesh: Mesh, remat: str, accumulation: int, dtype: str) -> Request:
+def _with(request: Request, mesh: Mesh, remat: str, accumulation: int, dtype: Any) -> Request:
     config = request.config
     rows = config.train.batch_size // accumulation
     shapes = type(request.shapes)(*((accumulation, rows, shape[2]) for shape in request.shapes))

@@ -14,10 +14,9 @@ from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters
 from sft_jax.parallel.mesh import AXES, mesh_sizes
-from sft_jax.parallel.rules import Axes, axis_parts, layout, mesh_axes
-from sft_jax.train.optimizer import make_optimizer
-from sft_jax.train.setup import activations_of, make_objective, parameter_layout
-from sft_jax.train.step import initial_state
+from sft_jax.parallel.rules import Axes, mesh_axes
+from sft_jax.train.program import activations_of, make_program
+from sft_jax.train.sharding import is_axes, state_axes
 
 KINDS = ("parameter", "optimizer", "batch", "activation")
 BATCH_AXES: tuple[Axes, ...] = ((None, "act_batch", "act_length"),) * 3 + ((None, "act_batch", "act_targets"),) * 3
@@ -78,25 +77,21 @@ def place_all(
       BadInput: a layout that does not fit.
     """
     rules = config.sharding
-    parameter_layout(config, architecture, shapes, mesh)  # refuses what does not divide
-    padded = architecture.padded_to(axis_parts("vocab", rules, mesh))
-    abstract, axes = abstract_parameters(padded)
-    optimizer = make_optimizer(config.optimizer)
-    state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), abstract)
+    program = make_program(config, architecture, shapes, mesh, platform)  # refuses what does not divide
+    abstract, axes = abstract_parameters(program.architecture)
     placed = [_place("parameter", name, leaf, axes[name], mesh, rules) for name, leaf in abstract.items()]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.moments):
+    own_axes = jax.tree.leaves(state_axes(program.state, axes).opt_state, is_leaf=is_axes)
+    leaves = jax.tree_util.tree_leaves_with_path(program.state.opt_state)
+    for (path, leaf), own in zip(leaves, own_axes, strict=True):
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         label = next((key.name for key in reversed(path) if isinstance(key, jax.tree_util.GetAttrKey)), "state")
-        own: Axes = axes[keys[0]] if keys and leaf.ndim else (None,) * leaf.ndim
         placed.append(_place("optimizer", " ".join([label, *keys]), leaf, own, mesh, rules))
     kinds = (np.int32,) * 5 + (np.float32,)
     for name, shape, own, kind in zip(Batch._fields, shapes, BATCH_AXES, kinds, strict=True):
         placed.append(_place("batch", name, jax.ShapeDtypeStruct(shape, kind), own, mesh, rules))
-    with layout(mesh, rules, platform):
-        objective = make_objective(config, padded, shapes, mesh)
-        for each in activations_of(objective, abstract, shapes):
-            array = jax.ShapeDtypeStruct(each.shape, each.dtype)
-            placed.append(_place("activation", each.name, array, each.axes, mesh, rules))
+    for each in activations_of(program.objective, abstract, shapes):
+        array = jax.ShapeDtypeStruct(each.shape, each.dtype)
+        placed.append(_place("activation", each.name, array, each.axes, mesh, rules))
     return placed
 
 

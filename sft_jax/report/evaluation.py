@@ -3,33 +3,36 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 REGISTER_SHOWN = ("words", "words a sentence", "markdown list", "exclamation mark", "first person", "stock opening")
 
 
-def print_evaluation(report: Mapping[str, Any], console: Console) -> None:
-    """A table for each set of rows: every measure of the model, of the one it is held against, and the difference."""
+def evaluation_tables(report: Mapping[str, Any]) -> Group:
+    """A table for each set of rows: every measure of the model, of the one it is compared with, and the difference."""
+    shown: list[RenderableType] = []
     for name in ("data", "retained"):
         if name in report:
-            console.print(_table(name, report[name], "against" in report))
+            shown.append(_table(name, report[name], "against" in report))
             if "kl" in report[name]:
                 kl = report[name]["kl"]
-                console.print(f"KL to {report['against']}: {kl['kl']:.4f} nats a token, over {kl['tokens']:,} tokens")
-    console.print("[low, high]: 95 % of bootstrap resamples of the rows", style="dim", markup=False)
+                words = f"KL to {report['against']}: {kl['kl']:.4f} nats per token, over {kl['tokens']:,} tokens"
+                shown.append(Text(words))
+    return Group(*shown, Text("[low, high]: 95% of bootstrap resamples of the rows", "dim"))
 
 
 def _table(name: str, about: Mapping[str, Any], compared: bool) -> Table:
     table = Table("held out" if name == "data" else "retained", "model", *(("against", "difference") * compared))
 
     def add(label: str, measure: Any, other: Any = None, difference: Any = None) -> None:
-        table.add_row(label, _show(measure), *((_show(other), _show(difference)) * compared))
+        table.add_row(Text(label), _show(measure), *((_show(other), _show(difference)) * compared))
 
     model, other, difference = about["model"], about.get("against", {}), about.get("difference", {})
     held_out, other_held_out = model.get("held_out"), other.get("held_out", {})
     if held_out:
-        add("loss a trained token", held_out["loss"], other_held_out.get("loss"), difference.get("loss"))
+        add("loss per trained token", held_out["loss"], other_held_out.get("loss"), difference.get("loss"))
         add("perplexity", held_out["perplexity"], other_held_out.get("perplexity"))
         for part in ("by_turn", "by_source"):
             if len(held_out[part]) > 1:

@@ -1,22 +1,43 @@
-"""Plots with axes as SVG text: lines with bands, points with intervals, levels; on light and dark pages."""
+"""The plotter: curves with bands, points with intervals, levels, histograms and boxes of tokens, as SVG.
 
-import html
+It is our own because a page must open offline from one file below 2 MB, on a phone and on a desk, in light and dark.
+plotly's bundle alone is 4.9 MB, Bokeh brings tornado and Pillow and needs a browser to write an SVG for the docs,
+Altair's pages fetch Vega from a CDN, and matplotlib (a 10 MB wheel) draws in fixed colours and sizes. We draw a few
+kinds of marks over one pair of axes: a plot takes 10 to 20 KB of a page, and the docs show the same picture.
+
+Colours and sizes are in templates/plot.css; templates/plot.js shows the numbers under a pointer.
+"""
+
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 40
-COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#64748b")
+from markupsafe import Markup
+
+from sft_jax.report.render import render
+
+WIDTH, HEIGHT = 480, 270
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 28, 44
+LEGEND_LINE = 20
+COLOURS = 6
+"""Classes s0 to s5 of plot.css."""
+LABEL_ROOM = 60
+"""Between the middles of two labels of the horizontal axis, so that they do not run into each other on a phone."""
+MOST_POINTS = 300
+"""Of a curve: more than a screen shows apart."""
+
+Kind = Literal["points", "line", "joined", "level"]
 
 
 class Point(NamedTuple):
-    """A measured value with its interval."""
+    """A value, with its interval where there is one."""
 
     x: float
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
+    name: str = ""
+    """What stands for x in words, where it is more than one: `1 to 25`."""
 
 
 class Series(NamedTuple):
@@ -24,102 +45,262 @@ class Series(NamedTuple):
 
     label: str
     points: Sequence[Point]
-    kind: str = "points"
-    """points (with bars), line (with a band), or level: a horizontal line at the first point's value."""
+    kind: Kind = "points"
+    """points (with their intervals), line (with a band), joined: points with a line through them, or level: a
+    horizontal line at the first point's value."""
 
 
-def plot(series: Sequence[Series], x_label: str, y_label: str, log_x: bool = False) -> str:
-    """All series over common axes, with a legend, as an `<svg>` element."""
+class _Axes(NamedTuple):
+    """Which values the edges of the plot stand for."""
+
+    low_x: float
+    high_x: float
+    low_y: float
+    high_y: float
+    log_x: bool = False
+
+    def along(self, x: float) -> float:
+        low, high, x = (math.log(v) for v in (self.low_x, self.high_x, x)) if self.log_x else (*self[:2], x)
+        return round(LEFT + (x - low) / ((high - low) or 1.0) * (WIDTH - LEFT - RIGHT), 1)
+
+    def up(self, y: float) -> float:
+        return round(HEIGHT - BOTTOM - (y - self.low_y) / (self.high_y - self.low_y) * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def plot(
+    series: Sequence[Series], x_label: str, y_label: str, *, log_x: bool = False, standalone: bool = False
+) -> Markup:
+    """All series over common axes, with a legend where there are several, as an `<svg>` element.
+
+    Args:
+      standalone: a file of its own, with the style that it would have from a page.
+    """
     xs = [p.x for s in series if s.kind != "level" for p in s.points]
-    ys = [y for s in series for p in s.points for y in (p.value, p.low, p.high)]
-    low_x, high_x = min(xs), max(xs)
-    margin = 0.06 * ((max(ys) - min(ys)) or abs(max(ys)) or 1.0)
-    low_y, high_y = min(ys) - margin, max(ys) + margin
-
-    def along(x: float) -> float:
-        a, b, x = (math.log(v) for v in (low_x, high_x, x)) if log_x else (low_x, high_x, x)
-        return LEFT + (x - a) / ((b - a) or 1.0) * (WIDTH - LEFT - RIGHT)
-
-    def up(y: float) -> float:
-        return HEIGHT - BOTTOM - (y - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
-
-    measured = [p.x for s in series if s.kind == "points" for p in s.points]
-    parts = [_axes(low_y, high_y, up, sorted({*(measured or xs), high_x}), along, x_label, y_label)]
-    for number, one in enumerate(series):
-        parts.append(_series(one, COLOURS[number % len(COLOURS)], along, up))
-    parts.append(_legend(series))
-    label = html.escape(f"{y_label} against {x_label}")
-    height = HEIGHT + 18 * math.ceil(len(series) / 2)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}" '
-        f'font-family="system-ui, sans-serif" font-size="12">{"".join(parts)}</svg>'
+    ys = [y for s in series for p in s.points for y in (p.value, p.low, p.high) if y is not None]
+    margin = 0.06 * (max(ys) - min(ys)) or 0.5 * abs(max(ys)) or 1.0  # the same value everywhere lies in the middle
+    axes = _Axes(min(xs), max(xs), min(ys) - margin, max(ys) + margin, log_x)
+    measured = sorted({p.x for s in series if s.kind == "points" for p in s.points} or set(xs))
+    x_ticks = [*measured, axes.high_x] if log_x else ticks(axes.low_x, axes.high_x, whole=_are_whole(xs))
+    return _draw(
+        axes,
+        x_ticks,
+        x_label,
+        y_label,
+        standalone=standalone,
+        label=_in_words(series, x_label, y_label),
+        readings=_readings(series, axes, x_label),
+        series=sorted(
+            ({"colour": k % COLOURS, **_marks(one, axes)} for k, one in enumerate(series)),
+            key=lambda marks: bool(marks["dots"]),  # points lie over bands and lines
+        ),
+        legend=[
+            {"label": one.label, "kind": one.kind, "colour": k % COLOURS, "y": HEIGHT + 12 + LEGEND_LINE * k}
+            for k, one in enumerate(series if len(series) > 1 else ())
+        ],
     )
 
 
-def _axes(low: float, high: float, up, xs: Sequence[float], along, x_label: str, y_label: str) -> str:
-    parts = []
-    for tick in ticks(low, high):
-        y = up(tick)
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#888">{tick:g}</text>'
-        )
-    last = -math.inf
-    for x in xs:
-        if along(x) - last >= 48:  # labels must not run into each other
-            last = along(x)
-            parts.append(
-                f'<text x="{last:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle" fill="#888">{_short(x)}</text>'
+def histogram(counts: Sequence[int], edges: Sequence[float], x_label: str, y_label: str) -> Markup:
+    """Bars over the bins between `edges`, which has one entry more than `counts`."""
+    axes = _Axes(edges[0], edges[-1], 0.0, 1.08 * max(counts))
+    bins = list(zip(counts, edges, edges[1:], strict=False))
+    bars = [
+        {
+            "x": axes.along(low) + 0.5,
+            "y": axes.up(count),
+            "width": round(max(1.0, axes.along(high) - axes.along(low) - 1), 1),
+            "height": round(axes.up(0) - axes.up(count), 1),
+        }
+        for count, low, high in bins
+    ]
+    most, low, high = max(bins)
+    return _draw(
+        axes,
+        ticks(axes.low_x, axes.high_x, whole=edges[-1] - edges[0] >= 2),
+        x_label,
+        y_label,
+        label=f"{y_label} by {x_label}, from {text_of(edges[0])} to {text_of(edges[-1])}; the highest bar, "
+        f"{text_of(most)}, from {text_of(low)} to {text_of(high)}",
+        readings=[
+            (axes.along((low + high) / 2), f"{text_of(low)} to {text_of(high)} {x_label}: {text_of(count)} {y_label}")
+            for count, low, high in bins
+        ],
+        bars=bars,
+        whole_y=True,
+    )
+
+
+def _draw(
+    axes: _Axes,
+    x_ticks: Sequence[float],
+    x_label: str,
+    y_label: str,
+    *,
+    label: str,
+    readings: Sequence[tuple[float, str]],
+    series: Sequence[dict[str, Any]] = (),
+    legend: Sequence[dict[str, Any]] = (),
+    bars: Sequence[dict[str, float]] = (),
+    whole_y: bool = False,
+    standalone: bool = False,
+) -> Markup:
+    y_ticks = ticks(axes.low_y, axes.high_y, whole=whole_y)
+    svg = render(
+        "plot.svg.jinja",
+        width=WIDTH,
+        height=HEIGHT + LEGEND_LINE * len(legend),
+        box={"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM},
+        x_ticks=[(x, short(tick)) for x, tick in _apart(x_ticks, axes.along)],
+        y_ticks=[(axes.up(tick), short(tick)) for tick in y_ticks],
+        x_label=x_label,
+        y_label=y_label,
+        standalone=standalone,
+        label=label,
+        readings=readings,
+        series=series,
+        legend=legend,
+        bars=bars,
+    )
+    return Markup(svg)
+
+
+def _marks(one: Series, axes: _Axes) -> dict[str, Any]:
+    """Where the marks of a series lie."""
+    at = [(axes.along(p.x), axes.up(p.value)) for p in one.points]
+    intervals = [(axes.along(p.x), *_interval(p)) for p in one.points]
+    band = [(x, axes.up(low)) for x, low, _ in intervals] + [(x, axes.up(high)) for x, _, high in reversed(intervals)]
+    has_band = one.kind == "line" and any(p.low is not None for p in one.points)
+    return {
+        "kind": one.kind,
+        "level": at[0][1],
+        "line": _joined(at) if one.kind in ("line", "joined") else "",
+        "band": _joined(band) if has_band else "",
+        "dots": at if one.kind in ("points", "joined") else [],
+        "bars": [(x, axes.up(low), axes.up(high)) for x, low, high in intervals if low < high]
+        if one.kind in ("points", "joined")
+        else [],
+    }
+
+
+def _interval(point: Point) -> tuple[float, float]:
+    low = point.value if point.low is None else point.low
+    return low, point.value if point.high is None else point.high
+
+
+def _joined(points: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{x:g},{y:g}" for x, y in points)
+
+
+def _readings(series: Sequence[Series], axes: _Axes, x_label: str) -> list[tuple[float, str]]:
+    """(where, what every series says there): what a page shows below the plot under a pointer."""
+    found: dict[float, list[str]] = {}
+    for one in series:
+        if one.kind == "level":
+            continue
+        for p in one.points:
+            words = found.setdefault(p.x, [f"{x_label} {p.name or text_of(p.x)}"])
+            value = f"{one.label} {text_of(p.value)}"
+            if p.low is not None and p.high is not None:
+                value += f" [{text_of(p.low)}, {text_of(p.high)}]"
+            words.append(value)
+    return [(axes.along(x), ": ".join([words[0], "; ".join(words[1:])])) for x, words in sorted(found.items())]
+
+
+def _in_words(series: Sequence[Series], x_label: str, y_label: str) -> str:
+    """The plot for those who cannot see it."""
+    words = []
+    for one in series:
+        first, last = one.points[0], one.points[-1]
+        if one.kind == "level" or len(one.points) == 1:
+            words.append(f"{one.label}: {text_of(first.value)}")
+        else:
+            words.append(
+                f"{one.label}: {text_of(first.value)} at {text_of(first.x)}, {text_of(last.value)} at {text_of(last.x)}"
             )
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle" fill="#888">{html.escape(x_label)}</text>'
-        f'<text transform="translate(12 {(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)" text-anchor="middle" '
-        f'fill="#888">{html.escape(y_label)}</text>'
-    )
-    return "".join(parts)
+    return f"{y_label} by {x_label}. {'; '.join(words)}"
 
 
-def _short(x: float) -> str:
-    return f"{x / 1000:g}k" if x >= 10_000 else f"{x:g}"
+def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most `most` points: each the mean of as many neighbours, with the lowest and highest of them as its band."""
+    size = math.ceil(len(points) / most)
+    if size <= 1:
+        return list(points)
+    made = []
+    for start in range(0, len(points), size):
+        some = points[start : start + size]
+        values = [p.value for p in some]
+        mean = math.fsum(values) / len(values)
+        name = f"{some[0].x:,g} to {some[-1].x:,g}"
+        made.append(Point(some[-1].x, mean, min(values), max(values), name))
+    return made
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers between low and high."""
+def ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Four to nine round numbers between low and high; fewer where only whole numbers make sense."""
+    if low == high:
+        return [low]
     raw = (high - low) / 6
     size = 10 ** math.floor(math.log10(raw))
     step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw)
-    return [round(k * step, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    step = max(step, 1) if whole else step
+    return [float(f"{k * step:.12g}") for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _series(one: Series, colour: str, along, up) -> str:
-    if one.kind == "level":
-        y = up(one.points[0].value)
-        dash = 'stroke-width="1.5" stroke-dasharray="5 4"'
-        return f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" {dash}/>'
-    if one.kind == "line":
-        lows = [f"{along(p.x):.1f},{up(p.low):.1f}" for p in one.points]
-        highs = [f"{along(p.x):.1f},{up(p.high):.1f}" for p in reversed(one.points)]
-        middle = " ".join(f"{along(p.x):.1f},{up(p.value):.1f}" for p in one.points)
-        return (
-            f'<polygon points="{" ".join(lows + highs)}" fill="{colour}" opacity="0.15"/>'
-            f'<polyline points="{middle}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        )
-    return "".join(
-        f'<line x1="{along(p.x):.1f}" x2="{along(p.x):.1f}" y1="{up(p.low):.1f}" y2="{up(p.high):.1f}" '
-        f'stroke="{colour}" stroke-width="2"/><circle cx="{along(p.x):.1f}" cy="{up(p.value):.1f}" r="4" '
-        f'fill="{colour}"/>'
-        for p in one.points
-    )
+def _are_whole(xs: Iterable[float]) -> bool:
+    return all(float(x).is_integer() for x in xs)
 
 
-def _legend(series: Sequence[Series]) -> str:
-    parts = []
-    for number, one in enumerate(series):
-        x, y = LEFT + (number % 2) * (WIDTH - LEFT) / 2, HEIGHT + 12 + 18 * (number // 2)
-        colour = COLOURS[number % len(COLOURS)]
-        parts.append(
-            f'<rect x="{x}" y="{y - 8}" width="14" height="4" fill="{colour}"/>'
-            f'<text x="{x + 20}" y="{y}" fill="#888">{html.escape(one.label)}</text>'
-        )
-    return "".join(parts)
+def _apart(values: Iterable[float], along: Callable[[float], float]) -> list[tuple[float, float]]:
+    """(where, value) of those labels that have room."""
+    kept: list[tuple[float, float]] = []
+    for value in sorted(set(values)):
+        if not kept or along(value) - kept[-1][0] >= LABEL_ROOM:
+            kept.append((along(value), value))
+    return kept
+
+
+def short(value: float) -> str:
+    """12000 -> '12k', 0.00005 -> '5e-5': for the labels of an axis."""
+    for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / size:g}{unit}"
+    if 0 < abs(value) < 1e-3:
+        exponent = math.floor(math.log10(abs(value)))
+        return f"{value / 10**exponent:.4g}e{exponent}"
+    return f"{value:g}"
+
+
+def text_of(value: float) -> str:
+    """Whole numbers and thousands with commas, the rest with four digits."""
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 10_000 else f"{value:.4g}"
+
+
+TOKENS_WIDTH, TOKENS_LINE, LETTER = 760, 26, 7.3
+
+
+class TokenRow(NamedTuple):
+    """A document for `token_boxes`."""
+
+    label: str
+    tokens: Sequence[str]
+    weights: Sequence[float]
+
+
+def token_boxes(rows: Sequence[TokenRow]) -> Markup:
+    """Every token in a box, the trained ones coloured, as an `<svg>` file."""
+    headings, boxes = [], []
+    y = 20.0
+    for label, tokens, weights in rows:
+        headings.append((y, label))
+        x, y = 4.0, y + TOKENS_LINE
+        for token, weight in zip(tokens, weights, strict=True):
+            text = token.replace("\n", "↵").replace(" ", "·")
+            width = LETTER * len(text) + 5
+            if x + width > TOKENS_WIDTH - 4:
+                x, y = 4.0, y + TOKENS_LINE
+            boxes.append({"x": round(x, 1), "y": y, "width": round(width - 2, 1), "text": text, "trained": weight > 0})
+            x += width
+            if token.endswith("\n"):
+                x, y = 4.0, y + TOKENS_LINE
+        y += TOKENS_LINE + 8
+    return Markup(render("tokens.svg.jinja", width=TOKENS_WIDTH, height=round(y), headings=headings, boxes=boxes))

@@ -85,6 +85,6 @@ def rows_progress(console: Console, seconds: float = 2.0) -> Callable[[int], Non
         now = time.monotonic()
         if now - shown >= seconds:
             shown = now
-            console.print(f"tokenised {rows:,} rows, {rows / (now - began):,.0f} a second")
+            console.print(f"tokenised {rows:,} rows, {rows / (now - began):,.0f} rows per second")
 
     return show

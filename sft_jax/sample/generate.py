@@ -6,7 +6,7 @@ lengths write each new token into the same slot: one update in place for the who
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,9 +15,10 @@ import numpy as np
 
 from sft_jax.data.chat.tokenizer import vocabulary_size
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention.reference import Caches, Places
-from sft_jax.model.decoder import Compute, apart, empty_slots, forward, forward_step, logits
-from sft_jax.parallel.rules import rows_whole, shard, target_platform, whole_batches
+from sft_jax.model.attention.reference import TokenPositions
+from sft_jax.model.cache import Caches
+from sft_jax.model.decoder import apart, empty_slots, forward, forward_step, logits, values_of
+from sft_jax.model.layers import Compute
 from sft_jax.sample.draw import Sampling, draw
 from sft_jax.weights.pretrained import Pretrained
 
@@ -63,7 +64,7 @@ class State(NamedTuple):
     made: jax.Array
     """int32 [B]: tokens of each row, the stop token included."""
     caches: Caches
-    places: Places
+    where: TokenPositions
     """[B, S]: of the caches' slots."""
 
 
@@ -79,22 +80,25 @@ class Programs(NamedTuple):
     the state."""
 
 
+@functools.lru_cache(maxsize=16)
 def make_programs(
-    architecture: Architecture, compute: Compute, sampling: Sampling, stop_ids: Sequence[int], sampled_vocab: int
+    architecture: Architecture, compute: Compute, sampling: Sampling, stop_ids: tuple[int, ...], sampled_vocab: int
 ) -> Programs:
-    """The programs of one way to sample.
+    """The programs of one way to sample; whatever it is called with again is not compiled again.
 
     Args:
       sampled_vocab: ids from here on are never sampled (rows of the head that no token of the tokenizer has).
     """
-    stops = jnp.array(stop_ids, jnp.int32)
+    stops = np.array(stop_ids, np.int32)
     limit = sampling.max_new_tokens
+    compute = replace(compute, layout=compute.layout.rows_whole)
+    on_cpu = compute.layout.platform == "cpu"
 
     def stepped(parameters):
-        """(architecture, compute, parameters) for the loop over tokens."""
-        if target_platform() == "cpu":
-            return apart(architecture, compute, parameters)
-        return architecture, compute, parameters
+        """(architecture, compute, values) for the loop over tokens."""
+        values = values_of(architecture, parameters)
+        apart_or_not = apart(architecture, compute, values) if on_cpu else (architecture, values)
+        return apart_or_not[0], compute, apart_or_not[1]
 
     def next_token(parameters, hidden_BD, keys, count):
         raw = logits(architecture, parameters, hidden_BD)
@@ -103,13 +107,12 @@ def make_programs(
         log_p = jnp.take_along_axis(raw, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(raw, axis=-1)
         return token, log_p
 
-    @rows_whole()
     def begin(parameters: Mapping[str, jax.Array], prompts, prompt_lengths, prompt_of, lengths, keys) -> State:
         (rows,), width = prompt_of.shape, prompts.shape[1]
         index = jnp.arange(width)
         filled = (index < prompt_lengths[:, None]).astype(jnp.int32)
-        places = Places(jnp.broadcast_to(index, prompts.shape), filled)
-        hidden, kv = forward(architecture, compute, parameters, prompts, places, keep_kv=True)
+        where = TokenPositions(jnp.broadcast_to(index, prompts.shape), filled)
+        hidden, kv = forward(architecture, compute, parameters, prompts, where, keep_kv=True)
         last = jnp.take_along_axis(hidden, jnp.maximum(prompt_lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         # Several completions of a prompt begin with the same keys, values and last hidden state.
         first, log_p = next_token(parameters, last[prompt_of], keys, 0)
@@ -122,13 +125,12 @@ def make_programs(
             jnp.zeros((rows, limit), jnp.float32).at[:, 0].set(log_p),
             jnp.ones(rows, jnp.int32),
             empty_slots(stepped(parameters)[0], of_rows[0], of_rows[1], limit),
-            Places(*(jnp.pad(x[prompt_of], ((0, 0), (0, limit))) for x in places)),
+            TokenPositions(*(jnp.pad(x[prompt_of], ((0, 0), (0, limit))) for x in where)),
         )
 
-    @rows_whole()
     def go_on(parameters: Mapping[str, jax.Array], state: State, lengths, keys, until) -> State:
         rows = lengths.shape[0]
-        width = state.places.positions.shape[1] - limit
+        width = state.where.positions.shape[1] - limit
         decoder = stepped(parameters)
 
         def unfinished(state: State):
@@ -136,12 +138,12 @@ def make_programs(
 
         def step(state: State) -> State:
             count = state.count
-            mine = Places(jnp.maximum(lengths + count - 1, 0)[:, None], jnp.ones((rows, 1), jnp.int32))
+            mine = TokenPositions(jnp.maximum(lengths + count - 1, 0)[:, None], jnp.ones((rows, 1), jnp.int32))
             slot = width + count - 1
-            places = Places(
-                *(jax.lax.dynamic_update_slice(old, x, (0, slot)) for old, x in zip(state.places, mine, strict=True))
+            slots = TokenPositions(
+                *(jax.lax.dynamic_update_slice(old, x, (0, slot)) for old, x in zip(state.where, mine, strict=True))
             )
-            hidden, caches = forward_step(*decoder, state.token[:, None], mine, state.caches, places, slot)
+            hidden, caches = forward_step(*decoder, state.token[:, None], mine, state.caches, slots, slot)
             token, log_p = next_token(parameters, hidden[:, 0], keys, count)
             return State(
                 count + 1,
@@ -151,11 +153,13 @@ def make_programs(
                 jax.lax.dynamic_update_slice(state.log_p, log_p[:, None], (0, count)),
                 state.made + ~state.finished,
                 caches,
-                places,
+                slots,
             )
 
         state = jax.lax.while_loop(unfinished, step, state)
-        whole = {name: shard(getattr(state, name), *axes) for name, axes in _WHOLE.items()}  # on every process
+        whole = {
+            name: compute.layout.shard(getattr(state, name), *axes) for name, axes in _WHOLE.items()
+        }  # on every process
         return state._replace(**whole)
 
     return Programs(jax.jit(begin), jax.jit(go_on, donate_argnums=1))
@@ -180,12 +184,10 @@ class Generator:
         Args:
           decode: token ids to text without special tokens; needed for stop strings alone.
         """
-        self._make = functools.cache(
-            lambda sampling: make_programs(architecture, compute, sampling, stop_ids, sampled_vocab)
-        )
+        self._architecture, self._compute, self._sampled_vocab = architecture, compute, sampled_vocab
         self._limit = architecture.max_positions
-        self._stop_ids = set(stop_ids)
-        self._batch_size = whole_batches(batch_size)
+        self._stop_ids = tuple(stop_ids)
+        self._batch_size = compute.layout.whole_batches(batch_size)
         self._decode = decode
 
     def __call__(
@@ -204,7 +206,7 @@ class Generator:
         # Rows of one batch have like lengths, and the completions of one prompt stand together.
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         jobs = [(index, number) for index in order for number in range(n)]
-        distinct = whole_batches(min(self._batch_size, -(-(self._batch_size - 1) // n) + 1))
+        distinct = self._compute.layout.whole_batches(min(self._batch_size, -(-(self._batch_size - 1) // n) + 1))
         results: dict[tuple[int, int], Generated] = {}
         for start in range(0, len(jobs), self._batch_size):
             batch = jobs[start : start + self._batch_size]
@@ -227,7 +229,9 @@ class Generator:
         root = jax.random.key(sampling.seed)
         numbers = [*batch, *[(0, 0)] * (self._batch_size - len(batch))]
         keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(root, index), number) for index, number in numbers])
-        programs = self._make(sampling)
+        # Neither the seed nor stop strings, which the host reads, are part of the programs.
+        drawn = replace(sampling, seed=0, stop=())
+        programs = make_programs(self._architecture, self._compute, drawn, self._stop_ids, self._sampled_vocab)
         state = programs.begin(parameters, tokens, prompt_lengths, prompt_of, lengths, keys)
         until = 1
         while True:

@@ -12,9 +12,10 @@ from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput
 from sft_jax.losses.cross_entropy import Head, gather_targets, token_log_probabilities
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention.reference import Places
-from sft_jax.model.decoder import Compute, forward, head_kernel
-from sft_jax.parallel.rules import active_parts, shard, whole_batches
+from sft_jax.model.attention.reference import TokenPositions
+from sft_jax.model.decoder import forward, head_kernel
+from sft_jax.model.layers import Compute
+from sft_jax.parallel.rules import Layout
 
 LENGTH_BUCKET = 128
 TARGET_BUCKET = 32
@@ -31,20 +32,21 @@ def padded_length(length: int) -> int:
 def document_states(architecture: Architecture, compute: Compute, parameters, tokens, lengths) -> jax.Array:
     """Hidden states [B, T, D] of one document a row, tokens int32 [B, T] of which the first `lengths` [B] count."""
     positions = jnp.arange(tokens.shape[1])
-    places = Places(jnp.broadcast_to(positions, tokens.shape), (positions < lengths[:, None]).astype(jnp.int32))
-    return forward(architecture, compute, parameters, tokens, places)[0]
+    where = TokenPositions(jnp.broadcast_to(positions, tokens.shape), (positions < lengths[:, None]).astype(jnp.int32))
+    return forward(architecture, compute, parameters, tokens, where)[0]
 
 
+@functools.lru_cache(maxsize=8)
 def make_score(architecture: Architecture, compute: Compute, chunk: int):
     """The jitted (parameters, tokens int32 [B, T], lengths int32 [B]) -> log p(token t + 1 | ..t), float32 [B, T-1]."""
-    head = Head(architecture, chunk)
+    head = Head(architecture, chunk, compute.layout)
 
     def score(parameters: Mapping[str, jax.Array], tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         hidden = document_states(architecture, compute, parameters, tokens, lengths)
         kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
         # The last position predicts nothing; it is computed because T divides over the devices and T - 1 does not.
         log_p = token_log_probabilities(head, kernel, hidden, jnp.roll(tokens, -1, axis=1))[:, :-1]
-        return shard(log_p, None, None, name="log_probabilities")  # whole on every process
+        return compute.layout.shard(log_p, None, None, name="log_probabilities")  # whole on every process
 
     return jax.jit(score)
 
@@ -79,7 +81,7 @@ def score_examples(
     batch_size: int = 8,
 ) -> Iterator[np.ndarray]:
     """For each example in order: float32 [len(tokens) - 1], the log-probability of each token after the first."""
-    batch_size = whole_batches(batch_size)
+    batch_size = compute.layout.whole_batches(batch_size)
     score = make_score(architecture, compute, chunk=max(1, 512 // batch_size))
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
@@ -102,10 +104,10 @@ class TargetBatch(NamedTuple):
     """[B, M]."""
 
 
-def target_batch(batch: Sequence[Example], rows: int) -> TargetBatch:
-    """One batch of at most `rows` documents; call it with the layout active."""
+def target_batch(layout: Layout, batch: Sequence[Example], rows: int) -> TargetBatch:
+    """One batch of at most `rows` documents."""
     tokens, lengths = token_batch([example.tokens for example in batch], rows)
-    unit = TARGET_BUCKET * active_parts("act_targets")
+    unit = TARGET_BUCKET * layout.parts("act_targets")
     capacity = max(1, -(-max(example.targets for example in batch) // unit)) * unit
     index, targets = np.zeros((rows, capacity), np.int32), np.zeros((rows, capacity), np.int32)
     for row, example in enumerate(batch):
@@ -117,7 +119,7 @@ def target_batch(batch: Sequence[Example], rows: int) -> TargetBatch:
 
 def target_states(architecture: Architecture, compute: Compute, parameters, tokens, lengths, index) -> jax.Array:
     """Hidden states [B, M, D] at `index`."""
-    return gather_targets(document_states(architecture, compute, parameters, tokens, lengths), index)
+    return gather_targets(compute.layout, document_states(architecture, compute, parameters, tokens, lengths), index)
 
 
 @functools.lru_cache(maxsize=8)
@@ -126,8 +128,8 @@ def _make_target_scores(architecture: Architecture, compute: Compute, chunk: int
         tokens, lengths, index, targets = batch
         states = target_states(architecture, compute, parameters, tokens, lengths, index)
         kernel = head_kernel(architecture, parameters).astype(states.dtype)
-        log_p = token_log_probabilities(Head(architecture, chunk), kernel, states, targets)
-        return shard(log_p, None, None, name="log_probabilities")  # whole on every process
+        log_p = token_log_probabilities(Head(architecture, chunk, compute.layout), kernel, states, targets)
+        return compute.layout.shard(log_p, None, None, name="log_probabilities")  # whole on every process
 
     return jax.jit(scores)
 
@@ -140,10 +142,10 @@ def score_targets(
     batch_size: int = 8,
 ) -> Iterator[np.ndarray]:
     """For each example in order: float32 [targets], log p of each token with a weight; no other meets the head."""
-    batch_size = whole_batches(batch_size)
+    batch_size = compute.layout.whole_batches(batch_size)
     score = _make_target_scores(architecture, compute, max(1, 512 // batch_size))
     for start in range(0, len(examples), batch_size):
         batch = [examples[number] for number in range(start, min(start + batch_size, len(examples)))]
-        log_p = np.asarray(score(parameters, target_batch(batch, batch_size)))
+        log_p = np.asarray(score(parameters, target_batch(compute.layout, batch, batch_size)))
         for row, example in enumerate(batch):
             yield log_p[row, : example.targets]

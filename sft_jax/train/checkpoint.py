@@ -1,7 +1,7 @@
-"""Orbax checkpoints: parameters, moments and counters as separate items, saved while training goes on.
+"""Orbax checkpoints: parameters, optimizer state and counters as separate items, saved while training goes on.
 
-`workdir/checkpoints/STEP/{parameters,moments,counters,record}`. Sampling and export read `parameters` alone
-(`weights/restore.py`).
+`workdir/checkpoints/STEP/{parameters,moments,counters,record}`: `parameters` are those that train, `moments` the optax
+state. Sampling and export read `parameters` alone (`weights/restore.py`).
 """
 
 from pathlib import Path
@@ -12,11 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from sft_jax.storage.location import Location, as_location
 from sft_jax.train.step import TrainState
-from sft_jax.weights.restore import checkpoint_manager, restore_items
+from sft_jax.weights.restore import checkpoint_manager, restore_items, restore_record
 
 
-def open_checkpoints(workdir: str | Path, keep_last: int, keep_every: int) -> ocp.CheckpointManager:
+def open_checkpoints(workdir: Location | str | Path, keep_last: int, keep_every: int) -> ocp.CheckpointManager:
     """The manager of `workdir/checkpoints`: keeps the newest `keep_last` and every multiple of `keep_every`.
 
     Leftovers of a save that was cut off (a killed run) are removed, so a workdir has one such manager at a time.
@@ -29,7 +30,7 @@ def open_checkpoints(workdir: str | Path, keep_last: int, keep_every: int) -> oc
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
     )
-    return checkpoint_manager(workdir, options)
+    return checkpoint_manager(as_location(workdir), options)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, record: dict[str, Any]) -> None:
@@ -39,7 +40,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, record: dict[str, An
         int(state.step),
         args=ocp.args.Composite(
             parameters=ocp.args.StandardSave(dict(state.trainable)),
-            moments=ocp.args.StandardSave(state.moments),
+            moments=ocp.args.StandardSave(state.opt_state),
             counters=ocp.args.StandardSave(counters),
             record=ocp.args.JsonSave(record),
         ),
@@ -68,14 +69,12 @@ def restore(
         step,
         vocab,
         parameters=dict(wanted.trainable),
-        moments=wanted.moments,
+        moments=wanted.opt_state,
         counters={"step": wanted.step, "skipped": wanted.skipped},
     )
-    record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-    state = TrainState(
-        restored["counters"]["step"], restored["counters"]["skipped"], restored["parameters"], restored["moments"]
-    )
-    return state, record
+    counters = restored["counters"]
+    state = TrainState(counters["step"], counters["skipped"], restored["parameters"], restored["moments"])
+    return state, restore_record(manager, step)
 
 
 def to_host(tree: Any) -> Any:

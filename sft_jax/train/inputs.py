@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,20 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_jax.config import Data, RunConfig, identity_differences, to_json
+from sft_jax.config import LOSSES, Data, RunConfig, identity_differences, to_json
 from sft_jax.data.pack.batches import Batches, batches_of
-from sft_jax.data.pack.dataset import account, open_entry
+from sft_jax.data.pack.dataset import Progress, account, open_entry
 from sft_jax.data.pack.mixture import Mixture, row_shares
 from sft_jax.data.pack.packing import Plan, choose_target_capacity, permutation, plan_packing
 from sft_jax.data.pack.prepare import check_vocabulary, describe
-from sft_jax.data.pack.store import Chosen, Joined, Store, write_whole
+from sft_jax.data.pack.store import Chosen, Joined, Store
 from sft_jax.errors import BadInput
-from sft_jax.storage.bucket import below, check_writable, kind_of, local, place, publish, reaching
+from sft_jax.losses.kinds import check_head
+from sft_jax.storage.atomic import write_whole
+from sft_jax.storage.location import Location
 from sft_jax.weights.export import save_tokenizer
 from sft_jax.weights.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open_base, read_run_config
 
 if TYPE_CHECKING:
     from sft_jax.data.pack.streaming import Streamed
+
+Locate = Callable[[str], Location]
 
 TARGET_MULTIPLE = 32
 """M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its products are aligned
@@ -40,6 +45,7 @@ class Inputs:
 
     config: RunConfig
     """With target_capacity, steps and template_date written in."""
+    workdir: Location
     pretrained: Pretrained
     source: "Batches | Mixture | Streamed"
     evaluation: Batches | None
@@ -62,31 +68,41 @@ class Demonstrations:
 
 
 def read_demonstrations(
-    config: RunConfig, first_process: bool, progress: Callable[[int], None] | None = None
+    config: RunConfig,
+    workdir: Location,
+    first_process: bool,
+    progress: Progress | None = None,
+    locate: Locate = Location,
+    begun: RunConfig | None = None,
 ) -> Demonstrations:
     """Open the model's description and tokenise the demonstrations, or open what is tokenised already.
 
     Args:
+      workdir: tokenised demonstrations are kept there.
+      begun: the resolved config of the run that is continued, if one is.
       progress: called with the number of rows encoded so far, for each entry from 0.
+      locate: gives the same Location for a name again where several runs share what they copy from a bucket.
 
     Raises:
       BadInput: anything wrong with the model, the data, or their fit (lengths beyond the model's positions).
     """
-    pretrained = open_base(config)
+    locate = functools.cache(locate)  # data.train and data.eval may name two splits of one data set
+    pretrained = open_base(config, locate)
     limit = pretrained.architecture.max_positions
     if config.data.sequence_length > limit:
         raise BadInput(
             f"data.sequence_length is {config.data.sequence_length}, but {config.model.path} was made for at most "
             f"{limit} positions. Lower data.sequence_length to {limit} or less."
         )
-    check_objective(config, pretrained)
-    date = template_date(config, pretrained.tokenizer)
+    check_head(config, pretrained.architecture)
+    date = template_date(config, pretrained.tokenizer, begun)
     data = dataclasses.replace(read_as(config).data, template_date=date)
-    cache, deadline = below(config.workdir, PREPARED), config.distributed.timeout_seconds
+    cache, deadline = workdir / PREPARED, config.distributed.timeout_seconds
 
     def opened(entries: Sequence[str]) -> tuple[Store, ...]:
         stores = [
-            open_entry(data, pretrained.tokenizer, entry, cache, first_process, deadline, progress) for entry in entries
+            open_entry(data, pretrained.tokenizer, entry, cache, first_process, deadline, progress, locate)
+            for entry in entries
         ]
         for store in stores:
             check_vocabulary(store, pretrained.architecture.vocab, config.model.path)
@@ -100,52 +116,46 @@ def read_as(config: RunConfig) -> RunConfig:
 
     A resolved config says so; a config that is compared with one, or with prepared data, must say so too.
     """
-    if config.train.objective != "reward":
+    if not LOSSES.settings_type(config.loss.kind).reads_pairs:
         return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, format="pair"))
 
 
-def check_objective(config: RunConfig, pretrained: Pretrained) -> None:
-    """Raises BadInput where the objective needs another head than the model has."""
-    reward = config.train.objective == "reward"
-    if reward and not pretrained.architecture.reward:
-        raise BadInput(
-            f'train.objective is "reward", but {config.model.path} is a language model. Give it a scalar head first: '
-            f"sft-jax reward-init {config.model.path} --out DIR, then --model.path DIR."
-        )
-    if pretrained.architecture.reward and not reward:
-        raise BadInput(
-            f"{config.model.path} is a reward model and predicts no token. Set --train.objective reward, or give the "
-            "language model."
-        )
-
-
-def template_date(config: RunConfig, tokenizer: Any) -> str:
+def template_date(config: RunConfig, tokenizer: Any, begun: RunConfig | None = None) -> str:
     """The date that the chat template shall print: the config's, the begun run's, or today; "" where it prints none."""
     if config.data.template_date or "strftime_now" not in str(tokenizer.chat_template):
         return config.data.template_date
-    workdir = config.workdir
-    before = read_run_config(workdir).data.template_date if has_begun(workdir) else ""
+    before = begun.data.template_date if begun else ""
     return before or datetime.date.today().isoformat()
 
 
-def read_inputs(config: RunConfig, first_process: bool, progress: Callable[[int], None] | None = None) -> Inputs:
+def read_inputs(
+    config: RunConfig,
+    workdir: Location,
+    first_process: bool,
+    progress: Progress | None = None,
+    locate: Locate = Location,
+) -> Inputs:
     """Everything up to the batches: `read_demonstrations`, then the packing plan and the number of steps.
+
+    Args:
+      progress, locate: as `read_demonstrations`.
 
     Raises:
       BadInput: as `read_demonstrations`; a workdir that holds another run, or lies in a bucket and cannot be written.
     """
     config = read_as(config)
     if first_process:
-        check_writable(config.workdir)
-    check_same_run(config)
-    found = read_demonstrations(config, first_process, progress)
+        workdir.check_writable()
+    begun = begun_run(workdir)
+    check_same_run(config, begun)
+    found = read_demonstrations(config, workdir, first_process, progress, locate, begun)
     config = dataclasses.replace(config, data=found.data)
     if config.data.streaming:
-        source, record, notes = _streamed(config, found.pretrained)
+        source, record, notes = _streamed(config, workdir if begun else None, found.pretrained)
         steps = config.train.steps
     else:
-        source, steps, record, notes = _packed(config, found.train)
+        source, steps, record, notes = _packed(config, workdir if begun else None, found.train, begun)
     evaluation = None
     if found.eval:
         counts, dropped = account(found.eval)
@@ -153,7 +163,7 @@ def read_inputs(config: RunConfig, first_process: bool, progress: Callable[[int]
         length, packing = config.data.sequence_length, config.data.packing
         capacity = choose_target_capacity(held_out.lengths, held_out.targets, length, packing, _multiple(config))
         plan = plan_packing(held_out.lengths, held_out.targets, length, capacity, packing)
-        pairs = config.train.objective == "reward"
+        pairs = LOSSES.settings_type(config.loss.kind).reads_pairs
         evaluation = batches_of(held_out, plan, config.train.batch_size, config.train.accumulation, pairs)
         notes += [f"held out: {line}" for line in (*describe(counts, dropped), plan.describe())]
     resolved = dataclasses.replace(
@@ -161,17 +171,23 @@ def read_inputs(config: RunConfig, first_process: bool, progress: Callable[[int]
         data=dataclasses.replace(config.data, target_capacity=source.targets_per_row),
         train=dataclasses.replace(config.train, steps=steps),
     )
-    check_same_run(resolved)
-    return Inputs(resolved, found.pretrained, source, evaluation, record, notes)
+    check_same_run(resolved, begun)
+    return Inputs(resolved, workdir, found.pretrained, source, evaluation, record, notes)
 
 
-def _packed(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixture, int, dict[str, Any], list[str]]:
-    """Source, steps, record and notes of prepared data."""
+def _packed(
+    config: RunConfig, workdir: Location | None, stores: Sequence[Store], begun: RunConfig | None
+) -> tuple[Batches | Mixture, int, dict[str, Any], list[str]]:
+    """Source, steps, record and notes of prepared data.
+
+    Args:
+      workdir, begun: of the run that is continued; None where a run begins.
+    """
     record = {"data": drawn(config, stores).fingerprint}
-    check_same_record(config, record)
-    source, plans, notes = pack(config, stores)
+    check_same_record(workdir, record)
+    source, plans, notes = pack(config, stores, begun)
     record["plan"] = " ".join(plan.hash for plan in plans)
-    check_same_record(config, record)
+    check_same_record(workdir, record)
     rows = source.rows_per_epoch
     # Whoever asks for a part of the data knows that it may be small.
     if rows < config.train.batch_size and not config.data.limit:
@@ -191,14 +207,16 @@ def _packed(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixtu
     return source, steps, record, notes
 
 
-def _streamed(config: RunConfig, pretrained: Pretrained) -> tuple["Streamed", dict[str, Any], list[str]]:
+def _streamed(
+    config: RunConfig, workdir: Location | None, pretrained: Pretrained
+) -> tuple["Streamed", dict[str, Any], list[str]]:
     """Source, record and notes of streamed data."""
     from sft_jax.data.pack.streaming import Streamed
 
     train, vocab = config.train, pretrained.architecture.vocab
     source = Streamed(config.data, pretrained.tokenizer, vocab, train.seed, train.batch_size, train.accumulation)
     record = {"data": source.fingerprint, "plan": "streamed"}
-    check_same_record(config, record)
+    check_same_record(workdir, record)
     return source, record, [f"streaming {', '.join(config.data.train)} in {config.data.streams} stream(s)"]
 
 
@@ -223,20 +241,26 @@ def _describe_limit(config: RunConfig, stores: Sequence[Store]) -> list[str]:
     return [f"data.limit: {min(limit, found):,} of {found:,} demonstrations train"] if limit else []
 
 
-def pack(config: RunConfig, stores: Sequence[Store]) -> tuple[Batches | Mixture, list[Plan], list[str]]:
-    """The batches of a run without an end, its packing plans, and lines about them for the log."""
+def pack(
+    config: RunConfig, stores: Sequence[Store], begun: RunConfig | None = None
+) -> tuple[Batches | Mixture, list[Plan], list[str]]:
+    """The batches of a run without an end, its packing plans, and lines about them for the log.
+
+    Args:
+      begun: the resolved config of the run that is continued, if one is.
+    """
     data, train = config.data, config.train
     length = data.sequence_length
     groups = list(stores) if data.weights else [drawn(config, stores)]
     # A run keeps the capacity it began with: the context axis may change, and the rows must not.
-    capacity = data.target_capacity or _capacity_of(config.workdir)
+    capacity = data.target_capacity or (begun.data.target_capacity if begun else 0)
     capacity = capacity or max(
         choose_target_capacity(group.lengths, group.targets, length, data.packing, _multiple(config))
         for group in groups
     )
     plans = [plan_packing(group.lengths, group.targets, length, capacity, data.packing) for group in groups]
     rows, parts = train.batch_size, train.accumulation
-    pairs = train.objective == "reward"
+    pairs = LOSSES.settings_type(config.loss.kind).reads_pairs
     sources = [
         # Each source has an order of its own, also where two of them are the same files.
         Batches(group, plan, train.seed + number * 1_000_003, rows, parts, data.shuffle, pairs=pairs)
@@ -261,38 +285,39 @@ def describe_mixture(config: RunConfig, source: Mixture, steps: int) -> list[str
     ]
 
 
-def _capacity_of(workdir: str) -> int:
-    """The target capacity of the run in `workdir`; 0 where none has begun."""
-    return read_run_config(workdir).data.target_capacity if has_begun(workdir) else 0
+def begun_run(workdir: Location) -> RunConfig | None:
+    """The resolved config of the run in `workdir`; None where none has taken a step."""
+    return read_run_config(workdir) if has_begun(workdir) else None
 
 
-def has_begun(workdir: str) -> bool:
+def has_begun(workdir: Location) -> bool:
     """Whether a run has taken a step here; one that was refused before its first may be started anew."""
-    folder = local(workdir)
+    folder = workdir.local()
     if not (folder / RUN_CONFIG).is_file():
         return False
     rows = folder / "metrics.jsonl"
     if rows.exists() and rows.stat().st_size:
         return True
-    checkpoints = below(workdir, "checkpoints")
-    if kind_of(checkpoints) != "directory":
+    checkpoints = workdir / "checkpoints"
+    if checkpoints.kind() != "directory":
         return False
-    with reaching(workdir):
-        return any(path.is_dir() for path in place(checkpoints).iterdir())
+    with workdir.reaching():
+        return any(path.is_dir() for path in checkpoints.epath.iterdir())
 
 
-def check_same_run(config: RunConfig) -> None:
+def check_same_run(config: RunConfig, before: RunConfig | None) -> None:
     """Refuse the workdir of another run: at once for what the config says, and again for what was resolved from it.
 
     A workdir whose run never took a step is free: what it holds is of a start that was refused.
 
+    Args:
+      before: the resolved config of the run that is continued, if one is.
+
     Raises:
       BadInput: a diff of the identity fields.
     """
-    workdir = config.workdir
-    if not has_begun(workdir):
+    if before is None:
         return
-    before = read_run_config(workdir)
     # Not known yet where the config leaves them open; the capacity is then that of the run that began.
     steps = config.train.steps or before.train.steps
     capacity = config.data.target_capacity or before.data.target_capacity
@@ -305,7 +330,9 @@ def check_same_run(config: RunConfig) -> None:
     differences = identity_differences(before, chosen)
     if differences:
         listed = "\n  ".join(differences)
-        raise BadInput(f"{workdir} holds another run; these fields differ:\n  {listed}\nChoose another --workdir.")
+        raise BadInput(
+            f"{config.workdir} holds another run; these fields differ:\n  {listed}\nChoose another --workdir."
+        )
 
 
 CHANGED = {
@@ -315,20 +342,19 @@ CHANGED = {
 """What a difference in each entry of the record means, and the cure."""
 
 
-def check_same_record(config: RunConfig, found: dict[str, str]) -> None:
+def check_same_record(workdir: Location | None, found: dict[str, str]) -> None:
     """Refuse data or rows that changed since the run in the workdir began.
 
     Raises:
       BadInput: with both fingerprints.
     """
-    path = local(config.workdir) / RECORD
-    if not (has_begun(config.workdir) and path.is_file()):
+    if workdir is None or not (path := workdir.local() / RECORD).is_file():
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     for name, value in found.items():
         if before[name] != value:
             raise BadInput(
-                f"{config.workdir}: {CHANGED[name]}, or choose another --workdir (fingerprint {before[name][:12]}, now "
+                f"{workdir}: {CHANGED[name]}, or choose another --workdir (fingerprint {before[name][:12]}, now "
                 f"{value[:12]})"
             )
 
@@ -339,7 +365,7 @@ def claim_workdir(inputs: Inputs) -> None:
     Raises:
       BadInput: the workdir cannot be written.
     """
-    workdir = local(inputs.config.workdir)
+    workdir = inputs.workdir.local()
     model = workdir / MODEL_FILES
     try:
         model.mkdir(parents=True, exist_ok=True)
@@ -354,4 +380,4 @@ def claim_workdir(inputs: Inputs) -> None:
             write_whole(path, lambda file, content=content: file.write(content))
     except OSError as error:
         raise BadInput(f"workdir {workdir} cannot be written: {error}") from error
-    publish(inputs.config.workdir)
+    inputs.workdir.publish()

@@ -8,123 +8,131 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from sft_jax.data.pack.batches import Batch
 from sft_jax.errors import NonFinite, Preempted
-from sft_jax.model.architecture import Architecture
 from sft_jax.train import checkpoint
 from sft_jax.train.feed import Source, feed, whole_state
 from sft_jax.train.metrics import MetricsRow, training_row
+from sft_jax.train.program import TrainProgram
+from sft_jax.train.sharding import batch_shapes_of
 from sft_jax.train.step import Parameters, TrainState
 
-Update = Callable[[TrainState, Parameters, Batch], tuple[TrainState, dict[str, jax.Array]]]
-
 
 @dataclass(frozen=True)
-class Callables:
-    """What the loop calls and does not know: composed by the command line."""
+class Hooks:
+    """What the loop calls and does not know."""
 
-    update: Update
-    """The jitted step; donates the state."""
+    report: Callable[[MetricsRow], None]
+    """Called with every row, in order of steps."""
     evaluate: Callable[[TrainState, int, bool], MetricsRow | None]
     """(state, step, may it be given up) -> a row of `eval/...` metrics; None when preemption was noticed meanwhile."""
-    report: Callable[[MetricsRow], None]
-    """Called with every row, in order of steps: file, TensorBoard, terminal."""
-    preempted: Callable[[], bool]
-    """Polled once a step by every process."""
-    saving: Callable[[], None]
-    """Called before a checkpoint is saved: what was reported until then must not be lost when it is restored."""
+    preempted: Callable[[], bool] = lambda: False
+    """Polled once per step by every process."""
+    before_save: Callable[[], None] = lambda: None
+    """What was reported until then must not be lost when the checkpoint is restored."""
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """When things happen; intervals in steps, 0 for never."""
+class Intervals:
+    """When things happen, in steps; 0 is never."""
 
     steps: int
+    """The whole run."""
     eval_every: int
     save_every: int
-    evaluate_first: bool = False
-    """The run was stopped at a step that was to be evaluated: do it before the next one."""
 
 
-def train(
-    state: TrainState,
-    frozen: Parameters,
-    source: Source,
-    shapes: Batch,
-    shardings: Batch,
-    calls: Callables,
-    schedule: Schedule,
-    manager: ocp.CheckpointManager,
-    record: Mapping[str, Any],
-    architecture: Architecture,
-    peak_flops: float | None,
-) -> TrainState:
-    """Run from `state.step` to `schedule.steps` and return the last state, saved.
+class Loop:
+    """A run under way: its state, and how it goes on."""
 
-    Args:
-      shapes, shardings: of the global batch, as `feed` takes them.
-      record: saved beside each checkpoint (config and data fingerprints), with the source's state.
-      peak_flops: of all devices together, for `mfu`; None where unknown.
+    def __init__(
+        self,
+        program: TrainProgram,
+        state: TrainState,
+        frozen: Parameters,
+        source: Source,
+        manager: ocp.CheckpointManager,
+        record: Mapping[str, Any],
+        intervals: Intervals,
+        hooks: Hooks,
+    ):
+        """
+        Args:
+          record: saved beside each checkpoint (fingerprints of data, plan and base), with the source's state.
+        """
+        self.program, self.state, self.frozen, self.source = program, state, frozen, source
+        self.manager, self.record, self.intervals, self.hooks = manager, record, intervals, hooks
+        self.peak_flops: float | None = None
+        """Of all devices together, for `mfu`; None where unknown."""
+        self.done = self.saved = int(state.step)
+        self._pending: _Pending | None = None
 
-    Raises:
-      NonFinite: the loss or a gradient of a step is NaN or infinite; that step changed nothing.
-      Preempted: SIGTERM came; a checkpoint of the last finished step is committed.
-    """
-    first = int(state.step)
-    pending: _Pending | None = None
-    saved = first
+    def run(self, until: int) -> None:
+        """Go on to step `until`.
 
-    def settle() -> None:
-        """Read the metrics of the step in flight and report them."""
-        nonlocal pending
-        finished, pending = pending, None
-        if finished is not None:
-            calls.report(finished.row(source, architecture, peak_flops))
-
-    def save(step: int) -> None:
-        nonlocal saved
-        if saved != step:
-            calls.saving()
-            checkpoint.save(manager, state, {**record, "source": whole_state(source, step)})
-            saved = step
-
-    if schedule.evaluate_first and (row := calls.evaluate(state, first, False)):
-        calls.report(row)
-    clock = _Clock()
-    try:
-        for step, batch, waited in feed(source, range(first, schedule.steps), shapes, shardings):
-            state, metrics = calls.update(state, frozen, batch)
-            in_flight = _Pending(step, metrics, waited, clock)
-            settle()
-            pending = in_flight
-            done = step + 1
-            last = done == schedule.steps
-            stop = calls.preempted() and not last
-            evaluation_due = bool(schedule.eval_every) and (last or done % schedule.eval_every == 0)
-            if stop or last or evaluation_due or (schedule.save_every and done % schedule.save_every == 0):
-                # A bad step must be known before anything is saved beyond it.
-                settle()
-            if evaluation_due and not stop:
-                row = calls.evaluate(state, done, not last)
-                stop = row is None
-                if row is not None:
-                    calls.report(row)
-                clock.restart()
-            if stop or last or (schedule.save_every and done % schedule.save_every == 0):
-                save(done)
-            if stop:
-                manager.wait_until_finished()
-                raise Preempted(f"stopped after step {done} of {schedule.steps}; run the same command to continue")
-    finally:
+        Raises:
+          NonFinite: the loss or a gradient of a step is NaN or infinite; that step changed nothing.
+          Preempted: a checkpoint of the last finished step is committed.
+        """
+        clock, shapes = _Clock(), batch_shapes_of(self.source)  # type: ignore[arg-type]
         try:
-            settle()  # also when the source or the user ends the run: the step in flight was made
+            for step, batch, waited in feed(self.source, range(self.done, until), shapes, self.program.batch_layout):
+                self.state, metrics = self.program.update(self.state, self.frozen, batch)
+                in_flight = _Pending(step, metrics, waited, clock)
+                self._settle()
+                self._pending, self.done = in_flight, step + 1
+                self._after_step(clock)
         finally:
-            # A save that goes on is finished first; a process that fails alone cannot wait for the others' part in it.
-            if jax.process_count() == 1:
-                manager.wait_until_finished()
-    manager.wait_until_finished()
-    manager.check_for_errors()
-    return state
+            try:
+                self._settle()  # also when the source or the user ends the run: the step in flight was made
+            finally:
+                # A save that goes on is finished first; a process that fails alone cannot wait for the others' part.
+                if jax.process_count() == 1:
+                    self.manager.wait_until_finished()
+
+    def _after_step(self, clock: "_Clock") -> None:
+        """Evaluate, save and stop where it is time to."""
+        at, done = self.intervals, self.done
+        last = done == at.steps
+        stop = self.hooks.preempted() and not last
+        evaluation_due = bool(at.eval_every) and (last or done % at.eval_every == 0)
+        save_due = last or bool(at.save_every and done % at.save_every == 0)
+        if stop or evaluation_due or save_due:
+            self._settle()  # a bad step must be known before anything is saved beyond it
+        if evaluation_due and not stop:
+            row = self.hooks.evaluate(self.state, done, not last)
+            stop = row is None
+            if row is not None:
+                self.hooks.report(row)
+            clock.restart()
+        if stop or save_due:
+            self.save()
+        if stop:
+            self.manager.wait_until_finished()
+            raise Preempted(f"stopped after step {done} of {at.steps}; run the same command to continue")
+
+    def evaluate_first(self) -> None:
+        """The evaluation that was due when the run was stopped."""
+        if row := self.hooks.evaluate(self.state, self.done, False):
+            self.hooks.report(row)
+
+    def save(self) -> None:
+        """Start to save the state, unless it is saved; `wait` for the commit."""
+        if self.saved != self.done:
+            self.hooks.before_save()
+            source = whole_state(self.source, self.done)
+            checkpoint.save(self.manager, self.state, {**self.record, "source": source})
+            self.saved = self.done
+
+    def wait(self) -> None:
+        """Until what was saved is committed."""
+        self.manager.wait_until_finished()
+        self.manager.check_for_errors()
+
+    def _settle(self) -> None:
+        """Read the metrics of the step in flight and report them."""
+        finished, self._pending = self._pending, None
+        if finished is not None:
+            self.hooks.report(finished.row(self.source, self.program, self.peak_flops))
 
 
 class _Clock:
@@ -151,7 +159,7 @@ class _Pending:
     waited: float
     clock: _Clock
 
-    def row(self, source: Source, architecture: Architecture, peak_flops: float | None) -> MetricsRow:
+    def row(self, source: Source, program: TrainProgram, peak_flops: float | None) -> MetricsRow:
         sums = checkpoint.to_host(self.metrics)
         if not sums["finite"]:
             rows = source.rows_of(self.step)
@@ -166,6 +174,6 @@ class _Pending:
             step=self.step + 1,
             step_seconds=self.clock.lap(),
             data_wait_seconds=self.waited,
-            architecture=architecture,
+            architecture=program.architecture,
             peak_flops=peak_flops,
         )

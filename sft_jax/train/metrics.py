@@ -11,8 +11,8 @@ from sft_jax.model.architecture import Architecture, model_flops
 
 MetricsRow = dict[str, Any]
 
-EVENTS_FLUSH_SECONDS = 10
-"""The longest that TensorBoard lags behind, and the most that a kill costs it; metrics.jsonl loses nothing."""
+METRICS = "metrics.jsonl"
+"""In a workdir."""
 
 
 def training_row(
@@ -84,40 +84,9 @@ def scores_of(row: MetricsRow) -> dict[str, float]:
     return {name: row[f"eval/{name}"] for name in names if name not in _LIKELIHOOD}
 
 
-class MetricsWriter:
-    """Appends rows to metrics.jsonl and TensorBoard; process 0 owns one, the other processes write nothing."""
-
-    def __init__(self, workdir: str | Path, start_step: int, tensorboard: bool):
-        """Rows of steps beyond `start_step` (written after the restored checkpoint) are cut: each appears once."""
-        self.path = Path(workdir) / "metrics.jsonl"
-        cut_after(self.path, start_step)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._events = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(
-                str(Path(workdir) / "tensorboard"), purge_step=start_step + 1, flush_secs=EVENTS_FLUSH_SECONDS
-            )
-
-    def write(self, row: MetricsRow) -> None:
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    tag = name if "/" in name else f"train/{name}"
-                    self._events.add_scalar(tag, value, row["step"])
-
-    def close(self) -> None:
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
-
-
 def has_evaluation(workdir: str | Path, step: int) -> bool:
     """Whether metrics.jsonl has the held-out row of `step`."""
-    path = Path(workdir) / "metrics.jsonl"
+    path = Path(workdir) / METRICS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return any(row["step"] == step and "eval/loss" in row for row in map(json.loads, lines))
 

@@ -6,18 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from sft_jax.config import Sharding
 from sft_jax.data.pack.batches import Batch
-from sft_jax.losses.cross_entropy import Objective
-from sft_jax.parallel.rules import spec
+from sft_jax.losses.objective import Objective
 
 Parameters = Mapping[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What an update changes. Frozen parameters stand apart: no gradient, no moments, no donation."""
+    """What an update changes. Frozen parameters stand apart: no gradient, no optimizer state, no donation."""
 
     step: jax.Array
     """int32: batches consumed; it indexes `Batch`."""
@@ -25,36 +22,14 @@ class TrainState(NamedTuple):
     """int32: batches that changed nothing because they had no target."""
     trainable: Parameters
     """float32 master weights."""
-    moments: Any
+    opt_state: Any
     """optax state over `trainable`."""
 
 
 def initial_state(trainable: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0. Call under `jax.jit` with `state_shardings` as out_shardings."""
+    """Step 0. Call under `jax.jit` with `sharding.state_shardings` as out_shardings."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, zero, dict(trainable), optimizer.init(dict(trainable)))
-
-
-def state_shardings(
-    abstract: TrainState, parameter_shardings: Mapping[str, NamedSharding], mesh: jax.sharding.Mesh
-) -> TrainState:
-    """A sharding for every leaf: moments lie as their parameter does, counters are on every device."""
-
-    def of_leaf(path, leaf):
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        if names and leaf.ndim:
-            return parameter_shardings[names[0]]
-        return NamedSharding(mesh, PartitionSpec())
-
-    return jax.tree_util.tree_map_with_path(of_leaf, abstract)
-
-
-def batch_shardings(mesh: jax.sharding.Mesh, rules: Sharding, micro_batches: bool = True) -> Batch:
-    """Rows over act_batch, positions over act_length, targets over act_targets; micro-batches are never divided."""
-    lead = (None,) if micro_batches else ()
-    by_position = NamedSharding(mesh, spec((*lead, "act_batch", "act_length"), rules))
-    by_target = NamedSharding(mesh, spec((*lead, "act_batch", "act_targets"), rules))
-    return Batch(by_position, by_position, by_position, by_target, by_target, by_target)
 
 
 def accumulate(objective: Objective, trainable: Parameters, frozen: Parameters, batch: Batch, rng=None):
@@ -85,7 +60,8 @@ def make_update(
     """The update (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
     The loss and its gradient are divided once, by the weight sum of the whole batch. A batch without targets, or with
-    a non-finite loss or gradient, leaves parameters and moments bit-equal; `metrics["finite"]` tells the latter.
+    a non-finite loss or gradient, leaves parameters and optimizer state bit-equal; of the latter `metrics["finite"]`
+    tells.
     """
 
     def update(state: TrainState, frozen: Parameters, batch: Batch):
@@ -98,7 +74,7 @@ def make_update(
         if clip_norm:
             scale = scale * jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
         gradients = jax.tree.map(lambda g: g * scale, gradients)
-        directions, moments = optimizer.update(gradients, state.moments, state.trainable)
+        directions, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         rate = jnp.asarray(schedule(state.step), jnp.float32)
         stepped = jax.tree.map(lambda p, d: p - rate * d, state.trainable, directions)
         keep = has_target & finite
@@ -110,7 +86,7 @@ def make_update(
             state.step + 1,
             state.skipped + (finite & ~has_target),
             choose(stepped, state.trainable),
-            choose(moments, state.moments),
+            choose(opt_state, state.opt_state),
         )
         metrics = {
             "loss_sum": loss_sum,

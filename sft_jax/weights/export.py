@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sft_jax.data.chat.encode import rendered
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
+from sft_jax.model.decoder import leaves
 from sft_jax.model.families import FAMILIES, architecture_of, as_reward, family_of
-from sft_jax.weights.names import Place, Sizes, places, sizes_of, their_shape, to_theirs
+from sft_jax.model.leaves import ArrayLeaf, Leaf, effective, part_name
+from sft_jax.weights.names import Sizes, Source, sizes_of, sources_of, their_shape, to_theirs
 from sft_jax.weights.safetensors import INDEX, SINGLE
 
 SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -31,13 +33,14 @@ PIECE_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the checkpoint to be: a layer of one of our parameters."""
+    """One tensor of the checkpoint to be: a layer (and expert) of one of our kernels."""
 
     name: str
     shape: tuple[int, ...]
-    place: Place
+    source: Source
     ours: str
-    layer: int
+    at: tuple[int, ...]
+    """Its place in the leading dimensions of our kernel."""
 
     def bytes(self, dtype: np.dtype) -> int:
         return math.prod(self.shape) * dtype.itemsize
@@ -59,7 +62,8 @@ def export(
     writes, and all return once the directory is there.
 
     Args:
-      parameters: name -> array as in `model/decoder.py`; rows beyond `architecture.vocab` are not written.
+      parameters: name -> array as in `model/decoder.py`; int8 kernels, and kernels with an adapter, are written as one
+        array; rows beyond `architecture.vocab` are not written.
       architecture: of the parameters.
       hf_config: the config.json the model came with, or `families.config_of(architecture, model_type)`.
       tokenizer: a transformers tokenizer, saved with its chat template; None writes none.
@@ -148,12 +152,15 @@ def _configs(
         config |= {"architectures": [FAMILIES[model_type].class_name], "model_type": model_type}
     config["dtype"] = dtype
     config |= {"vocab_size": a.vocab, "tie_word_embeddings": a.tied}
-    described, expected = architecture_of(config, "the model's config"), replace(a, vocab_rows=0)
+    described, expected = architecture_of(config, "the model's config"), a.plain
     if described != expected:
-        differences = [
+        differences = [f"layers {described.depth}, the parameters have {expected.depth}"] * (
+            described.depth != expected.depth
+        )
+        differences += [
             f"{name} {getattr(described, name)!r}, the parameters have {value!r}"
             for name, value in vars(expected).items()
-            if value != getattr(described, name)
+            if value != getattr(described, name) and (name != "layers" or described.depth == expected.depth)
         ]
         raise BadInput(f"the config to export describes another decoder: {'; '.join(differences)}")
     generation = {key: value for key, value in given.items() if key != "_from_model_config"}
@@ -198,7 +205,7 @@ def _write_tensors(
     files = _split(_tensors(a, model_type, sizes), kind, max_bytes)
     names = [SINGLE] if len(files) == 1 else [_shard_name(i, len(files)) for i in range(len(files))]
     for name, tensors in zip(names, files, strict=True):
-        _write_file(directory / name, tensors, parameters, sizes, dtype)
+        _write_file(directory / name, tensors, parameters, leaves(a), sizes, dtype)
     if len(files) > 1 and _writes():
         weight_map = {t.name: name for name, tensors in zip(names, files, strict=True) for t in tensors}
         total = sum(t.bytes(kind) for tensors in files for t in tensors)
@@ -212,9 +219,9 @@ def _shard_name(index: int, count: int) -> str:
 def _tensors(a: Architecture, model_type: str, sizes: Sizes) -> list[Tensor]:
     """Every tensor of the checkpoint, in the order of its layers."""
     tensors = [
-        Tensor(name, their_shape(place.entry, sizes), place, ours, layer)
-        for ours, place in places(a, model_type).items()
-        for layer, name in enumerate(place.names)
+        Tensor(source.name(at), their_shape(source.entry, sizes), source, ours, at)
+        for ours, source in sources_of(a, model_type).items()
+        for at in np.ndindex(*source.lead)
     ]
     return sorted(tensors, key=lambda t: [(part.isdigit(), part.zfill(6)) for part in t.name.split(".")])
 
@@ -233,8 +240,9 @@ def _split(tensors: Sequence[Tensor], dtype: np.dtype, max_bytes: int) -> list[l
 
 
 def _write_file(
-    path: Path, tensors: Sequence[Tensor], parameters: Mapping[str, jax.Array], sizes: Sizes, dtype: str
-) -> None:
+    path: Path, tensors: Sequence[Tensor], parameters: Mapping[str, jax.Array], known: Mapping[str, Leaf], sizes: Sizes,
+    dtype: str,
+) -> None:  # fmt: skip
     """One safetensors file (8 bytes of header length, JSON header padded to 8 bytes, then the tensors), streamed."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -252,43 +260,54 @@ def _write_file(
         if file is not None:
             file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            for piece in _pieces(parameters[tensor.ours], tensor, sizes, dtype):
+            leaf = known[tensor.ours]
+            arrays = {suffix: parameters[part_name(tensor.ours, suffix)] for suffix in leaf.parts}
+            for piece in _pieces(leaf, arrays, tensor, sizes, dtype):
                 if file is not None:
                     file.write(piece.reshape(-1).view(np.uint8).data)
         if file is not None and file.tell() != 8 + len(text) + end:
             raise RuntimeError(f"{path}: wrote {file.tell()} bytes, expected {8 + len(text) + end}")
 
 
-def _pieces(parameter: jax.Array, tensor: Tensor, sizes: Sizes, dtype: str) -> Iterator[np.ndarray]:
-    """The tensor in the checkpoint's layout, on the host, in blocks of rows."""
-    entry = tensor.place.entry
-    if tensor.place.stacked:
-        yield to_theirs(entry, sizes, _gather(parameter, tensor.layer, 1, dtype)[0])
-    elif entry.our_layout == entry.their_layout:
+def _pieces(
+    leaf: Leaf, arrays: Mapping[str, jax.Array], tensor: Tensor, sizes: Sizes, dtype: str
+) -> Iterator[np.ndarray]:
+    """The tensor in the checkpoint's layout, on the host; a large one in blocks of rows."""
+    entry, shape = tensor.source.entry, leaf.array.shape
+    lead = len(tensor.at)
+    if not lead and isinstance(leaf, ArrayLeaf) and entry.our_layout == entry.their_layout:
         rows = tensor.shape[0]
         step = max(1, PIECE_BYTES * rows // max(1, tensor.bytes(np.dtype(dtype))))
         for start in range(0, rows, step):
-            yield _gather(parameter, start, min(step, rows - start), dtype)
+            yield _gather(leaf, arrays, (start,), (min(step, rows - start),), dtype)
     else:
-        yield to_theirs(entry, sizes, _gather(parameter, 0, parameter.shape[0], dtype))
+        part = _gather(leaf, arrays, tensor.at, (1,) * lead, dtype)
+        yield to_theirs(entry, sizes, part.reshape(shape[lead:]))
 
 
-def _gather(parameter: jax.Array, start: int, count: int, dtype: str) -> np.ndarray:
-    """parameter[start:start + count] in host memory, whatever its sharding; every process must take part.
+def _gather(
+    leaf: Leaf, arrays: Mapping[str, jax.Array], start: tuple[int, ...], count: tuple[int, ...], dtype: str
+) -> np.ndarray:
+    """A block of the first dimensions of a kernel in host memory, whatever its sharding; every process must take part.
 
     Shards that are all in this process meet in host memory; others are gathered onto every device first.
     """
-    sharding = parameter.sharding
+    first = next(iter(arrays.values()))
     whole = None
-    if isinstance(sharding, NamedSharding) and not parameter.is_fully_addressable:
-        whole = NamedSharding(sharding.mesh, PartitionSpec())
-    part = _slicer(whole, count, dtype)(parameter, start)
+    if isinstance(first.sharding, NamedSharding) and not first.is_fully_addressable:
+        whole = NamedSharding(first.sharding.mesh, PartitionSpec())
+    part = _slicer(leaf, whole, count, dtype)(dict(arrays), start)
     return np.asarray(part if whole is None else part.addressable_data(0))
 
 
 @functools.lru_cache(maxsize=256)
-def _slicer(whole: NamedSharding | None, count: int, dtype: str):
-    return jax.jit(
-        lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, count).astype(dtype),
-        out_shardings=whole,
-    )
+def _slicer(leaf: Leaf, whole: NamedSharding | None, count: tuple[int, ...], dtype: str):
+    def cut(x, start):
+        rest = (0,) * (x.ndim - len(count))
+        return jax.lax.dynamic_slice(x, (*start, *rest), (*count, *x.shape[len(count) :]))
+
+    def block(arrays, start):
+        parts = {suffix: cut(array, start) for suffix, array in arrays.items()}
+        return effective(leaf.kernel(parts), leaf.array.equation).astype(dtype)
+
+    return jax.jit(block, out_shardings=whole)

@@ -1,5 +1,6 @@
 """Open a model wherever it lies, and stream its tensors straight into their shards."""
 
+import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ from jax.sharding import NamedSharding
 
 from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.decoder import abstract_parameters
+from sft_jax.model.decoder import leaves
 from sft_jax.model.families import architecture_of, family_of
+from sft_jax.model.leaves import Leaf, part_name
 from sft_jax.weights.gguf import open_gguf
-from sft_jax.weights.names import Place, Sizes, is_ignored, places, sizes_of, their_shape, their_slices, to_ours
+from sft_jax.weights.names import Sizes, Source, is_ignored, sizes_of, sources_of, their_shape, their_slices, to_ours
 from sft_jax.weights.safetensors import open_safetensors
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -163,6 +165,7 @@ def load_parameters(
     architecture: Architecture,
     shardings: Mapping[str, NamedSharding],
     dtype: str = "float32",
+    seed: int = 0,
 ) -> dict[str, jax.Array]:
     """The pretrained parameters, each in its sharding; no parameter is ever whole on a device unless its sharding is.
 
@@ -171,27 +174,35 @@ def load_parameters(
 
     Args:
       files: the model.
-      architecture: `files.architecture`, possibly with vocab_rows > vocab; the rows beyond the checkpoint's are zero.
-      shardings: parameter name -> sharding, for every name of `abstract_parameters(architecture)`.
-      dtype: of the parameters; float32 for masters.
+      architecture: `files.architecture`, as laid out; rows beyond the checkpoint's vocabulary are zero.
+      shardings: name -> sharding of the arrays to load: all of `abstract_parameters(architecture)`, or some.
+      dtype: of float arrays; float32 for masters.
+      seed: of arrays that no pretrained weights fill: a new adapter's.
 
     Raises:
       BadInput: tensors missing, extra or of other shapes than the architecture's; every one is named.
     """
     sizes = sizes_of(architecture)
-    sources = places(architecture, files.model_type)
+    sources = sources_of(architecture, files.model_type)
     alias = {EMBEDDING: HEAD} if architecture.tied and EMBEDDING not in files.tensors.shapes else {}
     _check(files, sources, sizes, alias)
-    shapes, _ = abstract_parameters(architecture)
     parameters = {}
-    for name, place in sources.items():
-        shape, sharding = shapes[name].shape, shardings[name]
-        arrays = []
-        for index, devices in _shards(sharding, shape):
-            # A new array each time: on a CPU, JAX keeps an aligned one as the shard itself instead of copying it.
-            part = _fill(files, place, sizes, index, np.dtype(dtype), alias)
-            arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
-        parameters[name] = jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+    for number, (name, leaf) in enumerate(leaves(architecture).items()):
+        for suffix, part in leaf.parts.items():
+            own = part_name(name, suffix)
+            if own not in shardings:
+                continue
+            if suffix not in leaf.pretrained:
+                begin = functools.partial(leaf.initial, suffix)
+                key = jax.random.fold_in(jax.random.key(seed), number)
+                parameters[own] = jax.jit(begin, out_shardings=shardings[own])(key)
+                continue
+            arrays = []
+            for index, devices in _shards(shardings[own], part.shape):
+                # A new array each time: on a CPU, JAX keeps an aligned one as the shard itself instead of copying it.
+                filled = _fill_part(files, leaf, suffix, sources[name], sizes, index, np.dtype(dtype), alias)
+                arrays += jax.block_until_ready([jax.device_put(filled, device) for device in devices])
+            parameters[own] = jax.make_array_from_single_device_arrays(part.shape, shardings[own], arrays)
     return parameters
 
 
@@ -206,28 +217,48 @@ def _shards(sharding: NamedSharding, shape: tuple[int, ...]) -> Iterator[tuple[t
         yield tuple(slice(*bound) for bound in bounds), holders
 
 
-def _fill(
-    files: ModelFiles, place: Place, sizes: Sizes, index: Sequence[slice], dtype: np.dtype, alias: Mapping[str, str]
+def _fill_part(
+    files: ModelFiles,
+    leaf: Leaf,
+    suffix: str,
+    source: Source,
+    sizes: Sizes,
+    index: Sequence[slice],
+    dtype: np.dtype,
+    alias: Mapping[str, str],
 ) -> np.ndarray:
-    """The part `index` of a parameter, in host memory."""
+    """The part `index` of one of a leaf's arrays, in host memory."""
+    whole = leaf.needed_whole
+    if not whole:
+        return _fill(files, source, sizes, index, dtype, alias)
+    shape = leaf.array.shape
+    wider = [slice(0, shape[i]) if i in whole else part for i, part in enumerate(index)]
+    stored = leaf.store(_fill(files, source, sizes, wider, np.dtype(np.float32), alias))[suffix]
+    cut = tuple(part if i in whole and stored.shape[i] > 1 else slice(None) for i, part in enumerate(index))
+    return np.ascontiguousarray(stored[cut])
+
+
+def _fill(
+    files: ModelFiles, source: Source, sizes: Sizes, index: Sequence[slice], dtype: np.dtype, alias: Mapping[str, str]
+) -> np.ndarray:
+    """The part `index` of a kernel, in host memory."""
     out = np.zeros([part.stop - part.start for part in index], dtype)
-    layers = place.names[index[0]] if place.stacked else place.names
+    entry, lead, own = source.entry, index[: len(source.lead)], index[len(source.lead) :]
     # Rows that a layout added to the vocabulary are not in the file: they stay zero.
-    entry, index = place.entry, index[1:] if place.stacked else index
-    held = [slice(min(p.start, sizes[c]), min(p.stop, sizes[c])) for c, p in zip(entry.letters, index, strict=True)]
+    held = [slice(min(p.start, sizes[c]), min(p.stop, sizes[c])) for c, p in zip(entry.letters, own, strict=True)]
     target = tuple(slice(0, part.stop - part.start) for part in held)
-    for i, name in enumerate(layers):
+    for at in np.ndindex(*(part.stop - part.start for part in lead)):
+        name = source.name(tuple(part.start + i for part, i in zip(lead, at, strict=True)))
         part = files.read(alias.get(name, name), their_slices(entry, sizes, held))
-        layer = out[i] if place.stacked else out
-        layer[target] = to_ours(entry, sizes, held, part)
+        out[at][target] = to_ours(entry, sizes, held, part)
     return out
 
 
-def _check(files: ModelFiles, sources: Mapping[str, Place], sizes: Sizes, alias: Mapping[str, str]) -> None:
+def _check(files: ModelFiles, sources: Mapping[str, Source], sizes: Sizes, alias: Mapping[str, str]) -> None:
     """Every tensor that the decoder needs is there in its shape, and there is none that it would not use."""
     shapes = files.tensors.shapes
     wanted = {
-        alias.get(name, name): their_shape(place.entry, sizes) for place in sources.values() for name in place.names
+        alias.get(name, name): their_shape(source.entry, sizes) for source in sources.values() for name in source.names
     }
     tied = HEAD not in wanted and "head" not in sources
     extra = [name for name in shapes if name not in wanted and not is_ignored(name) and not (tied and name == HEAD)]

@@ -1,7 +1,8 @@
 """The name table: tensors of Hugging Face checkpoints <-> our parameters, read both ways.
 
-A layout names each dimension with DESIGN's letters; letters written together are folded into one dimension. The
-query kernel is `"NH D"` there (rows: head-major outputs) and `"D N H"` here.
+A layout names each dimension with the letters of the einsums; letters written together are folded into one dimension.
+The query kernel is `"NH D"` there (rows: head-major outputs) and `"D N H"` here. Experts are one array here, `"E D F"`,
+and a tensor each there: their name has `{expert}`.
 """
 
 import math
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sft_jax.model.architecture import Architecture
-from sft_jax.model.decoder import abstract_parameters
+from sft_jax.model.architecture import Architecture, split_name
+from sft_jax.model.decoder import leaves
+
+EXPERT = "E"
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,12 @@ class Entry:
 
     @property
     def letters(self) -> tuple[str, ...]:
-        """The letters of our dimensions, without the stacked layers."""
-        return tuple(self.our_layout.split())
+        """The letters of our dimensions, without stacked layers and experts."""
+        return tuple(letter for letter in self.our_layout.split() if letter != EXPERT)
+
+    @property
+    def has_experts(self) -> bool:
+        return EXPERT in self.our_layout.split()
 
 
 @dataclass(frozen=True)
@@ -81,39 +88,59 @@ def sizes_of(a: Architecture) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one of our parameters comes from."""
+class Source:
+    """The tensors that one of our parameters is read from, or written to."""
 
     entry: Entry
+    lead: tuple[int, ...]
+    """Leading dimensions of our array that are separate tensors there: stacked layers, then experts."""
     names: tuple[str, ...]
-    """Checkpoint tensor of each stacked layer, in order; a single name when the parameter is not stacked."""
-    stacked: bool
+    """Of the tensors, in the order of `lead`; a single name where nothing leads."""
+
+    def name(self, at: tuple[int, ...]) -> str:
+        """The tensor at a place of the leading dimensions."""
+        return self.names[int(np.ravel_multi_index(at, self.lead)) if at else 0]
 
 
-def places(a: Architecture, model_type: str) -> dict[str, Place]:
-    """Our parameter name -> its place, for every parameter of the decoder, in the order of a checkpoint's layers.
-
-    Layer i of the checkpoint is `periods.{i % P}` at index i // P while whole periods last, then `remainder.{i}`.
+def sources_of(a: Architecture, model_type: str, table: Table | None = None) -> dict[str, Source]:
+    """Leaf name -> its tensors, for every leaf of the decoder, in the order of its layers.
 
     Raises:
       KeyError: the decoder has a parameter that the family's table does not name (a bug of the table).
     """
-    table = TABLES[model_type]
-    top = {entry.ours: entry for entry in table.top}
-    in_layer = {entry.ours: entry for entry in table.layer}
-    found = {}
-    for name in abstract_parameters(a)[0]:
-        group, _, rest = name.partition(".")
-        if group not in ("periods", "remainder"):
-            found[name] = Place(top[name], (top[name].theirs,), stacked=False)
-            continue
-        index, _, suffix = rest.partition(".")
-        first = int(index) if group == "periods" else a.periods * len(a.period) + int(index)
-        layers = range(first, a.periods * len(a.period), len(a.period)) if group == "periods" else (first,)
-        prefixes = [table.layer_prefix.format(layer=layer) for layer in layers]
-        entry = in_layer[suffix]
-        found[name] = Place(entry, tuple(prefix + entry.theirs for prefix in prefixes), group == "periods")
-    return found
+    table = table or TABLES[model_type]
+    return {name: source_of(name, leaf.array.shape, table) for name, leaf in leaves(a).items()}
+
+
+def source_of(name: str, shape: tuple[int, ...], table: Table) -> Source:
+    """The tensors of one leaf.
+
+    Args:
+      shape: of its kernel.
+    """
+    layers, suffix = split_name(name)
+    if layers is None:
+        [entry] = [entry for entry in table.top if entry.ours == name] or [_missing(name)]
+        return Source(entry, (), (entry.theirs,))
+    [entry] = [entry for entry in table.layer if entry.ours == suffix] or [_missing(suffix)]
+    stacked = (len(layers),) if len(layers) > 1 else ()
+    experts = (shape[len(stacked)],) if entry.has_experts else ()
+    names = tuple(
+        (table.layer_prefix + entry.theirs).format(layer=layer, expert=expert)
+        for layer in layers
+        for expert in range(experts[0] if experts else 1)
+    )
+    return Source(entry, stacked + experts, names)
+
+
+def _missing(name: str) -> Entry:
+    raise KeyError(f"the family's table has no row for {name}")
+
+
+def peft_names(tensor: str) -> dict[str, str]:
+    """Part of a low-rank leaf -> its name in an adapter of PEFT, from the name of the base's tensor."""
+    module = f"base_model.model.{tensor.removesuffix('.weight')}"
+    return {"lora_a": f"{module}.lora_A.weight", "lora_b": f"{module}.lora_B.weight"}
 
 
 def their_shape(entry: Entry, sizes: Sizes) -> tuple[int, ...]:
@@ -149,7 +176,7 @@ def to_ours(entry: Entry, sizes: Sizes, ours: Sequence[slice], part: np.ndarray)
 
 
 def to_theirs(entry: Entry, sizes: Sizes, array: np.ndarray) -> np.ndarray:
-    """Our whole parameter (of one layer) in the checkpoint's layout, contiguous."""
+    """Our whole kernel (of one layer and expert) in the checkpoint's layout, contiguous."""
     order = [letter for word in entry.their_layout.split() for letter in word]
     moved = array.transpose([entry.letters.index(letter) for letter in order])
     return np.ascontiguousarray(moved.reshape(their_shape(entry, sizes)))

@@ -12,16 +12,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from sft_jax.config import RunConfig, from_json
+from sft_jax.config import RunConfig, Sharding, from_json
 from sft_jax.data.chat.tokenizer import load_tokenizer
 from sft_jax.errors import BadInput
+from sft_jax.model.adapters import storage_of
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters, initialise
 from sft_jax.model.families import architecture_of
-from sft_jax.parallel.rules import axis_parts, shardings
-from sft_jax.storage.bucket import MODEL_FILES, below, exists, is_remote, local, naming
+from sft_jax.model.leaves import Int8, Storage
+from sft_jax.model.trainable import cut_for
+from sft_jax.parallel.rules import AnyMesh, axis_parts, shardings
+from sft_jax.storage.copies import MODEL_FILES
+from sft_jax.storage.location import Location, as_location
 from sft_jax.weights.export import stop_tokens
+from sft_jax.weights.fingerprint import weights_fingerprint
 from sft_jax.weights.load import load_parameters, open_model, read_json
+from sft_jax.weights.restack import as_asked, as_stored, pieces_of, stored_layers
 from sft_jax.weights.restore import VOCABULARY_PARAMETERS, restore_parameters
 
 CONFIG = RUN_CONFIG = "config.json"
@@ -37,7 +43,7 @@ class Pretrained:
     generation_config: dict[str, Any]
     tokenizer: Any
     load: Callable[[Architecture, Mapping[str, NamedSharding]], dict[str, jax.Array]]
-    """(architecture with padded rows, shardings) -> float32 parameters, each straight in its shards."""
+    """(architecture as laid out, name -> sharding of all or some arrays) -> these arrays, straight in their shards."""
     template_date: str = ""
     """The day that the chat template printed in training, YYYY-MM-DD; empty means today's."""
 
@@ -47,19 +53,19 @@ class Pretrained:
         return tuple(stop_tokens(self.tokenizer, self.generation_config))
 
 
-def is_workdir(path: str) -> bool:
-    """Whether `path` is the workdir of a run of this program."""
-    folder = local(path)
+def is_workdir(location: Location) -> bool:
+    """Whether it is the workdir of a run of this program."""
+    folder = location.local()
     return (folder / MODEL_FILES).is_dir() and (folder / RUN_CONFIG).is_file()
 
 
-def read_run_config(workdir: str | Path) -> RunConfig:
+def read_run_config(workdir: Location) -> RunConfig:
     """The resolved config a run saved."""
-    text = (local(workdir) / RUN_CONFIG).read_text(encoding="utf-8")
-    return from_json(text, below(workdir, RUN_CONFIG))
+    text = (workdir.local() / RUN_CONFIG).read_text(encoding="utf-8")
+    return from_json(text, str(workdir / RUN_CONFIG))
 
 
-def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> Pretrained:
+def open_pretrained(path: Location | str | Path, tokenizer: str = "", chat_template: str = "") -> Pretrained:
     """Read what the model is, without its weights.
 
     Args:
@@ -69,24 +75,25 @@ def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> 
     Raises:
       BadInput: no such model, an unsupported architecture, or a broken tokenizer.
     """
-    if is_workdir(path):
-        model = local(path) / MODEL_FILES
+    location = as_location(path)
+    if is_workdir(location):
+        model, run = location.local() / MODEL_FILES, read_run_config(location)
         config, generation = (
             json.loads((model / name).read_text(encoding="utf-8")) for name in ("config.json", "generation_config.json")
         )
         return Pretrained(
-            origin=path,
-            architecture=architecture_of(config, str(model)),
+            origin=str(location),
+            architecture=as_trained(architecture_of(config, str(model)), run),
             hf_config=config,
             generation_config=generation,
             tokenizer=load_tokenizer(tokenizer or str(model), chat_template),
-            load=lambda architecture, shardings: restore_parameters(path, architecture, shardings),
-            template_date=read_run_config(path).data.template_date,
+            load=lambda architecture, shardings: _load_run(location, run, architecture, shardings),
+            template_date=run.data.template_date,
         )
-    with naming(path):
-        files = open_model(_with_weights(path))
+    with location.naming():
+        files = open_model(_with_weights(location))
     return Pretrained(
-        origin=path,
+        origin=str(location),
         architecture=files.architecture,
         hf_config=files.config,
         generation_config=files.generation_config,
@@ -95,28 +102,32 @@ def open_pretrained(path: str, tokenizer: str = "", chat_template: str = "") -> 
     )
 
 
-def _with_weights(path: str) -> str:
+def _with_weights(location: Location) -> str:
     """Where a model lies on this machine; its files are copied from a bucket."""
-    if not is_remote(path):
-        return path
-    if not exists(path):
-        raise BadInput(f"{path}: no such file or directory. A model is a Hugging Face directory or a .gguf file.")
-    return str(local(path, weights=True))
+    if not location.is_remote:
+        return str(location)
+    if not location.exists():
+        raise BadInput(f"{location}: no such file or directory. A model is a Hugging Face directory or a .gguf file.")
+    return str(location.local(weights=True))
 
 
-def open_base(config: RunConfig) -> Pretrained:
+def open_base(config: RunConfig, locate: Callable[[str], Location] = Location) -> Pretrained:
     """What a run starts from: the weights at model.path, or random ones for the decoder that is described there.
+
+    Args:
+      locate: gives the same Location for a name again where several runs share what they copy from a bucket.
 
     Raises:
       BadInput: as `open_pretrained`.
     """
     tokenizer, template = config.data.tokenizer, config.data.chat_template
+    location = locate(config.model.path)
     if config.model.weights == "pretrained":
-        return open_pretrained(config.model.path, tokenizer, template)
-    path = local(config.model.path)
-    if is_workdir(config.model.path) or not (path / CONFIG).is_file():  # a file or a hub's model holds its own
+        return open_pretrained(location, tokenizer, template)
+    path = location.local()
+    if is_workdir(location) or not (path / CONFIG).is_file():  # a file or a hub's model holds its own
         return dataclasses.replace(
-            open_pretrained(config.model.path, tokenizer, template), load=partial(_initialise, config.train.seed)
+            open_pretrained(location, tokenizer, template), load=partial(_initialise, config.train.seed)
         )
     hf_config = read_json(path / CONFIG)
     ids = {key: value for key, value in hf_config.items() if key.endswith("_token_id") and value is not None}
@@ -130,6 +141,51 @@ def open_base(config: RunConfig) -> Pretrained:
     )
 
 
+def _load_run(
+    workdir: Location, run: RunConfig, architecture: Architecture, layout: Mapping[str, NamedSharding]
+) -> dict[str, jax.Array]:
+    """The arrays of a run's newest checkpoint; what the run did not train is that of the model it began with.
+
+    Raises:
+      BadInput: no finished checkpoint, one of another model, or a base that changed since.
+    """
+    shapes = abstract_parameters(architecture)[0]
+    wanted = {
+        name: jax.ShapeDtypeStruct(shapes[name].shape, shapes[name].dtype, sharding=where)
+        for name, where in layout.items()
+    }
+    cuts = as_trained(architecture.plain, run).cuts
+    if not set(cuts) <= set(architecture.cuts):  # a wanted stack may hold both what was trained and what was not
+        cut = dataclasses.replace(architecture, cuts=tuple(sorted({*architecture.cuts, *cuts})))
+        as_run = {name: shape.shape for name, shape in abstract_parameters(cut)[0].items()}
+        pieces = pieces_of(list(wanted), stored_layers(as_run))
+        targets = as_stored(wanted, pieces, as_run)
+        found = _load_run(workdir, run, cut, {name: target.sharding for name, target in targets.items()})
+        return as_asked(found, wanted, pieces)
+    found, record = restore_parameters(workdir, wanted, architecture.vocab)
+    rest = {name: where for name, where in layout.items() if name not in found}
+    if not rest:
+        return found
+    frozen = open_base(run).load(architecture, rest)
+    if len(layout) == len(shapes):
+        check_base(str(workdir), run.model.path, record, frozen)
+    return {**frozen, **found}
+
+
+def check_base(workdir: str, base: str, record: Mapping[str, Any], frozen: Mapping[str, jax.Array]) -> None:
+    """Refuse frozen weights that are not those that the run was trained on; every process calls it.
+
+    Raises:
+      BadInput: with both fingerprints.
+    """
+    expected, found = record["base"]["fingerprint"], weights_fingerprint(frozen)
+    if found != expected:
+        raise BadInput(
+            f"{workdir} trained a part of {base}, whose other weights are not what they were (fingerprint "
+            f"{expected[:12]}, now {found[:12]}). Restore the model's files."
+        )
+
+
 def _initialise(seed: int, architecture: Architecture, layout: Mapping[str, NamedSharding]) -> dict[str, jax.Array]:
     """Random float32 parameters, the same on every mesh; rows that a layout adds to the vocabulary are zero."""
     own = dataclasses.replace(architecture, vocab_rows=0)
@@ -138,8 +194,8 @@ def _initialise(seed: int, architecture: Architecture, layout: Mapping[str, Name
     def make() -> dict[str, jax.Array]:
         made = initialise(own, seed)
         return {
-            name: jnp.pad(value, ((0, more), (0, 0))) if name in VOCABULARY_PARAMETERS else value
-            for name, value in made.items()
+            name: jnp.pad(made[name], ((0, more), (0, 0))) if name in VOCABULARY_PARAMETERS else made[name]
+            for name in layout
         }
 
     return jax.jit(make, out_shardings=dict(layout))()
@@ -151,25 +207,46 @@ def describe(path: str) -> Architecture:
     Raises:
       BadInput: no such model, or an unsupported one.
     """
-    place = local(path)
-    if path.startswith("hf://") or not place.is_dir():
-        with naming(path):
-            return open_model(_with_weights(path)).architecture
-    name = place / MODEL_FILES / "config.json" if is_workdir(path) else place / "config.json"
-    with naming(path):
+    location = Location(path)
+    folder = location.local()
+    with location.naming():
+        if path.startswith("hf://") or not folder.is_dir():
+            return open_model(_with_weights(location)).architecture
+        name = folder / MODEL_FILES / "config.json" if is_workdir(location) else folder / "config.json"
         return architecture_of(read_json(name), str(name.parent))
 
 
-def padded(architecture: Architecture, config: RunConfig, mesh: jax.sharding.Mesh) -> Architecture:
-    """The architecture with as many vocabulary rows as the layout divides evenly."""
-    return architecture.padded_to(axis_parts("vocab", config.sharding, mesh))
+def as_trained(architecture: Architecture, config: RunConfig) -> Architecture:
+    """The decoder with its arrays as a run holds them: what is quantised, adapted, and where a trained part begins.
+
+    Raises:
+      BadInput: train.trainable names no parameter.
+    """
+    storage: Storage = architecture.storage
+    if config.model.quantization == "int8":
+        storage = (*storage, ("*.kernel", Int8()))
+    storage = (*storage, *storage_of(config.adapter))
+    return cut_for(config.train.trainable, dataclasses.replace(architecture, storage=storage))
+
+
+def laid_out(architecture: Architecture, config: RunConfig, mesh: AnyMesh) -> Architecture:
+    """`as_trained`, with as many vocabulary rows as the layout divides evenly."""
+    return as_trained(architecture, config).padded_to(axis_parts("vocab", config.sharding, mesh))
 
 
 def place(
     pretrained: Pretrained, config: RunConfig, mesh: jax.sharding.Mesh
 ) -> tuple[Architecture, dict[str, jax.Array]]:
     """Load the parameters onto the mesh by the config's layout: (architecture as laid out, parameters)."""
-    architecture = padded(pretrained.architecture, config, mesh)
+    architecture = laid_out(pretrained.architecture, config, mesh)
+    return architecture, pretrained.load(architecture, parameter_shardings(architecture, mesh, config.sharding))
+
+
+def parameter_shardings(architecture: Architecture, mesh: AnyMesh, rules: Sharding) -> dict[str, NamedSharding]:
+    """The sharding of every array of the parameters, by name.
+
+    Raises:
+      BadInput: as `parallel.rules.shardings`.
+    """
     abstract, axes = abstract_parameters(architecture)
-    shapes = {name: leaf.shape for name, leaf in abstract.items()}
-    return architecture, pretrained.load(architecture, shardings(shapes, axes, mesh, config.sharding))
+    return shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, rules)

@@ -6,19 +6,17 @@ mesh, its parameters alone where nothing else is wanted.
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding
 
 from sft_jax.errors import BadInput
-from sft_jax.model.architecture import Architecture
-from sft_jax.model.decoder import abstract_parameters
-from sft_jax.storage.bucket import below, is_remote, kind_of, place
+from sft_jax.storage.location import Location, as_location
 from sft_jax.storage.orbax_object_store import teach_orbax
+from sft_jax.weights.restack import Piece, as_asked, as_stored, is_stack, pieces_of, stored_layers
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file it touches
 
@@ -38,64 +36,114 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-def checkpoint_manager(workdir: str | Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+def checkpoint_manager(workdir: Location, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "moments", "counters")}
     handlers: Any = {**arrays, "record": ocp.JsonCheckpointHandler()}
-    if is_remote(workdir):
+    if workdir.is_remote:
         teach_orbax()
-    return _Manager(place(workdir) / "checkpoints", item_handlers=handlers, options=options)
+    return _Manager((workdir / "checkpoints").epath, item_handlers=handlers, options=options)
 
 
 def restore_parameters(
-    workdir: str | Path, architecture: Architecture, shardings: Mapping[str, NamedSharding]
-) -> dict[str, jax.Array]:
-    """The parameters of the newest checkpoint of a run, laid out by `shardings`; the run may be going on.
+    workdir: Location | str | Path, shapes: Mapping[str, jax.ShapeDtypeStruct], vocab: int
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """What the newest checkpoint of a run has of these arrays, and the record saved beside it; the run may be going on.
+
+    A run that trained a part of its parameters saved these alone: the others are missing from what is returned.
+
+    Args:
+      shapes: name -> shape and dtype, with the sharding to read it into.
+      vocab: rows of the vocabulary parameters that the checkpoint must have; a layout may have added others.
 
     Raises:
       BadInput: the workdir has no finished checkpoint, or one of another model.
     """
-    shapes, _ = abstract_parameters(architecture)
     step = None
-    directory = below(workdir, "checkpoints")
-    if kind_of(directory) == "directory":
+    workdir = as_location(workdir)
+    directory = workdir / "checkpoints"
+    if directory.kind() == "directory":
         manager = checkpoint_manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
         step = manager.latest_step()
     if step is None:
         raise BadInput(f"{workdir}: no finished checkpoint in {directory}; train this run first")
-    wanted = {
-        name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[name]) for name, shape in shapes.items()
-    }
     with contextlib.closing(manager):
-        return restore_items(manager, step, architecture.vocab, parameters=wanted)["parameters"]
+        record = restore_record(manager, step)
+        stored = stored_layers(stored_shapes(manager, step))
+        some = pieces_of(list(shapes), stored) if record.get("base") else shapes
+        wanted = {name: shapes[name] for name in some}
+        return restore_items(manager, step, vocab, parameters=wanted)["parameters"], record
 
 
-def restore_items(manager: ocp.CheckpointManager, step: int, vocab: int, **items: Any) -> Any:
+def restore_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """The JSON saved beside the arrays."""
+    return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+
+
+def stored_shapes(manager: ocp.CheckpointManager, step: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the parameters in a checkpoint.
+
+    Raises:
+      BadInput: it holds none.
+    """
+    stored = manager.item_metadata(step)["parameters"]
+    if stored is None:
+        raise BadInput(
+            f"{manager.directory / str(step)}: cannot be restored: it holds no parameters. Remove it to go on from an "
+            "earlier one."
+        )
+    return {name: tuple(leaf.shape) for name, leaf in stored.items()}
+
+
+def restore_items(manager: ocp.CheckpointManager, step: int, vocab: int, **items: Any) -> dict[str, Any]:
+    """The items of a checkpoint, each as the tree of shapes, dtypes and shardings that is asked for.
+
+    Raises:
+      BadInput: the checkpoint's parameters are others than `items["parameters"]`, or its files cannot be read.
+    """
     where = manager.directory / str(step)
+    shapes, parameters = stored_shapes(manager, step), items["parameters"]
+    as_wanted = set(shapes) == set(parameters)
+    pieces = None if as_wanted else pieces_of(list(parameters), stored_layers(shapes))
     # Orbax finds a wrong shape while it reads, and leaves the other reads behind, unfinished: look first.
-    _check_parameters(manager.item_metadata(step)["parameters"], items["parameters"], vocab, where)
+    _check_parameters(shapes, parameters, pieces, vocab, where)
+    targets = items if pieces is None else {key: as_stored(tree, pieces, shapes) for key, tree in items.items()}
     # Not strict: rows are added or cut where the two layouts padded the vocabulary differently.
-    wanted = {name: ocp.args.StandardRestore(item, strict=False) for name, item in items.items()}
+    arguments = {name: ocp.args.StandardRestore(item, strict=False) for name, item in targets.items()}
     try:
-        return manager.restore(step, args=ocp.args.Composite(**wanted))
+        restored = manager.restore(step, args=ocp.args.Composite(**arguments))
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise BadInput(f"{where}: cannot be restored: {error}") from error
+    return {key: restored[key] if pieces is None else as_asked(restored[key], items[key], pieces) for key in items}
 
 
-def _check_parameters(stored: Any, wanted: Mapping[str, jax.ShapeDtypeStruct], vocab: int, where: Any) -> None:
-    """Every parameter is there in its shape and no other, but for the rows that a layout adds to the vocabulary."""
-    if stored is None:
-        raise BadInput(f"{where}: cannot be restored: it holds no parameters. Remove it to go on from an earlier one.")
+def _check_parameters(
+    stored: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, jax.ShapeDtypeStruct],
+    pieces: Mapping[str, Sequence[Piece]] | None,
+    vocab: int,
+    where: Any,
+) -> None:
+    """Every parameter is there in its shape and no other, but for the rows that a layout adds to the vocabulary, and
+    for how layers are stacked."""
 
     def in_effect(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (vocab, *shape[1:]) if name in VOCABULARY_PARAMETERS and shape[0] >= vocab else shape
 
-    found = {name: in_effect(name, tuple(leaf.shape)) for name, leaf in stored.items()}
-    expected = {name: in_effect(name, tuple(leaf.shape)) for name, leaf in wanted.items()}
-    problems = [
-        f"{name}: found {list(found[name]) if name in found else 'nothing'}, "
-        f"expected {list(expected[name]) if name in expected else 'nothing'}"
-        for name in sorted({*found, *expected})
-        if found.get(name) != expected.get(name)
-    ]
+    def as_asked_for(name: str) -> tuple[int, ...] | None:
+        if pieces is None or name not in pieces:
+            return stored.get(name) if pieces is None else None
+        one = pieces[name][0]
+        own = stored[one.name] if one.row is None else stored[one.name][1:]
+        return (len(pieces[name]), *own) if is_stack(name) else own
+
+    used = {piece.name for some in (pieces or {}).values() for piece in some}
+    unused = set() if pieces is None else {name for name in stored if name not in used}
+    problems = []
+    for name in sorted({*wanted, *(stored if pieces is None else unused)}):
+        found = stored.get(name) if name in unused else as_asked_for(name)
+        expected = tuple(wanted[name].shape) if name in wanted else None
+        spelled = ["nothing" if shape is None else str(list(in_effect(name, shape))) for shape in (found, expected)]
+        if spelled[0] != spelled[1]:
+            problems.append(f"{name}: found {spelled[0]}, expected {spelled[1]}")
     if problems:
         raise BadInput(f"{where}: cannot be restored into this model:\n  " + "\n  ".join(problems))

@@ -81,7 +81,7 @@ def test_broken_json_names_line_and_column():
 def test_every_field_is_declared_identity_or_free_and_documented():
     import inspect
 
-    import sft_jax.config as module
+    import sft_jax.config.run as module
 
     source = inspect.getsource(module)
     for name, field, _ in leaf_fields(RunConfig()):

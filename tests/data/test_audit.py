@@ -11,6 +11,7 @@ from sft_jax.data.pack.batches import Batches
 from sft_jax.data.pack.dataset import open_entry
 from sft_jax.data.pack.packing import plan_packing
 from sft_jax.data.pack.store import Example, Joined
+from sft_jax.storage.location import Location
 
 TALK = [{"role": "user", "content": "the capital of France"}, {"role": "assistant", "content": "Paris"}]
 ROWS = [
@@ -27,7 +28,12 @@ def store(make_tokenizer, jsonl, tmp_path: Path):
     def make(rows, name="demos.jsonl", **settings):
         path = jsonl(rows, name)
         return open_entry(
-            Data(train=(path,), sequence_length=32, **settings), make_tokenizer(), path, tmp_path / "c", True, 1
+            Data(train=(path,), sequence_length=32, **settings),
+            make_tokenizer(),
+            path,
+            Location(tmp_path / "c"),
+            True,
+            1,
         )
 
     return make

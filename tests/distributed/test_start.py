@@ -8,11 +8,12 @@ import pytest
 
 JOIN = """
 import sys
+from sft_jax.cli.processes import leave
 from sft_jax.config import Distributed
 from sft_jax.errors import BadInput
 from sft_jax.distributed.start import start
 try:
-    start(eval(sys.argv[1]))
+    start(eval(sys.argv[1]), leave)
 except BadInput as error:
     sys.exit(f"refused: {error}")
 """

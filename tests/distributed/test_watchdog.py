@@ -12,22 +12,23 @@ import pytest
 from sft_jax.distributed.relay import _copy, open_relay
 from sft_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 
+pytestmark = pytest.mark.xdist_group("machine")  # its processes keep to seconds: one such test at a time
 SILENCE = 6
 
 MEMBER = """
 import sys, time
-from sft_jax.cli.main import _leave_the_others
+from sft_jax.cli.processes import leave, leave_the_others
 from sft_jax.config import Distributed
 from sft_jax.distributed.start import start
 port, process, ends = sys.argv[1:]
 start(Distributed(coordinator=f"127.0.0.1:{port}", processes=3, process_id=int(process), silence_seconds=6,
-                  cpu_devices=1, timeout_seconds=60))
+                  cpu_devices=1, timeout_seconds=60), leave)
 print("up", flush=True)
 if ends:
     seconds, status = map(int, ends.split(":"))
     time.sleep(seconds)
     if status:
-        _leave_the_others(status)
+        leave_the_others(status)
     sys.exit(status)
 time.sleep(100)
 """

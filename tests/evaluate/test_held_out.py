@@ -4,7 +4,7 @@ import pytest
 
 from sft_jax.data.pack.store import Example
 from sft_jax.evaluate.held_out import document_losses, loss_interval, summarise_losses
-from sft_jax.model.decoder import Compute
+from sft_jax.model.layers import Compute
 from sft_jax.sample.score import score_examples
 
 

@@ -2,7 +2,8 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 
-from sft_jax.experiments.objectives import draw, objectives
+from sft_jax.experiments.objectives import objectives
+from sft_jax.report.plots import token_boxes
 
 
 def test_pretraining_trains_every_token_and_imitation_the_assistants_alone(tokenizer):
@@ -10,7 +11,7 @@ def test_pretraining_trains_every_token_and_imitation_the_assistants_alone(token
     text, assistant, last = objectives(tokenizer)
     whole = "".join(assistant.tokens)
     assert "".join(text.tokens).startswith(whole.rstrip("\n"))
-    assert text.weights[0] == 0 and (text.weights[1:] == 1).all()
+    assert text.weights[0] == 0 and all(weight == 1 for weight in text.weights[1:])
 
     def trained(one) -> str:
         return "".join(token for token, weight in zip(one.tokens, one.weights, strict=True) if weight)
@@ -22,8 +23,8 @@ def test_pretraining_trains_every_token_and_imitation_the_assistants_alone(token
 
 def test_the_picture_colours_the_trained_tokens(tokenizer):
     documents = objectives(tokenizer)
-    root = ElementTree.fromstring(draw(documents))
+    root = ElementTree.fromstring(token_boxes(documents))
     boxes = [element for element in root.iter() if element.tag.endswith("rect")]
-    coloured = [box for box in boxes if box.get("fill") != "none"]
+    coloured = [group for group in root.iter() if group.get("class") == "trained"]
     assert len(boxes) == sum(len(one.tokens) for one in documents)
     assert len(coloured) == sum(int(np.count_nonzero(one.weights)) for one in documents)

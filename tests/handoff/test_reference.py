@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,9 +8,10 @@ import pytest
 from sft_jax.config import Sharding
 from sft_jax.data.pack.store import Example
 from sft_jax.handoff.reference import Policy, divergences, mean, token_divergences
-from sft_jax.model.attention.reference import Places
-from sft_jax.model.decoder import Compute, abstract_parameters, forward, logits
-from sft_jax.parallel.rules import axis_parts, layout, shardings
+from sft_jax.model.attention.reference import TokenPositions
+from sft_jax.model.decoder import abstract_parameters, forward, logits
+from sft_jax.model.layers import Compute
+from sft_jax.parallel.rules import Layout, axis_parts, shardings
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +24,17 @@ def documents(examples):
     return examples[:5]
 
 
+@partial(jax.jit, static_argnums=0)
+def _log_p(architecture, parameters, tokens):
+    places = TokenPositions(jnp.arange(tokens.shape[1])[None], jnp.ones(tokens.shape, jnp.int32))
+    hidden, _ = forward(architecture, Compute(), parameters, tokens, places)
+    return jax.nn.log_softmax(logits(architecture, parameters, hidden)[0], axis=-1)
+
+
 def _whole_log_p(architecture, parameters, example: Example):
-    length = len(example.tokens)
-    places = Places(jnp.arange(length)[None], jnp.ones((1, length), jnp.int32))
-    hidden, _ = forward(architecture, Compute(), parameters, jnp.asarray(example.tokens)[None], places)
-    return np.asarray(jax.nn.log_softmax(logits(architecture, parameters, hidden)[0], axis=-1), np.float64)
+    padded = np.zeros((1, 40), np.int32)  # no token sees those after it
+    padded[0, : len(example.tokens)] = example.tokens
+    return np.asarray(_log_p(architecture, parameters, padded), np.float64)[: len(example.tokens)]
 
 
 def test_every_divergence_is_its_formula_at_every_trained_token(tiny, tiny_parameters, other_parameters, documents):
@@ -63,12 +72,11 @@ def test_both_lie_on_the_mesh_whatever_its_layout(tiny, tiny_parameters, other_p
     alone = mean(
         list(divergences(Policy(tiny, tiny_parameters), Policy(tiny, other_parameters), Compute(), documents, 2))
     )
-    with layout(mesh, rules):
-        placed = [
-            Policy(wanted, {name: jax.device_put(value, where[name]) for name, value in parameters.items()})
-            for parameters in (tiny_parameters, other_parameters)
-        ]
-        found = mean(list(divergences(*placed, Compute(), documents, 2)))
+    placed = [
+        Policy(wanted, {name: jax.device_put(value, where[name]) for name, value in parameters.items()})
+        for parameters in (tiny_parameters, other_parameters)
+    ]
+    found = mean(list(divergences(*placed, Compute(layout=Layout(mesh, rules)), documents, 2)))
     assert found == pytest.approx(alone, rel=1e-4)
 
 

@@ -11,8 +11,10 @@ from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput, BadRow
 from sft_jax.handoff.reward import choose_pad, ends_of, reward_documents, with_reward_head
 from sft_jax.model.architecture import model_flops
-from sft_jax.model.decoder import Compute, head_kernel
+from sft_jax.model.decoder import head_kernel
 from sft_jax.model.families import architecture_of, as_reward, config_of
+from sft_jax.model.layers import Compute
+from sft_jax.parallel.rules import ONE_DEVICE, Layout
 from sft_jax.weights.export import export
 from sft_jax.weights.pretrained import open_pretrained, place
 
@@ -20,16 +22,16 @@ from sft_jax.weights.pretrained import open_pretrained, place
 @pytest.fixture(scope="module")
 def reward(tiny, tiny_parameters):
     """(architecture, parameters) with a scalar head that is not zero."""
-    return with_reward_head(tiny, tiny_parameters, "normal", 0)
+    return with_reward_head(tiny, ONE_DEVICE, tiny_parameters, "normal", 0)
 
 
 def test_the_scalar_head_takes_the_place_of_the_vocabularys(tiny, tiny_parameters):
     untied = dataclasses.replace(tiny, tied=False)
     parameters = {**tiny_parameters, "head": tiny_parameters["embedding"]}
-    architecture, made = with_reward_head(untied, parameters, "zeros", 0)
+    architecture, made = with_reward_head(untied, ONE_DEVICE, parameters, "zeros", 0)
     assert architecture.reward and "head" not in made and made["score"].shape == (1, tiny.embed)
     assert not np.asarray(made["score"]).any()
-    _, drawn = with_reward_head(tiny, tiny_parameters, "normal", 1)
+    _, drawn = with_reward_head(tiny, ONE_DEVICE, tiny_parameters, "normal", 1)
     assert np.asarray(drawn["score"]).std() == pytest.approx((tiny.embed + 1) ** -0.5, rel=0.4)
     with pytest.raises(BadInput, match="this is a reward model"):
         head_kernel(architecture, made)
@@ -115,11 +117,7 @@ def test_a_pair_is_two_documents_whose_last_tokens_count(tokenizer):
 
 
 def test_the_head_follows_the_layout(reward, mesh_of):
-    from sft_jax.config import Sharding
-    from sft_jax.parallel.rules import layout
-
     architecture, parameters = reward
-    with layout(mesh_of(fsdp=4), Sharding()):
-        _, made = with_reward_head(architecture, parameters, "zeros", 0)
+    _, made = with_reward_head(architecture, Layout(mesh_of(fsdp=4)), parameters, "zeros", 0)
     assert {shard.data.shape for shard in made["score"].addressable_shards} == {(1, architecture.embed // 4)}
     assert jax.tree.all(jax.tree.map(lambda x: x.dtype == np.float32, made))

@@ -1,4 +1,4 @@
-"""Real runs of the command line on the tiny model, in processes of their own."""
+"""Real runs of the command line on the tiny model: in this process, or in one of its own where that is the point."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from sft_jax.cli.main import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,26 +39,31 @@ def get_config() -> RunConfig:
     return path
 
 
-@pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory) -> dict[str, str]:
-    """The runs of this session compile the same few programs: the first one does it for all."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+@pytest.fixture
+def run(capfd):
+    """(arguments) -> (exit status, stdout, stderr) of `sft-jax` in this process, on its eight simulated devices."""
+
+    def finish(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = run_command([str(argument) for argument in arguments])
+        except SystemExit as end:  # tyro ends by itself on a value of the wrong type, and on --help
+            status = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return finish
 
 
 @pytest.fixture
-def command(compilation_cache):
-    """(arguments) -> a started `sft-jax` process with text pipes."""
+def command():
+    """(arguments) -> a started `sft-jax` process with text pipes; it has one device unless it is told otherwise."""
     started = []
 
     def start(*arguments: object, module: str = "sft_jax") -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", **compilation_cache},
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -72,13 +79,13 @@ def command(compilation_cache):
 
 
 @pytest.fixture
-def run(command):
-    """(arguments) -> (exit status, stdout, stderr) of a finished `sft-jax`."""
+def process(command):
+    """(arguments) -> (exit status, stdout, stderr) of a `sft-jax` process that has ended."""
 
     def finish(*arguments: object, seconds: float = 240) -> tuple[int, str, str]:
-        process = command(*arguments)
-        out, err = process.communicate(timeout=seconds)
-        return process.returncode, out, err
+        started = command(*arguments)
+        out, err = started.communicate(timeout=seconds)
+        return started.returncode, out, err
 
     return finish
 

@@ -11,7 +11,6 @@ import shutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sft_jax.cli.main import run_command
 from sft_jax.errors import BadInput
 from sft_jax.experiments.quickstart import clear
 
@@ -31,21 +30,6 @@ BAD_DATA = {
         ["train.jsonl:1", "robot", "assistant"],
     ),
 }
-
-
-@pytest.fixture
-def run(capfd):
-    """(arguments) -> (exit status, stdout, stderr) of the command line, in this process."""
-
-    def finish(*arguments: object) -> tuple[int, str, str]:
-        try:
-            status = run_command([str(argument) for argument in arguments])
-        except SystemExit as end:  # tyro ends by itself on a value of the wrong type
-            status = int(end.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return finish
 
 
 @pytest.mark.parametrize("case", BAD_DATA)

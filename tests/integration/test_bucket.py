@@ -1,4 +1,7 @@
-"""Runs whose workdir, model and data lie in a bucket, against emulators of Google Cloud Storage and S3."""
+"""Runs whose workdir, model and data lie in a bucket, against emulators of Google Cloud Storage and S3.
+
+Each command has a process of its own: the packages that open buckets keep what they once read in the environment.
+"""
 
 import json
 import signal
@@ -42,12 +45,12 @@ def _rows(store, run):
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_in_a_directory_and_its_workdir_is_a_model(
-    run, config_file, tmp_path, rows_of, store
+    process, config_file, tmp_path, rows_of, store
 ):
-    status, _, err = run("train", config_file, "--workdir", tmp_path / "here")
+    status, _, err = process("train", config_file, "--workdir", tmp_path / "here")
     assert status == 0, err
     url = f"{store.url}/a/whole"
-    status, _, err = run("train", config_file, "--workdir", url, "--train.tensorboard", True)
+    status, _, err = process("train", config_file, "--workdir", url, "--train.tensorboard", True)
     assert status == 0 and f"done: {url}" in err, err
     assert _rows(store, "a/whole") == [
         {name: row[name] for name in EXACT if name in row} for row in rows_of(tmp_path / "here")
@@ -62,7 +65,7 @@ def test_a_run_in_a_bucket_is_the_run_in_a_directory_and_its_workdir_is_a_model(
     assert "<title>whole</title>" in store.read("a/whole/report.html")
     assert not (tmp_path / "gs:").exists()
 
-    status, _, err = run("train", config_file, "--workdir", url, "--train.tensorboard", True)
+    status, _, err = process("train", config_file, "--workdir", url, "--train.tensorboard", True)
     assert status == 0 and "already at step 12 of 12" in err, err
 
     prompts = tmp_path / "prompts.jsonl"
@@ -70,19 +73,19 @@ def test_a_run_in_a_bucket_is_the_run_in_a_directory_and_its_workdir_is_a_model(
     outs = {}
     for where in (tmp_path / "here", url):
         out = tmp_path / f"{len(outs)}.jsonl"
-        status, _, err = run("score", where, "--data", prompts, "--out", out)
+        status, _, err = process("score", where, "--data", prompts, "--out", out)
         assert status == 0, err
         outs[str(where)] = out.read_text()
     assert outs[str(tmp_path / "here")] == outs[url]
-    status, _, err = run("score", url, "--data", prompts, "--out", f"{url}-scores/scores.jsonl")
+    status, _, err = process("score", url, "--data", prompts, "--out", f"{url}-scores/scores.jsonl")
     assert status == 0, err
     assert store.read("a/whole-scores/scores.jsonl") == outs[url]
 
 
 @pytest.mark.slow
-def test_a_killed_and_a_preempted_run_in_a_bucket_lose_no_row(command, run, config_file, store):
+def test_a_killed_and_a_preempted_run_in_a_bucket_lose_no_row(command, process, config_file, store):
     options = ("train", config_file, "--train.steps", 60, "--train.save-every", 10)
-    status, _, err = run(*options, "--workdir", f"{store.url}/k/whole")
+    status, _, err = process(*options, "--workdir", f"{store.url}/k/whole")
     assert status == 0, err
     killed = (*options, "--workdir", f"{store.url}/k/cut")
 
@@ -91,15 +94,15 @@ def test_a_killed_and_a_preempted_run_in_a_bucket_lose_no_row(command, run, conf
         return any(step.isdigit() and int(step) >= least for step in steps)
 
     for least, how, status in ((10, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGTERM, 42)):
-        process = command(*killed)
+        started = command(*killed)
         end = time.monotonic() + 120
         while not saved(least):
-            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            assert started.poll() is None and time.monotonic() < end, started.communicate()
             time.sleep(0.02)
-        process.send_signal(how)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == status, err
-    status, _, err = run(*killed)
+        started.send_signal(how)
+        _, err = started.communicate(timeout=60)
+        assert started.returncode == status, err
+    status, _, err = process(*killed)
     assert status == 0 and "continuing" in err, err
     assert _rows(store, "k/cut") == _rows(store, "k/whole")
     log = store.read("k/cut/logs/process-0.log")
@@ -141,40 +144,40 @@ def test_two_processes_share_a_workdir_in_a_bucket(command, config_file, free_po
 
 
 @pytest.mark.slow
-def test_prepared_data_and_exports_go_to_a_bucket_and_are_trained_from_there(run, config_file, tmp_path, store):
+def test_prepared_data_and_exports_go_to_a_bucket_and_are_trained_from_there(process, config_file, tmp_path, store):
     prepared = f"{store.url}/p/prepared"
     for words in (("examples",), ("prepared already",)):
-        status, out, err = run("data", "prepare", config_file, "--out", prepared)
+        status, out, err = process("data", "prepare", config_file, "--out", prepared)
         assert status == 0 and all(word in out + err for word in words), err
-    status, _, err = run("data", "prepare", config_file, "--out", prepared, "--data.sequence-length", 64)
+    status, _, err = process("data", "prepare", config_file, "--out", prepared, "--data.sequence-length", 64)
     assert status == 2 and f"{prepared} holds another data set" in err
 
     model = f"{store.url}/p/model"
-    status, _, err = run("export", _model_of(config_file), "--out", model)
+    status, _, err = process("export", _model_of(config_file), "--out", model)
     assert status == 0, err
     assert "p/model/model.safetensors" in store.listing()
-    status, _, err = run("export", _model_of(config_file), "--out", model)
+    status, _, err = process("export", _model_of(config_file), "--out", model)
     assert status == 2 and "not empty" in err, err
 
-    status, _, err = run(
+    status, _, err = process(
         "train", config_file, "--workdir", tmp_path / "there", "--model.path", model,
         "--data.train", prepared, "--data.eval", f"{prepared}:eval",
     )  # fmt: skip
     assert status == 0, err
-    status, _, err = run("train", config_file, "--workdir", tmp_path / "here")
+    status, _, err = process("train", config_file, "--workdir", tmp_path / "here")
     assert status == 0, err
     read_both = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("there", "here")]
     losses = [[json.loads(line).get("loss") for line in lines] for lines in read_both]
     assert losses[0] == losses[1]
 
 
-def test_what_is_wrong_with_a_bucket_is_said_in_one_message(run, config_file, store):
+def test_what_is_wrong_with_a_bucket_is_said_in_one_message(process, config_file, store):
     for options, words in (
         (("--workdir", f"{store.scheme}://nowhere/run"), ["://nowhere/run", "cannot be reached", "credentials"]),
         (("--model.path", f"{store.url}/no/model"), [f"{store.url}/no/model"]),
         (("--data.train", f"{store.url}/no.jsonl"), [f"{store.url}/no.jsonl", "no such file"]),
     ):
-        status, _, err = run("train", config_file, *options)
+        status, _, err = process("train", config_file, *options)
         assert status == 2 and err.count("error: ") == 1 and "Traceback" not in err, err
         assert all(word in err for word in words), (words, err)
 

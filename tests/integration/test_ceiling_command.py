@@ -51,9 +51,9 @@ def test_a_ceiling_is_measured_written_down_and_goes_on_where_it_was_stopped(con
 @pytest.mark.parametrize(
     ("name", "answer"), [("few", "more data"), ("systematic", "preferences"), ("small", "larger model")]
 )
-def test_what_limits_a_run_by_construction_is_what_the_verdict_says(name, answer, tmp_path, run):
+def test_what_limits_a_run_by_construction_is_what_the_verdict_says(name, answer, tmp_path, process):
     """configs/ceiling_*.py, one run a point."""
-    status, out, error = run(
+    status, out, error = process(
         "ceiling", f"configs/ceiling_{name}.py", "--workdir", tmp_path / name, "--check", "exact", "--parts", 16, 4, 1,
         "--seeds", 1, "--max-new-tokens", 4, "--json", seconds=800,
     )  # fmt: skip

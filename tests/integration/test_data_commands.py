@@ -126,7 +126,7 @@ def test_two_processes_stream_what_one_does_and_one_goes_on_where_they_stopped(
 ):
     options = ("--data.streaming", True, "--data.streams", 2, "--train.steps", 4, "--train.save-every", 2)
     options += ("--train.eval-every", 0, "--train.batch-size", 8, "--mesh.fsdp", 8)
-    status, _, err = run("train", config_file, *options, "--workdir", tmp_path / "one", "--distributed.cpu-devices", 8)
+    status, _, err = run("train", config_file, *options, "--workdir", tmp_path / "one")
     assert status == 0, err
     distributed = ("--distributed.cpu-devices", 4, "--distributed.processes", 2)
     distributed += ("--distributed.coordinator", f"127.0.0.1:{free_port}", "--distributed.process-id")
@@ -141,6 +141,6 @@ def test_two_processes_stream_what_one_does_and_one_goes_on_where_they_stopped(
     assert _losses(tmp_path / "run")[0] == pytest.approx(_losses(tmp_path / "one")[0], rel=1e-6)
     assert tokens(tmp_path / "run") == tokens(tmp_path / "one")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
-    status, _, err = run("train", config_file, *options, "--distributed.cpu-devices", 8)
+    status, _, err = run("train", config_file, *options)
     assert status == 0 and "after step 2" in err, err
     assert tokens(tmp_path / "run") == tokens(tmp_path / "one")

@@ -15,12 +15,12 @@ MESHES = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_quickstart_runs_unchanged_on_eight_simulated_devices(run, tmp_path, rows_of):
+def test_the_quickstart_runs_unchanged_on_eight_simulated_devices(process, tmp_path, rows_of):
     losses = {}
     for name, options in MESHES.items():
         workdir = tmp_path / name.replace(" ", "-")
         shared = ("--train.steps", 2, "--train.eval-every", 2, "--workdir", workdir)
-        status, _, err = run("train", "configs/quickstart.py", *shared, *options, seconds=600)
+        status, _, err = process("train", "configs/quickstart.py", *shared, *options, seconds=600)
         assert status == 0, err
         losses[name] = [row.get("loss", row.get("eval/loss")) for row in rows_of(workdir)]
         assert len(losses[name]) == 3

@@ -51,36 +51,36 @@ def test_a_run_leaves_everything_and_learns(run, config_file, tmp_path, rows_of)
 
 
 @pytest.fixture
-def uninterrupted(run, config_file, tmp_path, rows_of):
+def uninterrupted(process, config_file, tmp_path, rows_of):
     """The rows of a run of 60 steps that nothing disturbed."""
-    status, _, err = run("train", config_file, "--workdir", tmp_path / "whole", "--train.steps", 60)
+    status, _, err = process("train", config_file, "--workdir", tmp_path / "whole", "--train.steps", 60)
     assert status == 0, err
     return rows_of(tmp_path / "whole")
 
 
 def test_a_killed_and_a_preempted_run_continue_bit_identically(
-    command, run, config_file, tmp_path, rows_of, uninterrupted
+    command, process, config_file, tmp_path, rows_of, uninterrupted
 ):
     workdir = tmp_path / "run"
     # SIGTERM saves and exits 42; then SIGKILL; then the rest. No row differs from the run that nothing disturbed.
     options = ("train", config_file, "--train.steps", 60)
-    process = command(*options, "--train.save-every", 0)
-    _wait_for(lambda: (workdir / "metrics.jsonl").is_file() and len(rows_of(workdir)) >= 3, process)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 42, err
+    started = command(*options, "--train.save-every", 0)
+    _wait_for(lambda: (workdir / "metrics.jsonl").is_file() and len(rows_of(workdir)) >= 3, started)
+    started.send_signal(signal.SIGTERM)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 42, err
     [saved] = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
     assert saved == rows_of(workdir)[-1]["step"] < 40
 
-    process = command(*options, "--train.save-every", 2)
+    started = command(*options, "--train.save-every", 2)
     _wait_for(
         lambda: any(int(p.name) >= saved + 2 for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdigit()),
-        process,
+        started,
     )
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    started.send_signal(signal.SIGKILL)
+    started.wait()
 
-    status, _, err = run(*options)
+    status, _, err = process(*options)
     assert status == 0 and "continuing" in err
     assert _exact(rows_of(workdir)) == _exact(uninterrupted)
 
@@ -102,16 +102,15 @@ def test_an_evaluation_that_a_stop_prevented_is_made_on_resume(run, config_file,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [("--mesh.fsdp", 4), ("--mesh.data", 2, "--mesh.fsdp", 1, "--mesh.tensor", 2)])
-def test_simulated_devices_train_the_same_run_and_resume_one_anothers(run, config_file, tmp_path, rows_of, mesh):
-    status, _, err = run("train", config_file, "--workdir", tmp_path / "one")
+def test_simulated_devices_train_the_same_run_and_resume_one_anothers(process, config_file, tmp_path, rows_of, mesh):
+    status, _, err = process("train", config_file)
     assert status == 0, err
-    # Eight steps on one device, the rest on four: mesh and accumulation are free to change.
-    status, _, err = run("train", config_file)
-    assert status == 0, err
+    one = rows_of(tmp_path / "run")
+    # Eight steps on one device, the rest once more on four: mesh and accumulation are free to change.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
-    status, _, err = run("train", config_file, "--distributed.cpu-devices", 4, *mesh, "--train.accumulation", 2)
+    status, _, err = process("train", config_file, "--distributed.cpu-devices", 4, *mesh, "--train.accumulation", 2)
     assert status == 0 and "continuing" in err and "after step 8" in err, err
-    one, four = rows_of(tmp_path / "one"), rows_of(tmp_path / "run")
+    four = rows_of(tmp_path / "run")
     for ours, reference in zip(four, one, strict=True):
         for name in ("loss", "grad_norm", "eval/loss"):
             if name in reference:
@@ -123,7 +122,7 @@ def test_simulated_devices_train_the_same_run_and_resume_one_anothers(run, confi
 @pytest.mark.slow
 def test_two_processes_train_evaluate_save_and_resume_like_one(command, run, config_file, tmp_path, rows_of, free_port):
     options = ("--train.steps", 20, "--train.batch-size", 8, "--mesh.fsdp", 8, "--train.save-every", 10)
-    status, _, err = run("train", config_file, *options, "--workdir", tmp_path / "one", "--distributed.cpu-devices", 8)
+    status, _, err = run("train", config_file, *options, "--workdir", tmp_path / "one")
     assert status == 0, err
 
     def both(*more):
@@ -154,7 +153,7 @@ def test_two_processes_train_evaluate_save_and_resume_like_one(command, run, con
 
     # One process goes on where two stopped.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
-    status, _, err = run("train", config_file, *options, "--distributed.cpu-devices", 8)
+    status, _, err = run("train", config_file, *options)
     assert status == 0 and "after step 10" in err, err
     assert [row["tokens"] for row in rows_of(tmp_path / "run") if "loss" in row] == [
         row["tokens"] for row in one if "loss" in row

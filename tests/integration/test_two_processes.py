@@ -81,7 +81,7 @@ def test_data_that_differs_between_the_processes_is_refused(both, config_file, t
 
 @pytest.mark.slow
 def test_two_processes_sample_score_and_export_like_one(both, run, tiny_model, demonstrations, tmp_path):
-    one, two = ("--distributed.cpu-devices", 8), tmp_path / "two"
+    two = tmp_path / "two"
     two.mkdir()
     prompts, layout = ("--prompts", demonstrations.with_name("held_out.jsonl")), ("--mesh.fsdp", 4, "--mesh.tensor", 2)
     commands = {
@@ -91,7 +91,7 @@ def test_two_processes_sample_score_and_export_like_one(both, run, tiny_model, d
         "exported": ("export", tiny_model),
     }
     for name, arguments in commands.items():
-        status, _, err = run(*arguments, *layout, *one, "--out", tmp_path / name)
+        status, _, err = run(*arguments, *layout, "--out", tmp_path / name)
         assert status == 0, err
         statuses, errors = both(*arguments, *layout, "--out", two / name)
         assert statuses == [0, 0], errors

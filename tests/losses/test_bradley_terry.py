@@ -11,16 +11,17 @@ from sft_jax.data.pack.packing import plan_packing
 from sft_jax.data.pack.store import Example, sizes
 from sft_jax.handoff.reward import ends_of, reward_documents, with_reward_head
 from sft_jax.losses.bradley_terry import reward_objective
-from sft_jax.model.decoder import Compute, abstract_parameters
-from sft_jax.parallel.rules import layout, shardings
+from sft_jax.model.decoder import abstract_parameters
+from sft_jax.model.layers import Compute
+from sft_jax.parallel.rules import ONE_DEVICE, Layout, shardings
 from sft_jax.train.feed import put_batch
-from sft_jax.train.setup import batch_shapes_of
-from sft_jax.train.step import accumulate, batch_shardings
+from sft_jax.train.sharding import batch_shapes_of, batch_shardings
+from sft_jax.train.step import accumulate
 
 
 @pytest.fixture(scope="module")
 def reward(tiny, tiny_parameters):
-    return with_reward_head(tiny, tiny_parameters, "normal", 0)
+    return with_reward_head(tiny, ONE_DEVICE, tiny_parameters, "normal", 0)
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +50,19 @@ def _sums(reward, batches, mesh):
     shapes, axes = abstract_parameters(architecture)
     where = shardings({name: shape.shape for name, shape in shapes.items()}, axes, mesh, rules)
     total = None
-    with layout(mesh, rules):
-        placed = {name: jax.device_put(value, where[name]) for name, value in parameters.items()}
-        run = jax.jit(partial(accumulate, reward_objective(architecture, Compute())))
-        for step in range(batches.steps_for(1)):
-            batch = put_batch(batches, step, batch_shapes_of(batches), batch_shardings(mesh, rules))
-            found = jax.tree.map(np.asarray, run(placed, {}, batch))
-            total = found if total is None else jax.tree.map(np.add, total, found)
+    placed = {name: jax.device_put(value, where[name]) for name, value in parameters.items()}
+    run = jax.jit(partial(accumulate, reward_objective(architecture, Compute(layout=Layout(mesh, rules)))))
+    for step in range(batches.steps_for(1)):
+        batch = put_batch(batches, step, batch_shapes_of(batches), batch_shardings(mesh, rules))
+        found = jax.tree.map(np.asarray, run(placed, {}, batch))
+        total = found if total is None else jax.tree.map(np.add, total, found)
     return total
 
 
 def test_the_loss_is_bradley_terry_on_rewards_read_at_the_last_tokens(reward, pairs, mesh_of):
     (loss, weight, metrics), _ = _sums(reward, _batches(pairs), mesh_of())
-    both = [[next(iter(reward_documents(*_args(reward), [one]))) for one in ends_of(pair)] for pair in pairs]
+    rewards = list(reward_documents(*_args(reward), [one for pair in pairs for one in ends_of(pair)]))
+    both = list(zip(rewards[::2], rewards[1::2], strict=True))
     margins = [pair.weights[-1] - 1 for pair in pairs]
     above = [chosen - rejected - margin for (chosen, rejected), margin in zip(both, margins, strict=True)]
     assert loss == pytest.approx(sum(math.log1p(math.exp(-x)) for x in above), rel=1e-5)
@@ -115,14 +116,12 @@ def test_a_pairs_documents_never_see_each_other(reward, pairs, mesh_of):
 
 def _rejected_rewards(reward, batches, mesh):
     from sft_jax.losses.bradley_terry import rewards_at
-    from sft_jax.model.attention.reference import Places
+    from sft_jax.model.attention.reference import TokenPositions
     from sft_jax.model.decoder import forward
 
     architecture, parameters = reward
     batch = jax.tree.map(lambda x: x[0], batches.batch(0))
-    with layout(mesh, Sharding()):
-        hidden, _ = forward(
-            architecture, Compute(), parameters, batch.tokens, Places(batch.positions, batch.segment_ids)
-        )
-        every = rewards_at(parameters, np.take_along_axis(np.asarray(hidden), batch.target_index[..., None], axis=1))
+    where = TokenPositions(batch.positions, batch.segment_ids)
+    hidden, _ = forward(architecture, Compute(layout=Layout(mesh)), parameters, batch.tokens, where)
+    every = rewards_at(parameters, np.take_along_axis(np.asarray(hidden), batch.target_index[..., None], axis=1))
     return np.asarray(every)[:, 1::2][batch.target_weights[:, 1::2] > 0]

@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +7,12 @@ import numpy as np
 import pytest
 
 from sft_jax.config import Optimizer, Sharding
-from sft_jax.losses.cross_entropy import Head, cross_entropy_sums, sft_objective, token_log_probabilities
+from sft_jax.losses.cross_entropy import Head, cross_entropy_objective, cross_entropy_sums, token_log_probabilities
 from sft_jax.model.architecture import Architecture
-from sft_jax.model.attention.reference import Places
-from sft_jax.model.decoder import Compute, forward, logits
-from sft_jax.train.optimizer import make_optimizer, make_schedule
+from sft_jax.model.attention.reference import TokenPositions
+from sft_jax.model.decoder import forward, logits
+from sft_jax.model.layers import Compute
+from sft_jax.train.optimizers import make_optimizer, make_schedule
 from sft_jax.train.step import initial_state, make_update
 
 
@@ -43,14 +45,19 @@ def test_chunked_loss_and_its_gradients_equal_the_textbook_formula(chunk, extra)
     a = _architecture(**extra)
     kernel, hidden, targets, weights = _arrays()
     targets = jnp.minimum(targets, a.vocab - 1)
-    sums = cross_entropy_sums(Head(a, chunk), kernel, hidden, targets, weights)
-    np.testing.assert_allclose(sums, _plain(a, kernel, hidden, targets, weights), rtol=1e-5)
 
-    def chunked(k, h):
-        return 3.0 * cross_entropy_sums(Head(a, chunk), k, h, targets, weights).loss
+    @partial(jax.jit, static_argnums=0)
+    def sums_and_gradients(formula, k, h):
+        def loss(k, h):
+            sums = formula(k, h, targets, weights)
+            return 3.0 * sums[0], sums
 
-    got = jax.grad(chunked, (0, 1))(kernel, hidden)
-    want = jax.grad(lambda k, h: 3.0 * _plain(a, k, h, targets, weights)[0], (0, 1))(kernel, hidden)
+        (_, sums), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(k, h)
+        return sums, gradients
+
+    sums, got = sums_and_gradients(partial(cross_entropy_sums, Head(a, chunk)), kernel, hidden)
+    expected, want = sums_and_gradients(partial(_plain, a), kernel, hidden)
+    np.testing.assert_allclose(sums, expected, rtol=1e-5)
     for ours, reference in zip(got, want, strict=True):
         np.testing.assert_allclose(ours, reference, atol=2e-5)
 
@@ -120,7 +127,9 @@ def test_a_changed_document_leaves_its_neighbours_hidden_states_bit_equal(
     tokens, segments, positions = (x[0] for x in (batch.tokens, batch.segment_ids, batch.positions))
     changed = np.where(segments == 1, (tokens + 7) % 258, tokens)
     run = jax.jit(
-        lambda t: forward(tiny, Compute(attention=attention), tiny_parameters, t, Places(positions, segments))[0]
+        lambda t: forward(tiny, Compute(attention=attention), tiny_parameters, t, TokenPositions(positions, segments))[
+            0
+        ]
     )
     before, after = np.asarray(run(tokens)), np.asarray(run(changed))
     assert (segments > 1).any()
@@ -135,7 +144,7 @@ def test_no_buffer_with_a_vocabulary_axis_exceeds_chunk_times_vocabulary(tiny_pa
     assert source.plan.targets_per_row == source.plan.tokens_per_row == 64
     batch = source.batch(0)
     optimizer = make_optimizer(Optimizer())
-    update = make_update(sft_objective(tiny, Compute(), chunk), optimizer, make_schedule(Optimizer(), 2), 1.0)
+    update = make_update(cross_entropy_objective(tiny, Compute(), chunk), optimizer, make_schedule(Optimizer(), 2), 1.0)
     text = jax.jit(update).lower(initial_state(tiny_parameters, optimizer), {}, batch).compile().as_text()
     shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w+\[([\d,]+)\]", text)}
     with_vocabulary = {shape for shape in shapes if tiny.vocab in shape} - {(tiny.vocab, tiny.embed)}

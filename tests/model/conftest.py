@@ -2,12 +2,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.model.attention.reference import Places
+from sft_jax.model.attention.reference import TokenPositions
 
 
 @pytest.fixture(scope="session")
 def attention_inputs():
-    """(time, ...) -> q, k, v float32 [B, T, N, H] and the Places of two rows of five ragged documents and padding."""
+    """(time, ...) -> q, k, v float32 [B, T, N, H], and their positions: two rows of five ragged documents."""
 
     def make(time=150, heads=4, kv_heads=2, head_dim=8, packed=True):
         random = np.random.default_rng(0)
@@ -20,6 +20,6 @@ def attention_inputs():
             for number, (start, end) in enumerate(zip(starts, [*starts[1:], time], strict=True), 1):
                 segments[row, start:end] = number if number < len(starts) else 0  # the last stretch is padding
                 positions[row, start:end] = np.arange(end - start)
-        return q, k, v, Places(jnp.asarray(positions), jnp.asarray(segments))
+        return q, k, v, TokenPositions(jnp.asarray(positions), jnp.asarray(segments))
 
     return make

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sft_jax.errors import BadInput
-from sft_jax.model.architecture import Architecture, LayerKind, Rope
+from sft_jax.model.architecture import Architecture, LayerSpec, Rope
 from sft_jax.model.families import architecture_of, config_of
 
 GOLDEN = Path(__file__).parents[1] / "weights" / "golden"
@@ -85,14 +85,14 @@ QWEN3 = {
 
 
 def test_smollm2():
-    expected = Architecture(49152, 576, 1536, 30, 9, 3, 64, 8192, Rope(100_000.0), 1e-5, tied=True)
+    layers = (LayerSpec(rope=Rope(100_000.0)),) * 30
+    expected = Architecture(49152, 576, 1536, layers, 9, 3, 64, 8192, tied=True)
     assert architecture_of(SMOLLM2, "x") == expected
 
 
 def test_llama_31_scales_its_low_frequencies():
-    expected = Architecture(
-        128256, 4096, 14336, 32, 32, 8, 128, 131072, Rope(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192), 1e-5
-    )
+    layer = LayerSpec(rope=Rope(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192))
+    expected = Architecture(128256, 4096, 14336, (layer,) * 32, 32, 8, 128, 131072, norm_eps=1e-5)
     assert architecture_of(LLAMA31, "x") == expected
 
 
@@ -104,12 +104,12 @@ def test_transformers_5_writes_the_same_under_rope_parameters():
 
 def test_the_older_key_type_names_the_scaling_too():
     config = {**SMOLLM2, "rope_scaling": {"type": "linear", "factor": 2}}
-    assert architecture_of(config, "x").rope == Rope(100_000.0, "linear", 2.0)
+    assert architecture_of(config, "x").layers[0].rope == Rope(100_000.0, "linear", 2.0)
 
 
 def test_llama3_scaling_without_an_original_length_starts_from_the_models_own():
     scaling = {k: v for k, v in LLAMA31["rope_scaling"].items() if k != "original_max_position_embeddings"}
-    assert architecture_of({**LLAMA31, "rope_scaling": scaling}, "x").rope.original_positions == 131072
+    assert architecture_of({**LLAMA31, "rope_scaling": scaling}, "x").layers[0].rope.original_positions == 131072
 
 
 def test_llama_biases_are_on_all_four_attention_projections_and_the_mlp():
@@ -127,22 +127,25 @@ def test_qwen3_normalises_queries_and_keys_of_a_head_size_of_its_own():
     assert (a.qkv_bias, a.output_bias, a.qk_norm, a.head_dim) == (False, False, True, 128)
 
 
+def windows(config):
+    return [layer.window for layer in architecture_of(config, "x").layers]
+
+
 def test_a_window_that_is_not_used_is_none():
     types = ["sliding_attention"] * 24
     for config in ({**QWEN2, "max_window_layers": 4}, {**QWEN2, "layer_types": types}):
-        assert architecture_of(config, "x").period == (LayerKind(),)
+        assert windows(config) == [None] * 24
 
 
 def test_windows_start_at_max_window_layers():
     config = {**QWEN2, "use_sliding_window": True, "sliding_window": 16, "num_hidden_layers": 4, "max_window_layers": 3}
-    assert architecture_of(config, "x").period == (LayerKind(), LayerKind(), LayerKind(), LayerKind(16))
+    assert windows(config) == [None, None, None, 16]
 
 
 def test_layer_types_name_the_windows_one_by_one():
     types = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
     config = {**QWEN2, "use_sliding_window": True, "sliding_window": 16, "num_hidden_layers": 5, "layer_types": types}
-    a = architecture_of(config, "x")
-    assert (a.period, a.remainder) == ((LayerKind(16), LayerKind()), (LayerKind(16),))
+    assert windows(config) == [16, None, 16, None, 16]
 
 
 def test_heads_without_a_number_of_kv_heads_are_multi_head_attention():

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
 
-from sft_jax.model.attention.reference import Places
-from sft_jax.model.decoder import Compute, forward, initialise
+from sft_jax.model.attention.reference import TokenPositions
+from sft_jax.model.decoder import forward, initialise
+from sft_jax.model.layers import Compute
 from sft_jax.model.remat import POLICIES
 
 
@@ -22,7 +23,7 @@ def kept(tiny, capsys):
         compute = Compute(remat=remat, attention=attention, scan_layers=False)
 
         def loss(parameters, tokens):
-            return forward(tiny, compute, parameters, tokens, Places(tokens, tokens))[0].sum()
+            return forward(tiny, compute, parameters, tokens, TokenPositions(tokens, tokens))[0].sum()
 
         print_saved_residuals(loss, parameters, rows)
         lines = [line for line in capsys.readouterr().out.splitlines() if " squeeze " not in line]

@@ -7,7 +7,7 @@ from sft_jax.config import Mesh, Sharding
 from sft_jax.errors import BadInput
 from sft_jax.parallel.mesh import mesh_sizes
 from sft_jax.parallel.nearest import nearest_mesh
-from sft_jax.parallel.rules import Activation, layout, recorded_activations, shard, shardings, spec, whole_batches
+from sft_jax.parallel.rules import ONE_DEVICE, Activation, Layout, recorded_activations, shardings, spec
 
 
 def test_logical_axes_become_mesh_axes_by_the_rules():
@@ -36,13 +36,14 @@ def test_an_indivisible_dimension_names_parameter_axis_numbers_and_a_layout_that
 
 
 def test_shard_divides_an_array_and_refuses_a_wrong_number_of_axes(mesh_of):
-    with layout(mesh_of(fsdp=4), Sharding()):
-        placed = jax.jit(lambda x: shard(x, "act_batch", None))(jnp.ones((8, 3)))
-        assert placed.sharding.shard_shape(placed.shape) == (2, 3)
+    layout = Layout(mesh_of(fsdp=4))
+    placed = jax.jit(lambda x: layout.shard(x, "act_batch", None))(jnp.ones((8, 3)))
+    assert placed.sharding.shard_shape(placed.shape) == (2, 3)
+    for one in (layout, ONE_DEVICE):
         with pytest.raises(ValueError, match="axes"):
-            shard(jnp.ones((8, 3)), "act_batch")
+            one.shard(jnp.ones((8, 3)), "act_batch")
         with pytest.raises(BadInput, match="unknown logical axis"):
-            shard(jnp.ones(8), "rows", name="x")
+            one.shard(jnp.ones(8), "rows", name="x")
 
 
 def test_one_axis_takes_the_rest_of_the_devices():
@@ -60,21 +61,22 @@ def test_a_mesh_that_is_not_the_devices_names_both_numbers(mesh, words):
 
 
 def test_rows_are_rounded_up_to_what_the_layout_divides(mesh_of):
-    assert whole_batches(3) == 3
-    with layout(mesh_of(data=2, fsdp=2), Sharding()):
-        assert [whole_batches(size) for size in (1, 4, 5)] == [4, 4, 8]
+    assert ONE_DEVICE.whole_batches(3) == 3
+    assert [Layout(mesh_of(data=2, fsdp=2)).whole_batches(size) for size in (1, 4, 5)] == [4, 4, 8]
 
 
 def test_activations_are_recorded_with_their_axes_while_tracing(mesh_of):
-    with layout(mesh_of(fsdp=2), Sharding()), recorded_activations() as found:
-        jax.eval_shape(lambda x: shard(x, "act_batch", "act_embed", name="hidden"), jnp.ones((4, 3)))
-        jax.eval_shape(lambda x: shard(x, "act_batch", "act_embed", name="hidden"), jnp.ones((4, 3)))
+    layout = Layout(mesh_of(fsdp=2))
+    with recorded_activations() as found:
+        for _ in range(2):
+            jax.eval_shape(lambda x: layout.shard(x, "act_batch", "act_embed", name="hidden"), jnp.ones((4, 3)))
     assert found == [Activation("hidden", (4, 3), jnp.dtype("float32"), ("act_batch", "act_embed"))]
 
 
 def test_an_activation_that_does_not_divide_is_refused_by_its_name(mesh_of):
-    with layout(mesh_of(fsdp=4), Sharding()), pytest.raises(BadInput, match="activation hidden: act_batch 6"):
-        jax.eval_shape(lambda x: shard(x, "act_batch", None, name="hidden"), jnp.ones((6, 3)))
+    layout = Layout(mesh_of(fsdp=4))
+    with pytest.raises(BadInput, match="activation hidden: act_batch 6"):
+        jax.eval_shape(lambda x: layout.shard(x, "act_batch", None, name="hidden"), jnp.ones((6, 3)))
 
 
 def test_the_nearest_mesh_has_as_many_devices_and_differs_least():

@@ -37,15 +37,14 @@ SIDES = ("ours", *TORCH)
 # that starts another one as that one's own.
 
 
-def our_inputs(directory: Path, steps: int):
+def our_config(directory: Path, steps: int):
     """What the quickstart reads, at a constant learning rate, with the model of `directory`."""
     from dataclasses import replace
 
     from sft_jax.config import Optimizer, load_config
-    from sft_jax.train.inputs import read_inputs
 
     config = load_config(CONFIG)
-    config = replace(
+    return replace(
         config,
         workdir=str(directory / f"run-{os.getpid()}"),
         model=replace(config.model, path=str(directory / "model")),
@@ -53,14 +52,17 @@ def our_inputs(directory: Path, steps: int):
         optimizer=Optimizer(learning_rate=LEARNING_RATE, schedule="constant", clip_norm=1.0),
         train=replace(config.train, steps=steps),
     )
-    return read_inputs(config, first_process=True)
 
 
 def prepare(directory: Path, steps: int) -> None:
     """The rows of every step and its documents one by one, for torch, which should not have to import JAX."""
     import numpy as np
 
-    source = our_inputs(directory, steps).source
+    from sft_jax.storage.location import Location
+    from sft_jax.train.inputs import read_inputs
+
+    config = our_config(directory, steps)
+    source = read_inputs(config, Location(config.workdir), first_process=True).source
     arrays = {}
     for step in range(steps):
         batch = source.batch(step)
@@ -75,23 +77,12 @@ def prepare(directory: Path, steps: int) -> None:
 
 def our_steps(directory: Path, steps: int) -> Iterator[tuple[float, int]]:
     """(loss, trained tokens) of one step after the other."""
-    from sft_jax.parallel.mesh import make_mesh
-    from sft_jax.parallel.rules import layout
-    from sft_jax.train.checkpoint import to_host
-    from sft_jax.train.feed import put_batch
-    from sft_jax.train.setup import assemble
+    from sft_jax.api.run import Run
 
-    inputs = our_inputs(directory, steps)
-    mesh = make_mesh(inputs.config.mesh)
-    with layout(mesh, inputs.config.sharding):
-        run = assemble(inputs, mesh, poll=lambda: False)
-        state = run.state
-        for step in range(steps):
-            batch = put_batch(inputs.source, step, run.shapes, run.shardings)
-            state, metrics = run.update(state, run.frozen, batch)
-            sums = to_host(metrics)
-            yield sums["loss_sum"] / sums["weight_sum"], int(sums["target_tokens"])
-        run.manager.close()
+    with Run(our_config(directory, steps)) as run:
+        for _ in range(steps):
+            (row,) = run.step()
+            yield row["loss"], int(row["target_tokens"])
 
 
 def torch_steps(side: str, directory: Path, steps: int) -> Iterator[tuple[float, int]]:

@@ -16,9 +16,9 @@ import transformers
 
 from sft_jax.config import RunConfig
 from sft_jax.data.chat.tokenizer import vocabulary_size
-from sft_jax.model.decoder import Compute
+from sft_jax.model.layers import Compute
 from sft_jax.parallel.mesh import make_mesh
-from sft_jax.parallel.rules import layout
+from sft_jax.parallel.rules import Layout
 from sft_jax.sample.draw import Sampling
 from sft_jax.sample.generate import PROMPT_BUCKET, Generator
 from sft_jax.weights.pretrained import open_pretrained, place
@@ -67,11 +67,12 @@ def main() -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
     prompts = prompts_of(pretrained.tokenizer, options.batch // options.n)
     rates: dict[str, list[float]] = {"ours": [], "transformers": []}
-    with layout(mesh, config.sharding), torch.no_grad():
+    compute = Compute(layout=Layout(mesh, config.sharding))
+    with torch.no_grad():
         architecture, parameters = place(pretrained, config, mesh)
         # No stop token: every row makes as many tokens on both sides.
         vocab = vocabulary_size(pretrained.tokenizer)
-        generator = Generator(architecture, Compute(), [], vocab, batch_size=options.batch)
+        generator = Generator(architecture, compute, [], vocab, batch_size=options.batch)
         ids = torch.tensor(prompts)
 
         def ours() -> list[list[int]]:

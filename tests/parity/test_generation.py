@@ -9,8 +9,8 @@ import transformers
 from sft_jax.config import Data, RunConfig
 from sft_jax.data.chat.encode import generation_prompt
 from sft_jax.data.pack.prepare import prepare
-from sft_jax.model.decoder import Compute
-from sft_jax.parallel.rules import layout
+from sft_jax.model.layers import Compute
+from sft_jax.parallel.rules import Layout
 from sft_jax.sample.draw import Sampling, filtered
 from sft_jax.sample.generate import PROMPT_BUCKET, Generator
 from sft_jax.sample.score import score_examples
@@ -39,11 +39,10 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread_of_t
 
 @pytest.fixture(scope="module")
 def ours(model_path, mesh_of):
-    """(what it is, architecture, parameters), with the layout active."""
+    """(what it is, architecture, parameters, how it computes)."""
     config, mesh = RunConfig(), mesh_of()
-    with layout(mesh, config.sharding):
-        pretrained = open_pretrained(str(model_path))
-        yield (pretrained, *place(pretrained, config, mesh))
+    pretrained = open_pretrained(str(model_path))
+    return (pretrained, *place(pretrained, config, mesh), Compute(layout=Layout(mesh, config.sharding)))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def theirs(model_path):
 
 
 def test_greedy_generation_is_identical_token_by_token(ours, theirs):
-    pretrained, architecture, parameters = ours
+    pretrained, architecture, parameters, compute = ours
     prompts = [
         generation_prompt(
             turns[-1],
@@ -69,7 +68,7 @@ def test_greedy_generation_is_identical_token_by_token(ours, theirs):
     # Both batches are ragged, and the prompts fill more than one bucket of the generator.
     assert len({len(prompt) for prompt in prompts}) > BATCH_SIZE and max(map(len, prompts)) > PROMPT_BUCKET
     stops = pretrained.stop_ids
-    generator = Generator(architecture, Compute(), stops, len(pretrained.tokenizer), BATCH_SIZE)
+    generator = Generator(architecture, compute, stops, len(pretrained.tokenizer), BATCH_SIZE)
     answers = generator(parameters, prompts, Sampling(max_new_tokens=NEW_TOKENS))
     stopped = 0
     for turns, prompt, (answer,) in zip(CONVERSATIONS, prompts, answers, strict=True):
@@ -95,12 +94,12 @@ def test_greedy_generation_is_identical_token_by_token(ours, theirs):
 
 
 def test_log_probabilities_of_demonstrations_are_those_of_transformers(ours, theirs, pytestconfig):
-    pretrained, architecture, parameters = ours
+    pretrained, architecture, parameters, compute = ours
     file = pytestconfig.rootpath / "sft_jax" / "demonstrations" / "train.jsonl"
     examples = prepare(Data(train=(str(file),), sequence_length=256), pretrained.tokenizer).examples
     # Of different lengths and kinds: a short answer, a call and the longest.
     examples = [examples[1], examples[2], max(examples, key=lambda example: len(example.tokens))]
-    scores = list(score_examples(architecture, Compute(), parameters, examples, batch_size=2))
+    scores = list(score_examples(architecture, compute, parameters, examples, batch_size=2))
     for example, log_p in zip(examples, scores, strict=True):
         tokens = torch.from_numpy(example.tokens).long()
         with torch.no_grad():

@@ -12,17 +12,14 @@ import torch
 import transformers
 import trl
 
+from sft_jax.api.run import Run
 from sft_jax.cli.main import run_command
 from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
 from sft_jax.data.chat.tokenizer import load_tokenizer
 from sft_jax.handoff.reward import ends_of, reward_documents, with_reward_head
-from sft_jax.model.decoder import Compute
 from sft_jax.model.families import config_of
-from sft_jax.parallel.rules import layout
-from sft_jax.train.checkpoint import to_host
-from sft_jax.train.feed import put_batch
-from sft_jax.train.inputs import read_inputs
-from sft_jax.train.setup import assemble
+from sft_jax.model.layers import Compute
+from sft_jax.parallel.rules import ONE_DEVICE, Layout
 from sft_jax.weights.export import export, save_tokenizer
 from sft_jax.weights.pretrained import open_pretrained, place
 
@@ -63,7 +60,7 @@ def test_rewards_of_a_padded_batch_are_those_of_transformers(tied, tiny, tiny_pa
     tokenizer = load_tokenizer(str(padded_model))
     architecture = dataclasses.replace(tiny, tied=tied)
     parameters = dict(tiny_parameters) if tied else {**tiny_parameters, "head": tiny_parameters["embedding"] * 2}
-    architecture, parameters = with_reward_head(architecture, parameters, "normal", 0)
+    architecture, parameters = with_reward_head(architecture, ONE_DEVICE, parameters, "normal", 0)
     config = {**config_of(architecture, "llama"), "pad_token_id": tokenizer.pad_token_id}
     export(parameters, architecture, config, tokenizer, tmp_path / "reward")
     random = np.random.default_rng(0)
@@ -80,12 +77,11 @@ def test_the_real_model_gets_a_head_that_transformers_reads_alike(model_path, tm
     assert run_command(["reward-init", str(model_path), "--out", str(out), "--init", "normal"]) == 0
     assert "padding is <|endoftext|> instead of <|im_end|>" in capsys.readouterr().out
     config, mesh = RunConfig(), mesh_of()
-    with layout(mesh, config.sharding):
-        pretrained = open_pretrained(str(out))
-        architecture, parameters = place(pretrained, config, mesh)
-        texts = ("Paris is the capital of France.<|im_end|>", "No.<|im_end|>", "It rains " * 20 + "<|im_end|>")
-        documents = [np.array(pretrained.tokenizer(text)["input_ids"], np.int32) for text in texts]
-        ours = list(reward_documents(architecture, Compute(), parameters, documents))
+    pretrained = open_pretrained(str(out))
+    architecture, parameters = place(pretrained, config, mesh)
+    texts = ("Paris is the capital of France.<|im_end|>", "No.<|im_end|>", "It rains " * 20 + "<|im_end|>")
+    documents = [np.array(pretrained.tokenizer(text)["input_ids"], np.int32) for text in texts]
+    ours = list(reward_documents(architecture, Compute(layout=Layout(mesh, config.sharding)), parameters, documents))
     theirs = _theirs(out, documents)
     print(f"rewards {theirs}, largest difference {np.abs(ours - theirs).max():.1e}")
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
@@ -137,7 +133,7 @@ def _with_trl(directory, rows, tokenizer, out, quiet_trl) -> tuple[list[float], 
     return losses, [ids for row in prepared for ids in (row["chosen_ids"], row["rejected_ids"])]
 
 
-def _with_ours(directory, rows, mesh, out) -> tuple[list[float], list[list[int]]]:
+def _with_ours(directory, rows, out) -> tuple[list[float], list[list[int]]]:
     data = out / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     config = RunConfig(
@@ -147,30 +143,19 @@ def _with_ours(directory, rows, mesh, out) -> tuple[list[float], list[list[int]]
         optimizer=Optimizer(learning_rate=3e-3, schedule="linear"),
         train=Train(steps=STEPS, batch_size=ROWS, objective="reward"),
     )
-    inputs = read_inputs(config, first_process=True)
-    losses = []
-    with layout(mesh, config.sharding):
-        run = assemble(inputs, mesh, poll=lambda: False)
-        state = run.state
-        for step in range(STEPS):
-            batch = put_batch(inputs.source, step, run.shapes, run.shardings)
-            state, sums = run.update(state, run.frozen, batch)
-            host = to_host(sums)
-            losses.append(host["loss_sum"] / host["weight_sum"])
-    run.manager.close()
-    return losses, [ids.tolist() for example in inputs.source.examples for ids in ends_of(example)]
+    with Run(config) as run:
+        losses = [row["loss"] for row in run.step(STEPS)]
+        return losses, [ids.tolist() for example in run.inputs.source.examples for ids in ends_of(example)]
 
 
 @pytest.mark.parametrize("margins", [False, True])
 @pytest.mark.parametrize("conversational", [False, True])
-def test_every_step_of_bradley_terry_training_equals_trl(
-    conversational, margins, padded_model, mesh_of, tmp_path, quiet_trl
-):
+def test_every_step_of_bradley_terry_training_equals_trl(conversational, margins, padded_model, tmp_path, quiet_trl):
     start = tmp_path / "start"
     assert run_command(["reward-init", str(padded_model), "--out", str(start)]) == 0
     rows = _pairs(conversational, margins)
     theirs, their_ids = _with_trl(start, rows, load_tokenizer(str(start)), tmp_path / "trl", quiet_trl)
-    ours, our_ids = _with_ours(start, rows, mesh_of(), tmp_path)
+    ours, our_ids = _with_ours(start, rows, tmp_path)
     assert our_ids == their_ids
     difference = np.abs(np.subtract(ours, theirs)).max()
     print(f"loss {theirs[0]:.4f} -> {theirs[-1]:.4f}, largest difference {difference:.1e}")

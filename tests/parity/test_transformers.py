@@ -9,9 +9,10 @@ import transformers
 
 from sft_jax.config import Mesh, Sharding
 from sft_jax.data.chat.tokenizer import load_tokenizer
-from sft_jax.model.attention.reference import Places
-from sft_jax.model.decoder import Compute, abstract_parameters, forward, logits
+from sft_jax.model.attention.reference import TokenPositions
+from sft_jax.model.decoder import abstract_parameters, forward, logits
 from sft_jax.model.families import config_of
+from sft_jax.model.layers import Compute
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import shardings
 from sft_jax.weights.export import export, save_tokenizer
@@ -47,7 +48,7 @@ def our_logits(files, parameters, tokens):
 
     @jax.jit
     def run(parameters, tokens):
-        places = Places(positions, jnp.ones_like(positions))
+        places = TokenPositions(positions, jnp.ones_like(positions))
         hidden, _ = forward(files.architecture, Compute(), parameters, tokens, places)
         return logits(files.architecture, parameters, hidden)
 

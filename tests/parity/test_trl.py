@@ -16,14 +16,9 @@ import torch
 import transformers
 import trl
 
-from sft_jax.config import Data, Model, Optimizer, RunConfig, Train, validate
+from sft_jax.api.run import Run
+from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
 from sft_jax.data.chat.tokenizer import load_tokenizer
-from sft_jax.parallel.rules import layout
-from sft_jax.train.checkpoint import to_host
-from sft_jax.train.feed import put_batch
-from sft_jax.train.inputs import read_inputs
-from sft_jax.train.metrics import training_row
-from sft_jax.train.setup import assemble
 from sft_jax.weights.export import export
 from sft_jax.weights.pretrained import open_pretrained, place
 
@@ -128,8 +123,8 @@ def with_trl(case: Case, model, tokenizer, out: Path, quiet_trl: dict):
     return np.array(history), list(zip(prepared["input_ids"], prepared["labels"], strict=True))
 
 
-def with_ours(case: Case, mesh, out: Path):
-    """The same of our own run, put together as `sft-jax train` does it."""
+def with_ours(case: Case, out: Path):
+    """The same of our own run, as `sft-jax train` makes it."""
     data = out / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in case.rows), encoding="utf-8")
     config = RunConfig(
@@ -139,29 +134,12 @@ def with_ours(case: Case, mesh, out: Path):
         optimizer=Optimizer(learning_rate=case.learning_rate, schedule="linear", warmup_steps=case.warmup_steps),
         train=Train(steps=case.steps, batch_size=case.batch_size, accumulation=case.accumulation),
     )
-    validate(config)
-    inputs = read_inputs(config, first_process=True)
-    history = []
-    with layout(mesh, config.sharding):
-        run = assemble(inputs, mesh, poll=lambda: False)
-        state = run.state
-        for step in range(case.steps):
-            batch = put_batch(inputs.source, step, run.shapes, run.shardings)
-            state, sums = run.update(state, run.frozen, batch)
-            row = training_row(
-                to_host(sums),
-                step=step + 1,
-                step_seconds=1.0,
-                data_wait_seconds=0.0,
-                architecture=inputs.pretrained.architecture,
-                peak_flops=None,
-            )
-            history.append((row["loss"], row["grad_norm"]))
-    run.manager.close()
-    rows = [
-        (example.tokens.tolist(), np.where(example.weights > 0, example.tokens, -100).tolist())
-        for example in inputs.source.examples
-    ]
+    with Run(config) as run:
+        history = [(row["loss"], row["grad_norm"]) for row in run.step(case.steps)]
+        rows = [
+            (example.tokens.tolist(), np.where(example.weights > 0, example.tokens, -100).tolist())
+            for example in run.inputs.source.examples
+        ]
     return np.array(history), rows
 
 
@@ -184,11 +162,11 @@ def compare(case: Case, theirs, ours) -> None:
 
 @pytest.mark.parametrize("accumulation", [1, 4], ids=["8_rows_at_once", "4_micro_batches_of_2"])
 @pytest.mark.parametrize("rows", [prompt_completion_rows, message_rows])
-def test_ten_steps_of_a_tiny_model_equal_trl(rows, accumulation, tiny_model, mesh_of, tmp_path, quiet_trl):
+def test_ten_steps_of_a_tiny_model_equal_trl(rows, accumulation, tiny_model, tmp_path, quiet_trl):
     case = Case(tiny_model, rows(STEPS * ROWS), STEPS, ROWS, accumulation, learning_rate=3e-3, warmup_steps=2)
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     theirs = with_trl(case, model, load_tokenizer(tiny_model), tmp_path / "trl", quiet_trl)
-    compare(case, theirs, with_ours(case, mesh_of(), tmp_path))
+    compare(case, theirs, with_ours(case, tmp_path))
 
 
 def test_ten_steps_of_the_real_model_on_our_demonstrations_equal_trl(
@@ -199,4 +177,4 @@ def test_ten_steps_of_the_real_model_on_our_demonstrations_equal_trl(
     demonstrations = [{"messages": json.loads(line)["messages"]} for line in lines[:20]]
     case = Case(model_path, demonstrations, STEPS, 2, accumulation=1, learning_rate=1e-4, warmup_steps=0)
     theirs = with_trl(case, exported(model_path, mesh_of()), load_tokenizer(model_path), tmp_path / "trl", quiet_trl)
-    compare(case, theirs, with_ours(case, mesh_of(), tmp_path))
+    compare(case, theirs, with_ours(case, tmp_path))

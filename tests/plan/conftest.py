@@ -4,14 +4,23 @@ import math
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from sft_jax.config import Mesh, Model, RunConfig, Sharding, Train
 from sft_jax.data.pack.batches import Batch
-from sft_jax.model.architecture import Architecture
+from sft_jax.model.architecture import Architecture, LayerSpec
 from sft_jax.plan.aot import compile_update, topology_devices, trace_update
 
 SMALL = Architecture(
-    vocab=500, embed=64, mlp=192, layers=4, heads=8, kv_heads=4, head_dim=16, max_positions=65536, tied=True
+    vocab=500,
+    embed=64,
+    mlp=192,
+    layers=(LayerSpec(),) * 4,
+    heads=8,
+    kv_heads=4,
+    head_dim=16,
+    max_positions=65536,
+    tied=True,
 )
 """Every size is another, so that an array's shape tells what it is; the vocabulary needs padding over eight devices."""
 
@@ -32,6 +41,18 @@ def compile_small(devices, mesh: Mesh, architecture=SMALL, **options):
     """The compiled update on these devices; `options` as `small_run`."""
     config, shapes = small_run(mesh, **options)
     return compile_update(config, architecture, shapes, devices)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compile_anew():
+    """What is tested is what a compiler makes; and a TPU's writes programs that cannot be loaded without a TPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")  # for processes that compile
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
+        yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

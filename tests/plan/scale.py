@@ -9,7 +9,7 @@ from sft_jax.plan.chips import Topology, topology
 from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned
 from sft_jax.plan.search import search
-from sft_jax.report.plan_page import spelled_mesh
+from sft_jax.report.plan import spelled_mesh
 from sft_jax.weights.pretrained import describe
 
 LENGTH = 4096

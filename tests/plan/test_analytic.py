@@ -40,7 +40,7 @@ def test_the_operations_are_those_of_the_jaxpr(remat, mesh, qk_norm, closed_form
     expected = executed_flops(traced_on(mesh, **options))
     program = closed_form(mesh, **options)
     # The kernel's backward pass multiplies outputs and their gradients outside of itself: one number a head.
-    besides = 2.0 * 8 * 512 * small.layers * small.heads * small.head_dim
+    besides = 2.0 * 8 * 512 * small.depth * small.heads * small.head_dim
     assert 8 * work.product_flops(program) == pytest.approx(expected["dot_general"] - besides, rel=1e-9)
     kernels = expected.total() - expected["dot_general"]
     assert 8 * work.kernel_flops(program) == pytest.approx(kernels, rel=1e-9) and kernels > 0

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.config import Mesh, Sharding
+from sft_jax.config import Mesh
 from sft_jax.errors import BadInput
 from sft_jax.model.attention import splash
 from sft_jax.model.attention.dispatch import attend
-from sft_jax.model.attention.reference import Places
+from sft_jax.model.attention.reference import TokenPositions
 from sft_jax.parallel.mesh import make_mesh
-from sft_jax.parallel.rules import layout
+from sft_jax.parallel.rules import Layout
 from sft_jax.plan.aot import memory_of
 
 LONG = 65_536
@@ -24,7 +24,7 @@ LONG = 65_536
 @pytest.mark.slow
 @pytest.mark.parametrize("context_attention", ["all_gather", "ring"])
 def test_at_64k_tokens_the_memory_of_a_device_falls_as_the_context_axis_grows(compile_on, small, context_attention):
-    one_layer = replace(small, layers=1, heads=2, kv_heads=1)
+    one_layer = replace(small, layers=small.layers[:1], heads=2, kv_heads=1)
 
     def temporaries(context):
         compiled = compile_on(
@@ -41,7 +41,7 @@ def test_at_64k_tokens_the_memory_of_a_device_falls_as_the_context_axis_grows(co
 @pytest.mark.slow
 def test_the_heads_work_divides_by_the_context_axis(compile_on, small):
     """The flops that XLA counts of a model that is nearly all head (its chunk covers all targets: no loop)."""
-    headed = replace(small, layers=1, vocab=8192, mlp=8)
+    headed = replace(small, layers=small.layers[:1], vocab=8192, mlp=8)
 
     def flops(**mesh):
         devices = jax.devices()[: math.prod(mesh.values())]
@@ -79,20 +79,18 @@ def test_an_axis_may_lie_along_a_part_of_a_side_of_the_torus(name, tpus_of):
 def test_the_attention_of_a_divided_row_compiles_for_every_tpu(tpus, context_attention):
     """Forward and backward, with a window and a soft-cap, heads over tensor and rows over context."""
     mesh = make_mesh(Mesh(fsdp=-1, tensor=2, context=2), tpus)
-    rules = Sharding()
 
     def loss(q, k, v, places):
-        full = attend("auto", context_attention, q, k, v, places, places)
-        return (full * attend("auto", context_attention, q, k, v, places, places, window=200, softcap=20.0)).sum()
+        how = "auto", context_attention, Layout(mesh), q, k, v, places, places
+        return (attend(*how) * attend(*how, window=200, softcap=20.0)).sum()
 
-    with layout(mesh, rules):
-        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "context"))
-        q, k = (
-            jax.ShapeDtypeStruct((mesh.shape["fsdp"], 1024, heads, 64), jnp.bfloat16, sharding=rows) for heads in (8, 4)
-        )
-        places = Places(*(jax.ShapeDtypeStruct(q.shape[:2], jnp.int32, sharding=rows),) * 2)
-        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, places)
-        text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "context"))
+    q, k = (
+        jax.ShapeDtypeStruct((mesh.shape["fsdp"], 1024, heads, 64), jnp.bfloat16, sharding=rows) for heads in (8, 4)
+    )
+    places = TokenPositions(*(jax.ShapeDtypeStruct(q.shape[:2], jnp.int32, sharding=rows),) * 2)
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, places)
+    text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
     kernels = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     assert len(kernels) >= 6, "three kernels for each of the two attentions"
     seen = 1024 if context_attention == "all_gather" else 512
@@ -104,7 +102,7 @@ def test_the_kernel_skips_the_blocks_that_the_mask_hides():
     """Of 8 x 8 blocks of 512, those below and on the diagonal; of a window of 600 tokens, at most three a row."""
 
     def blocks(window, offset=0):
-        info = splash._kernel(4, 4096, 4096, offset, window, None).fwd_mask_info
+        info = splash._kernel(True, 4, 4096, 4096, offset, window, None).fwd_mask_info
         return int((np.asarray(info.block_mask) > 0).sum())
 
     assert blocks(None) == 8 * 9 // 2
@@ -121,7 +119,7 @@ def test_an_update_compiles_for_a_tpu_and_keeps_its_layers_apart(compile_on, sma
     assert 0 < found.arguments < found.peak
     gathered = re.findall(r"= bf16\[([\d,]+)\]\S* all-gather(?:-start)?\(", text)
     assert gathered
-    assert not any(dims.split(",")[0] == str(a.layers) for dims in gathered), "a layer at a time"
+    assert not any(dims.split(",")[0] == str(a.depth) for dims in gathered), "a layer at a time"
 
 
 @pytest.mark.slow

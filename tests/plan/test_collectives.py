@@ -64,7 +64,7 @@ def test_no_layout_gathers_a_stack_of_layers_or_makes_logits_whole(layout):
     kernels = [sorted(kernel) for kernel in ((d, n, h), (d, k, h), (d, f))]
     for each in collectives(text, mesh):
         dims = [int(size) for size in re.findall(r"\d+", each.shape.partition("[")[2])]
-        assert not (each.kind == "all-gather" and dims[:1] == [a.layers] and sorted(dims[1:]) in kernels), each
+        assert not (each.kind == "all-gather" and dims[:1] == [a.depth] and sorted(dims[1:]) in kernels), each
     rows = {a.padded_to(mesh.shape["tensor"]).rows // mesh.shape["tensor"], a.padded_to(mesh.shape["tensor"]).rows}
     batch = mesh.shape["data"] * mesh.shape["fsdp"]
     chunk = max(1, 32 // (8 // batch)) * (8 // batch)  # positions of a device that meet the head at once

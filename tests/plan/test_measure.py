@@ -11,7 +11,7 @@ from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
 from sft_jax.plan.measure import devices_here, measured_seconds
 from sft_jax.plan.planned import plan_analytic
-from sft_jax.report.plan_page import print_measured
+from sft_jax.report.plan import measured_table
 
 
 def test_the_update_runs_and_its_time_stands_beside_the_plan(small_config, small):
@@ -27,7 +27,7 @@ def test_the_update_runs_and_its_time_stands_beside_the_plan(small_config, small
         "measured_mfu": plan.mfu * plan.step_seconds / seconds,
     }
     text = io.StringIO()
-    print_measured(Console(file=text, width=120), plan, measured)
+    Console(file=text, width=120).print(measured_table(plan, measured))
     assert text.getvalue().count(f"{seconds / plan.step_seconds:.2f}") >= 1 and "measured / planned" in text.getvalue()
 
 

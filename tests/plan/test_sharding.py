@@ -11,7 +11,8 @@ from sft_jax.data.pack.batches import Batch
 from sft_jax.errors import BadInput
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.plan.sharding import abstract_mesh, named_devices, place_all, shards_of, totals
-from sft_jax.train.setup import abstract_batch, make_program
+from sft_jax.train.program import make_program
+from sft_jax.train.sharding import abstract_batch
 
 SHAPES = Batch(*((1, 8, 128),) * 3, *((1, 8, 64),) * 3)  # type: ignore[arg-type]
 LAYOUTS = [
@@ -33,7 +34,7 @@ def test_the_plan_is_what_the_devices_then_hold(small, mesh, sharding):
     real = make_mesh(mesh)
     program = make_program(config, small, SHAPES, real)
     batch = dict(zip(Batch._fields, zip(abstract_batch(SHAPES), program.batch_layout, strict=True), strict=True))
-    [adam, *_] = (part for part in program.state_layout.moments if hasattr(part, "mu"))
+    [adam, *_] = (part for part in program.state_layout.opt_state if hasattr(part, "mu"))
     moments = {
         f"{name} {key}": (leaf, getattr(adam, name)[key])
         for name in ("mu", "nu")

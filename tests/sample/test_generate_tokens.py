@@ -1,11 +1,14 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sft_jax.data.pack.store import Example
-from sft_jax.model.attention.reference import Places
-from sft_jax.model.decoder import Compute, forward, logits
+from sft_jax.model.attention.reference import TokenPositions
+from sft_jax.model.decoder import forward, logits
+from sft_jax.model.layers import Compute
 from sft_jax.sample.draw import Sampling, draw, filtered
 from sft_jax.sample.generate import Generator, make_programs
 from sft_jax.sample.score import score_examples
@@ -21,18 +24,30 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def generator(tiny):
+    """In several batches."""
     return Generator(tiny, Compute(), [STOP], 258, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def wide_generator(tiny):
+    """All prompts in one batch."""
+    return Generator(tiny, Compute(), [STOP], 258)
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(architecture, parameters, tokens, places):
+    return logits(architecture, parameters, forward(architecture, Compute(), parameters, tokens, places)[0])
 
 
 def _greedy(tiny, parameters, prompt, count):
     """Without a cache: the whole text again for each token."""
     ids = list(prompt)
-    padded = jnp.zeros((1, 96), jnp.int32)
-    run = jax.jit(lambda t, p: logits(tiny, parameters, forward(tiny, Compute(), parameters, t, p)[0]))
+    padded = np.zeros((1, 96), np.int32)
     for _ in range(count):
         n = len(ids)
-        places = Places(jnp.arange(96)[None], (jnp.arange(96) < n)[None].astype(jnp.int32))
-        raw = run(padded.at[0, :n].set(jnp.asarray(ids)), places)[0, n - 1]
+        padded[0, :n] = ids
+        places = TokenPositions(np.arange(96)[None], (np.arange(96) < n)[None].astype(np.int32))
+        raw = np.asarray(_logits(tiny, parameters, padded, places))[0, n - 1]
         ids.append(int(raw[:258].argmax()))
         if ids[-1] == STOP:
             break
@@ -47,8 +62,8 @@ def test_greedy_generation_equals_repeated_whole_forwards(tiny, tiny_parameters,
         assert one.tokens == [token for token in want if token != STOP]
 
 
-def test_generation_stops_at_the_stop_token_and_says_so(tiny, tiny_parameters, prompts):
-    generated = Generator(tiny, Compute(), [STOP], 258)(tiny_parameters, prompts, Sampling(max_new_tokens=20))
+def test_generation_stops_at_the_stop_token_and_says_so(tiny, tiny_parameters, wide_generator, prompts):
+    generated = wide_generator(tiny_parameters, prompts, Sampling(max_new_tokens=20))
     seen = next(one.tokens for [one] in generated if len(one.tokens) > 3)
     stop = seen[2]
     stopped = Generator(tiny, Compute(), [stop], 258)(tiny_parameters, prompts, Sampling(max_new_tokens=20))
@@ -68,14 +83,14 @@ def test_a_draw_depends_on_prompt_number_and_seed_not_on_the_batch(tiny, tiny_pa
     assert once != other
 
 
-def test_rows_of_the_head_without_a_token_are_never_sampled(tiny, tiny_parameters, prompts):
+def test_rows_of_the_head_without_a_token_are_never_sampled(tiny, tiny_parameters, wide_generator, prompts):
     """Ids 258 and 259 are the model's own surplus rows: they have probability, and no text."""
     favoured = dict(tiny_parameters)
     hidden_like = favoured["embedding"][:256].mean(0)
     favoured["embedding"] = favoured["embedding"].at[259].set(hidden_like * 1000)
-    free = Generator(tiny, Compute(), [STOP], 260)(favoured, prompts, Sampling(max_new_tokens=8))
+    free = Generator(tiny, Compute(), [STOP], 260)(favoured, prompts, Sampling(max_new_tokens=20))
     assert any(259 in one.tokens for [one] in free)
-    held = Generator(tiny, Compute(), [STOP], 258)(favoured, prompts, Sampling(max_new_tokens=8))
+    held = wide_generator(favoured, prompts, Sampling(max_new_tokens=20))
     assert not any(token >= 258 for [one] in held for token in one.tokens)
 
 
@@ -95,11 +110,11 @@ def test_a_prompt_without_room_for_a_token_is_refused(tiny_parameters, generator
         generator(tiny_parameters, [[1] * 512], Sampling(max_new_tokens=1))
 
 
-def test_nothing_waits_for_the_rows_that_fill_a_batch_up(tiny, tiny_parameters, prompts):
+def test_nothing_waits_for_the_rows_that_fill_a_batch_up(tiny, tiny_parameters, generator, prompts):
     """The loop ends when the real rows have stopped: an empty row has made no token by then."""
-    [[one]] = Generator(tiny, Compute(), [STOP], 258)(tiny_parameters, prompts[:1], Sampling(max_new_tokens=20))
+    [[one]] = generator(tiny_parameters, prompts[:1], Sampling(max_new_tokens=20))
     stop = one.tokens[2]
-    programs = make_programs(tiny, Compute(), Sampling(max_new_tokens=20), [stop], 258)
+    programs = make_programs(tiny, Compute(), Sampling(max_new_tokens=20), (stop,), 258)
     tokens = np.zeros((2, 64), np.int32)
     tokens[0, : len(prompts[0])] = prompts[0]
     lengths, keys = np.array([len(prompts[0]), 0], np.int32), jax.random.split(jax.random.key(0), 2)
@@ -127,8 +142,8 @@ def test_top_k_top_p_and_min_p_each_keep_their_set():
 def test_log_probabilities_are_those_of_scoring_the_whole_text(tiny, tiny_parameters, prompts):
     """Also where the draw is filtered and hot: they are the model's own."""
     sampling = Sampling(max_new_tokens=12, temperature=1.5, top_k=40, seed=3)
-    stop = Generator(tiny, Compute(), [STOP], 258)(tiny_parameters, prompts[:1], sampling)[0][0].tokens[4]
-    generated = Generator(tiny, Compute(), [stop], 258, batch_size=4)(tiny_parameters, prompts, sampling, n=2)
+    stops = range(0, 256, 12)  # some rows draw one of them
+    generated = Generator(tiny, Compute(), stops, 258, batch_size=10)(tiny_parameters, prompts, sampling, n=2)
     flat = [(prompt, one) for prompt, each in zip(prompts, generated, strict=True) for one in each]
     assert {one.finish for _, one in flat} == {"stop", "length"}
     documents = []

@@ -1,18 +1,20 @@
 """The sums and gradients of one batch under any layout, computed the way the step does."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
 from sft_jax.config import Sharding
-from sft_jax.losses.cross_entropy import sft_objective
-from sft_jax.model.decoder import Compute, abstract_parameters
-from sft_jax.parallel.rules import axis_parts, layout, shardings
+from sft_jax.losses.cross_entropy import cross_entropy_objective
+from sft_jax.model.decoder import abstract_parameters
+from sft_jax.model.layers import Compute
+from sft_jax.parallel.rules import Layout, axis_parts, shardings
 from sft_jax.train.feed import put_batch
-from sft_jax.train.setup import batch_shapes_of
-from sft_jax.train.step import accumulate, batch_shardings
+from sft_jax.train.sharding import batch_shapes_of, batch_shardings
+from sft_jax.train.step import accumulate
 
 
 @pytest.fixture(scope="session")
@@ -24,16 +26,15 @@ def sums_and_gradients():
         wanted = architecture.padded_to(axis_parts("vocab", rules, mesh))
         shapes, axes = abstract_parameters(wanted)
         where = shardings({name: s.shape for name, s in shapes.items()}, axes, mesh, rules)
-        with layout(mesh, rules):
-            placed = {}
-            for name, value in parameters.items():
-                missing = shapes[name].shape[0] - value.shape[0] if name in ("embedding", "head") else 0
-                padded = np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
-                placed[name] = jax.device_put(padded, where[name])
-            batch = put_batch(batches, step, batch_shapes_of(batches), batch_shardings(mesh, rules))
-            objective = sft_objective(wanted, compute, chunk)
-            run_step = jax.jit(functools.partial(accumulate, objective), out_shardings=None)
-            return jax.tree.map(np.asarray, run_step(placed, {}, batch))
+        placed = {}
+        for name, value in parameters.items():
+            missing = shapes[name].shape[0] - value.shape[0] if name in ("embedding", "head") else 0
+            padded = np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
+            placed[name] = jax.device_put(padded, where[name])
+        batch = put_batch(batches, step, batch_shapes_of(batches), batch_shardings(mesh, rules))
+        objective = cross_entropy_objective(wanted, replace(compute, layout=Layout(mesh, rules)), chunk)
+        run_step = jax.jit(functools.partial(accumulate, objective), out_shardings=None)
+        return jax.tree.map(np.asarray, run_step(placed, {}, batch))
 
     return run
 

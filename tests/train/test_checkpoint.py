@@ -7,14 +7,20 @@ from sft_jax.errors import BadInput
 from sft_jax.model.decoder import abstract_parameters
 from sft_jax.parallel.rules import axis_parts, shardings
 from sft_jax.train.checkpoint import open_checkpoints, restore, save
-from sft_jax.train.optimizer import make_optimizer
-from sft_jax.train.step import initial_state, state_shardings
+from sft_jax.train.optimizers import make_optimizer
+from sft_jax.train.sharding import state_shardings
+from sft_jax.train.step import initial_state
 from sft_jax.weights.restore import restore_parameters
 
 
 @pytest.fixture
 def laid_out(tiny, mesh_of):
-    """mesh sizes -> (abstract state, its shardings, those of the parameters)."""
+    """mesh sizes -> (abstract state, its shardings, the parameters' shapes with their shardings)."""
+
+    def with_layout(abstract, layout):
+        return {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout[name]) for name, leaf in abstract.items()
+        }
 
     def lay_out(rules=Sharding(), **sizes):  # noqa: B008  (frozen)
         mesh = mesh_of(**sizes)
@@ -22,7 +28,7 @@ def laid_out(tiny, mesh_of):
         layout = shardings({name: leaf.shape for name, leaf in abstract.items()}, axes, mesh, rules)
         optimizer = make_optimizer(Optimizer())
         state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), abstract)
-        return state, state_shardings(state, layout, mesh), layout
+        return state, state_shardings(state, axes, mesh, rules), with_layout(abstract, layout)
 
     return lay_out
 
@@ -34,7 +40,7 @@ def state_at(tiny_parameters, laid_out):
     def make(step, **sizes):
         optimizer = make_optimizer(Optimizer())
         state = initial_state({k: v + step for k, v in tiny_parameters.items()}, optimizer)
-        state = state._replace(step=state.step + step, moments=jax.tree.map(lambda x: x + step, state.moments))
+        state = state._replace(step=state.step + step, opt_state=jax.tree.map(lambda x: x + step, state.opt_state))
         return jax.device_put(state, laid_out(**sizes)[1])
 
     return make
@@ -71,7 +77,8 @@ def test_parameters_alone_are_read_for_sampling(tmp_path, tiny, state_at, laid_o
     save(manager, state, {})
     manager.wait_until_finished()
     manager.close()
-    parameters = restore_parameters(tmp_path, tiny, laid_out(fsdp=4)[2])
+    parameters, record = restore_parameters(tmp_path, laid_out(fsdp=4)[2], tiny.vocab)
+    assert record == {}
     assert parameters.keys() == state.trainable.keys()
     for name, value in parameters.items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(state.trainable[name]))
@@ -79,7 +86,7 @@ def test_parameters_alone_are_read_for_sampling(tmp_path, tiny, state_at, laid_o
 
 def test_a_run_without_a_checkpoint_and_one_of_another_model_are_refused(tmp_path, tiny, state_at, laid_out):
     with pytest.raises(BadInput, match="no finished checkpoint"):
-        restore_parameters(tmp_path, tiny, laid_out()[2])
+        restore_parameters(tmp_path, laid_out()[2], tiny.vocab)
     manager = open_checkpoints(tmp_path, 1, 0)
     save(manager, state_at(1), {})
     manager.wait_until_finished()
@@ -99,7 +106,7 @@ def test_vocabulary_rows_of_one_layout_are_cut_or_added_for_another(tmp_path, st
     rules = Sharding(heads="none", kv_heads="none", mlp="none")
     abstract, where, layout = laid_out(rules, tensor=8)
     padded, _ = restore(manager, 3, abstract, where, tiny.vocab)
-    for tree in (padded.trainable, padded.moments[0].mu, padded.moments[0].nu):
+    for tree in (padded.trainable, padded.opt_state[0].mu, padded.opt_state[0].nu):
         assert tree["embedding"].shape == (264, 32) and not np.asarray(tree["embedding"][260:]).any()
     manager.close()
 
@@ -111,7 +118,7 @@ def test_vocabulary_rows_of_one_layout_are_cut_or_added_for_another(tmp_path, st
     manager.close()
     for ours, saved in zip(*map(jax.tree.leaves, (again, state)), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(saved))
-    assert restore_parameters(tmp_path, tiny.padded_to(8), layout)["embedding"].shape == (264, 32)
+    assert restore_parameters(tmp_path, layout, tiny.vocab)[0]["embedding"].shape == (264, 32)
 
 
 def test_reading_parameters_leaves_a_save_that_goes_on_alone(tmp_path, tiny, state_at, laid_out):
@@ -121,7 +128,7 @@ def test_reading_parameters_leaves_a_save_that_goes_on_alone(tmp_path, tiny, sta
     manager.close()
     unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     unfinished.mkdir()
-    restore_parameters(tmp_path, tiny, laid_out()[2])
+    restore_parameters(tmp_path, laid_out()[2], tiny.vocab)
     assert unfinished.is_dir()
     # The one that trains removes it: Orbax does so in the background, and waits for it before it saves.
     manager = open_checkpoints(tmp_path, 1, 0)

@@ -3,8 +3,7 @@ import pytest
 
 from sft_jax.config import Sharding
 from sft_jax.train.feed import feed
-from sft_jax.train.setup import batch_shapes_of
-from sft_jax.train.step import batch_shardings
+from sft_jax.train.sharding import batch_shapes_of, batch_shardings
 
 
 class Broken:

@@ -8,16 +8,29 @@ import pytest
 
 from sft_jax.config import Sharding
 from sft_jax.errors import BadInput
-from sft_jax.model.architecture import LayerKind
-from sft_jax.model.decoder import Compute, initialise
+from sft_jax.model.architecture import LayerSpec
+from sft_jax.model.decoder import initialise
+from sft_jax.model.layers import Compute
 
 WHOLE_KV = Sharding(kv_heads="none")
 RING = Compute(context_attention="ring")
+DOUBLE = Compute(dtype="float64")
 
 
 @pytest.fixture(scope="module")
 def one_device(tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients):
     return sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of())
+
+
+@pytest.fixture(scope="module")
+def in_float64(tiny, make_batches, mesh_of, sums_and_gradients):
+    """(architecture, parameters, their sums and gradients on one device): a window and an untied head besides."""
+    layers = (LayerSpec(window=11), LayerSpec(), LayerSpec(window=11))
+    windows = replace(tiny, tied=False, layers=layers, attention_softcap=4.0)
+    with jax.enable_x64(True):
+        made = jax.jit(initialise, static_argnums=(0, 1))(windows, 3)
+        doubles = {name: np.asarray(value * (5 if value.ndim > 2 else 1), np.float64) for name, value in made.items()}
+        return windows, doubles, sums_and_gradients(windows, doubles, make_batches(), mesh_of(), DOUBLE)
 
 
 @pytest.mark.parametrize(
@@ -78,14 +91,11 @@ def test_layouts_agree_with_one_device(
     ],
 )
 def test_in_float64_layouts_change_nothing_beyond_1e_10(
-    tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients, assert_same, sizes, compute, rules
+    in_float64, make_batches, mesh_of, sums_and_gradients, assert_same, sizes, compute, rules
 ):
-    """Two layers of windows and an untied head besides: what is not the same mathematics cannot hide in rounding."""
-    windows = replace(tiny, tied=False, period=(LayerKind(window=11), LayerKind()), attention_softcap=4.0)
+    """What is not the same mathematics cannot hide in rounding."""
+    windows, doubles, one = in_float64
     with jax.enable_x64(True):
-        made = jax.jit(initialise, static_argnums=(0, 1))(windows, 3)
-        doubles = {name: np.asarray(value * (5 if value.ndim > 2 else 1), np.float64) for name, value in made.items()}
-        one = sums_and_gradients(windows, doubles, make_batches(), mesh_of(), Compute(dtype="float64"))
         compute = replace(compute or Compute(), dtype="float64")
         other = sums_and_gradients(windows, doubles, make_batches(), mesh_of(**sizes), compute, rules)
         assert other[0][0].dtype == np.float64

@@ -1,7 +1,6 @@
 """GGUF files made from the golden models the way llama.cpp converts them, read back."""
 
 import json
-from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sft_jax.errors import BadInput
-from sft_jax.weights.gguf import Gguf, hugging_face_name
+from sft_jax.weights.gguf import Gguf, Stored, hugging_face_name
 from sft_jax.weights.load import open_model
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -127,13 +126,12 @@ def test_only_the_blocks_of_a_row_that_are_asked_for_are_dequantised(kind, colum
     monkeypatch.setattr(
         gguf.quants, "dequantize", lambda data, kind: seen.append(data.nbytes) or dequantise(data, kind)
     )
-    tensors = Gguf({"x": SimpleNamespace(data=stored, tensor_type=quantised)}, {"x": (6, 128)}, {})
+    tensors = Gguf({"x": Stored(quantised, stored.view(np.uint8))}, {"x": (6, 128)}, {})
     part = (slice(2, 5), slice(*columns))
     np.testing.assert_array_equal(tensors.read("x", part), expected[part])
     block, size = gguf.GGML_QUANT_SIZES[quantised]
-    if stored.dtype == np.uint8:
-        blocks = -(-columns[1] // block) - columns[0] // block
-        assert seen == [3 * blocks * size]
+    blocks = -(-columns[1] // block) - columns[0] // block
+    assert seen == [3 * blocks * size]
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
@@ -150,7 +148,7 @@ def test_divisors_of_another_scaling_are_refused(convert):
 
 
 @pytest.mark.parametrize("length", [3, 5000])
-def test_a_vocabulary_is_stepped_over(convert, goldens, length):
+def test_tensors_are_found_behind_a_vocabulary(convert, goldens, length):
     def vocabulary(writer):
         writer.add_token_list([f"token {i} 日本" for i in range(length)])
         writer.add_token_scores([0.5] * length)
@@ -207,6 +205,14 @@ def test_a_file_cut_short_is_named(convert, size):
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(BadInput, match=r"model.gguf: not a readable GGUF file"):
         open_model(str(path))
+
+
+def test_a_quantisation_that_nobody_can_undo_is_named_with_those_that_can_be(convert):
+    def integers(writer):
+        writer.add_tensor("blk.0.x.weight", np.zeros((2, 4), np.int32))
+
+    with pytest.raises(BadInput, match=r"cannot undo the quantisation I32\. Supported: BF16, F16, F32, .*Q8_0"):
+        open_model(str(convert("llama3", change=integers)))
 
 
 def test_a_file_that_is_no_gguf_is_named(tmp_path):

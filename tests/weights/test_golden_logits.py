@@ -1,15 +1,17 @@
 """Our logits against those that transformers computed (tests/parity/record_goldens.py)."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.model.architecture import LayerKind, Rope
-from sft_jax.model.attention.reference import Places
-from sft_jax.model.decoder import Compute, forward, logits
+from sft_jax.model.architecture import Rope
+from sft_jax.model.attention.reference import TokenPositions
+from sft_jax.model.decoder import forward, logits
+from sft_jax.model.layers import Compute
 
 
 def our_logits(architecture, parameters, tokens, **compute):
@@ -17,7 +19,7 @@ def our_logits(architecture, parameters, tokens, **compute):
 
     @jax.jit
     def run(parameters):
-        places = Places(positions, jnp.ones_like(positions))
+        places = TokenPositions(positions, jnp.ones_like(positions))
         hidden, _ = forward(architecture, Compute(**compute), parameters, jnp.asarray(tokens), places)
         return logits(architecture, parameters, hidden)
 
@@ -36,21 +38,36 @@ def test_logits_equal_those_of_transformers(golden, load, attention):
     assert largest_difference(golden, files.architecture, parameters, attention=attention) <= 1e-4
 
 
+def turned_by(rope):
+    return lambda a: dataclasses.replace(a, layers=tuple(dataclasses.replace(layer, rope=rope) for layer in a.layers))
+
+
+def seeing(windows):
+    def change(a):
+        repeated = itertools.islice(itertools.cycle(windows), a.depth)
+        return dataclasses.replace(
+            a, layers=tuple(dataclasses.replace(layer, window=w) for layer, w in zip(a.layers, repeated, strict=True))
+        )
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("case", "change"),
     [
-        ("llama31", {"rope": Rope()}),
-        ("llama31", {"rope": Rope(10_000.0, "llama3", 8.0, 1.0, 4.0, 64)}),
-        ("llama_biased", {"rope": Rope()}),
-        ("llama3", {"rope": Rope()}),
-        ("qwen2_windows", {"period": (LayerKind(10), LayerKind())}),
-        ("qwen2_windows", {"period": (LayerKind(),) * 2}),
+        ("llama31", turned_by(Rope())),
+        ("llama31", turned_by(Rope(10_000.0, "llama3", 8.0, 1.0, 4.0, 64))),
+        ("llama_biased", turned_by(Rope())),
+        ("llama3", turned_by(Rope())),
+        ("qwen2_windows", seeing((10, None))),
+        ("qwen2_windows", seeing((10_000, None))),
         ("qwen3", {"norm_eps": 1e-2}),
     ],
 )
 def test_the_comparison_notices_a_wrong_switch(goldens, load, case, change):
     files, parameters = load(goldens / case)
-    wrong = dataclasses.replace(files.architecture, **change)
+    right = files.architecture
+    wrong = change(right) if callable(change) else dataclasses.replace(right, **change)
     assert largest_difference(goldens / case, wrong, parameters) > 1e-3
 
 

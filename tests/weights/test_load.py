@@ -13,13 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from sft_jax.config import Sharding
 from sft_jax.errors import BadInput
-from sft_jax.model.architecture import Architecture
+from sft_jax.model.architecture import Architecture, LayerSpec
 from sft_jax.model.decoder import abstract_parameters
 from sft_jax.model.families import config_of
 from sft_jax.weights import load as load_module
 from sft_jax.weights.export import export
 from sft_jax.weights.load import load_parameters, open_model
-from sft_jax.weights.names import places
+from sft_jax.weights.names import sources_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -87,11 +87,13 @@ def test_each_parameter_is_the_checkpoints_tensor_in_our_layout(llama3, load):
     _, ours = load(llama3)
     query = theirs["model.layers.2.self_attn.q_proj.weight"]
     by_head = query.reshape(4, 8, 32).transpose(2, 0, 1)
-    np.testing.assert_array_equal(ours["periods.0.attention.query.kernel"][2], by_head)
+    np.testing.assert_array_equal(ours["layers.0:3.attention.query.kernel"][2], by_head)
     output = theirs["model.layers.1.self_attn.o_proj.weight"]
     by_head = output.reshape(32, 4, 8).transpose(1, 2, 0)
-    np.testing.assert_array_equal(ours["periods.0.attention.output.kernel"][1], by_head)
-    np.testing.assert_array_equal(ours["periods.0.mlp.down.kernel"][0], theirs["model.layers.0.mlp.down_proj.weight"].T)
+    np.testing.assert_array_equal(ours["layers.0:3.attention.output.kernel"][1], by_head)
+    np.testing.assert_array_equal(
+        ours["layers.0:3.mlp.down.kernel"][0], theirs["model.layers.0.mlp.down_proj.weight"].T
+    )
     np.testing.assert_array_equal(ours["head"], theirs["lm_head.weight"])
 
 
@@ -118,7 +120,7 @@ def test_each_device_holds_its_shard_and_no_more(llama3, load):
         divided = 1 if name.endswith("norm.scale") else 8
         assert {shard.data.size for shard in parameter.addressable_shards} == {parameter.size // divided}, name
     assert parameters["embedding"].addressable_shards[0].data.shape == (128, 4)
-    assert parameters["periods.0.attention.query.kernel"].addressable_shards[0].data.shape == (3, 4, 4, 8)
+    assert parameters["layers.0:3.attention.query.kernel"].addressable_shards[0].data.shape == (3, 4, 4, 8)
 
 
 def test_everything_is_read_once(llama3, layout_of):
@@ -154,7 +156,9 @@ def test_the_host_never_holds_more_than_one_parameter(tmp_path, layout_of, monke
         return copy
 
     monkeypatch.setattr(load_module, "_fill", unaligned)
-    a = Architecture(64, embed=64, mlp=1024, layers=8, heads=4, kv_heads=2, head_dim=8, max_positions=64)
+    a = Architecture(
+        64, embed=64, mlp=1024, layers=(LayerSpec(),) * 8, heads=4, kv_heads=2, head_dim=8, max_positions=64
+    )
     shapes = {name: shape.shape for name, shape in abstract_parameters(a)[0].items()}
     export({n: jnp.ones(shape) for n, shape in shapes.items()}, a, config_of(a, "llama"), None, tmp_path / "made")
     files, layout = open_model(str(tmp_path / "made")), layout_of(a)
@@ -333,5 +337,5 @@ def test_without_generation_config_its_token_ids_come_from_the_config(edited):
 
 def test_the_name_table_covers_the_golden_checkpoints(golden):
     files = open_model(str(golden))
-    named = {name for place in places(files.architecture, files.model_type).values() for name in place.names}
+    named = {name for source in sources_of(files.architecture, files.model_type).values() for name in source.names}
     assert named == set(files.tensors.shapes)

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_jax.model.architecture import Architecture, LayerKind
-from sft_jax.weights.names import DECODER, Entry, places, their_shape, their_slices, to_ours, to_theirs
+from sft_jax.model.architecture import Architecture, LayerSpec
+from sft_jax.weights.names import DECODER, Entry, sources_of, their_shape, their_slices, to_ours, to_theirs
 
 SIZES = {"1": 1, "V": 11, "D": 6, "F": 10, "N": 4, "K": 2, "H": 3}
 ENTRIES = {entry.ours: entry for entry in (*DECODER.top, *DECODER.layer)}
 
 
 def tiny(**changes) -> Architecture:
-    base = {"vocab": 11, "embed": 6, "mlp": 10, "layers": 5, "heads": 4, "kv_heads": 2, "head_dim": 4}
+    base = {"vocab": 11, "embed": 6, "mlp": 10, "layers": (LayerSpec(),) * 5, "heads": 4, "kv_heads": 2, "head_dim": 4}
     return Architecture(**{**base, "max_positions": 64, **changes})
 
 
@@ -57,18 +57,18 @@ def test_any_part_read_alone_is_that_part_of_the_whole(name, data):
 
 
 def test_layers_go_round_the_period_and_the_rest_stands_apart():
-    found = places(tiny(period=(LayerKind(4), LayerKind())), "qwen2")
-    up = {name: place.names for name, place in found.items() if name.endswith("mlp.up.kernel")}
+    found = sources_of(tiny(layers=(LayerSpec(4), LayerSpec(), LayerSpec(4), LayerSpec(), LayerSpec(4))), "qwen2")
+    up = {name: source.names for name, source in found.items() if name.endswith("mlp.up.kernel")}
     assert up == {
-        "periods.0.mlp.up.kernel": ("model.layers.0.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"),
-        "periods.1.mlp.up.kernel": ("model.layers.1.mlp.up_proj.weight", "model.layers.3.mlp.up_proj.weight"),
-        "remainder.0.mlp.up.kernel": ("model.layers.4.mlp.up_proj.weight",),
+        "layers.0:3:2.mlp.up.kernel": ("model.layers.0.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"),
+        "layers.1:4:2.mlp.up.kernel": ("model.layers.1.mlp.up_proj.weight", "model.layers.3.mlp.up_proj.weight"),
+        "layers.4.mlp.up.kernel": ("model.layers.4.mlp.up_proj.weight",),
     }
-    assert not found["remainder.0.mlp.up.kernel"].stacked
+    assert found["layers.4.mlp.up.kernel"].lead == () and found["layers.0:3:2.mlp.up.kernel"].lead == (2,)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
 def test_every_switch_has_its_names(model_type):
     switches = {"qkv_bias": True, "output_bias": True, "mlp_bias": True, "qk_norm": True}
-    names = [name for place in places(tiny(**switches), model_type).values() for name in place.names]
+    names = [name for source in sources_of(tiny(**switches), model_type).values() for name in source.names]
     assert len(names) == len(set(names)) == 3 + 5 * len(DECODER.layer)

@@ -8,7 +8,8 @@ import pytest
 
 from sft_jax.config import Data, Model, RunConfig, Sharding, Train, validate
 from sft_jax.errors import BadInput
-from sft_jax.train.inputs import read_inputs
+from sft_jax.storage.location import Location
+from sft_jax.train.inputs import Inputs, read_inputs
 from sft_jax.weights.pretrained import open_base, place
 
 
@@ -39,8 +40,12 @@ def test_random_weights_need_no_weights_and_are_the_same_on_every_mesh(config, t
     assert not np.array_equal(place(open_base(other), other, mesh_of())[1]["embedding"], alone["embedding"])
 
 
+def _inputs(config: RunConfig) -> Inputs:
+    return read_inputs(config, Location(config.workdir), True)
+
+
 def _documents(config: RunConfig) -> set[str]:
-    source = read_inputs(config, True).source
+    source = _inputs(config).source
     return {example.id for row in range(source.rows_per_epoch) for example in source.documents_of(row)}
 
 
@@ -59,12 +64,12 @@ def test_a_limit_draws_nested_parts_by_the_seed(config):
 def test_a_part_may_fill_fewer_rows_than_a_batch_and_the_log_says_how_many_train(config):
     train, data = Train(batch_size=8, steps=3), dataclasses.replace(config.data, limit=2)
     few = dataclasses.replace(config, data=data, train=train)
-    inputs = read_inputs(few, True)
+    inputs = _inputs(few)
     assert inputs.source.rows_per_epoch < 8
     assert "data.limit: 2 of 48 demonstrations train" in inputs.notes
     whole = dataclasses.replace(config, train=Train(batch_size=999))
     with pytest.raises(BadInput, match="fewer than the 999"):
-        read_inputs(whole, True)
+        _inputs(whole)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def test_a_part_may_fill_fewer_rows_than_a_batch_and_the_log_says_how_many_train
         ("data", {"limit": -1}, "data.limit is -1"),
         ("data", {"limit": 3, "weights": (1.0,)}, "does not go with data.weights"),
         ("data", {"limit": 3, "streaming": True}, "does not go with data.streaming"),
-        ("data", {"format": "pair"}, "is for train.objective reward"),
+        ("data", {"format": "pair"}, "is for loss.kind reward"),
         ("train", {"objective": "reward"}, "a cut answer has lost the token"),
         ("train", {"eval_samples": 3}, "train.eval_every is 0: say how often"),
     ],
@@ -91,4 +96,4 @@ def test_an_objective_without_its_head_is_refused_with_the_command_that_makes_on
     pairs.write_text(json.dumps({"prompt": "Q", "chosen": "a", "rejected": "b"}) + "\n")
     data = dataclasses.replace(config.data, train=(str(pairs),))
     with pytest.raises(BadInput, match="sft-jax reward-init"):
-        read_inputs(dataclasses.replace(config, data=data, train=Train(objective="reward")), True)
+        _inputs(dataclasses.replace(config, data=data, train=Train(objective="reward")))

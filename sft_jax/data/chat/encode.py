@@ -1,12 +1,14 @@
 """A record becomes tokens and loss weights: one render, one tokenisation, spans of characters mapped to tokens."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sft_jax.data.chat.rendering import Policy, Template
+from sft_jax.data.chat.render_process import Batch, Rendered, Request
+from sft_jax.data.chat.rendering import Policy, Template, request_for
 from sft_jax.data.chat.spans import NoExactSpan, NoStop, Span, find_span, find_start
 from sft_jax.data.chat.special_text import (
     Tokens,
@@ -61,8 +63,37 @@ def encode(
     return tokenise([write(where, demonstration, tokenizer, train_on, policy)], tokenizer)[0]
 
 
+class Ahead:
+    """Conversations that are being rendered for `write` while this process does something else."""
+
+    def __init__(
+        self, demonstrations: Iterable[Demonstration], tokenizer: Any, train_on: TrainOn, policy: Policy = DEFAULT
+    ):
+        """Begin with those among the demonstrations, which must live as long as this."""
+        requests: dict[int, Request] = {}
+        for one in demonstrations:
+            parts = (one.chosen, one.rejected) if isinstance(one, Pair) else (one,)
+            for part in parts:
+                if isinstance(part, Conversation):
+                    with suppress(BadInput, ValueError):  # `write` says what is wrong
+                        turns = _turns("", part, "all" if len(parts) > 1 else train_on, policy)[1]
+                        requests[id(part)] = request_for(part.messages, part.tools, tokenizer, policy.date, turns=turns)
+        self._places = {number: place for place, number in enumerate(requests)}
+        self._batch = Batch(list(requests.values())) if requests else None
+
+    def of(self, conversation: Conversation) -> Callable[[], Rendered] | None:
+        """Gives its render; None where it is not among them."""
+        place = self._places.get(id(conversation))
+        return None if place is None or self._batch is None else partial(self._batch.result, place)
+
+
 def write(
-    where: str, demonstration: Demonstration, tokenizer: Any, train_on: TrainOn, policy: Policy = DEFAULT
+    where: str,
+    demonstration: Demonstration,
+    tokenizer: Any,
+    train_on: TrainOn,
+    policy: Policy = DEFAULT,
+    ahead: Ahead | None = None,
 ) -> Written | Encoded:
     """What a demonstration says and what of it trains; every message about it begins with `where`.
 
@@ -77,19 +108,20 @@ def write(
 
     Args:
       policy: `rendering.policy_of(config.data)`.
+      ahead: made with this demonstration, and the same other arguments.
 
     Raises:
       BadInput: no chat template, a template that fails, that loses what should be trained, or that does not tell
         exactly what the assistant says.
     """
     if isinstance(demonstration, Conversation):
-        return _conversation(where, demonstration, tokenizer, train_on, policy)
+        return _conversation(where, demonstration, tokenizer, train_on, policy, ahead)
     if isinstance(demonstration, Completion):
         return _strings(where, demonstration.prompt, demonstration.completion, tokenizer, train_on, policy)
     if isinstance(demonstration, Text):
         return _strings(where, "", demonstration.text, tokenizer, train_on, policy)
     if isinstance(demonstration, Pair):
-        return _pair(where, demonstration, tokenizer, policy)
+        return _pair(where, demonstration, tokenizer, policy, ahead)
     weights = np.ones_like(demonstration.weights) if train_on == "all" else demonstration.weights
     return Encoded(demonstration.tokens, weights)
 
@@ -106,12 +138,13 @@ def _strings(where: str, prompt: str, completion: str, tokenizer: Any, train_on:
     return Written(prompt + completion, [((start, end), 1.0), *stop], is_chat=False)
 
 
-def _pair(where: str, pair: Pair, tokenizer: Any, policy: Policy) -> Encoded:
+def _pair(where: str, pair: Pair, tokenizer: Any, policy: Policy, ahead: Ahead | None) -> Encoded:
     """Both documents behind one another: `weights` is 0 but at their last tokens, where the reward is read.
 
     The chosen one's end weighs 1 and the rejected one's 1 + margin; `losses/bradley_terry.py` reads them so.
     """
-    chosen, rejected = (encode(where, one, tokenizer, "all", policy) for one in (pair.chosen, pair.rejected))
+    written = [write(where, one, tokenizer, "all", policy, ahead) for one in (pair.chosen, pair.rejected)]
+    chosen, rejected = tokenise(written, tokenizer)
     if min(len(chosen.tokens), len(rejected.tokens)) < 2:
         raise BadRow(f"{where}: an answer of one token, expected at least two with the prompt")
     if np.array_equal(chosen.tokens, rejected.tokens):
@@ -148,13 +181,19 @@ def _appends_eos(encoding: Any, eos: int) -> bool:
 
 
 def _conversation(
-    where: str, conversation: Conversation, tokenizer: Any, train_on: TrainOn, policy: Policy
+    where: str, conversation: Conversation, tokenizer: Any, train_on: TrainOn, policy: Policy, ahead: Ahead | None
 ) -> Written | Encoded:
     """A conversation, of which the assistant turns from message `first` on train."""
-    template = Template(where, conversation.messages, conversation.tools, tokenizer, policy.date)
-    weights = _turn_weights(where, conversation.messages, conversation.first, train_on)
-    usual = 1.0 if train_on == "all" else 0.0
-    wanted = [i for i, weight in weights.items() if weight != usual or (weight and not policy.end_of_turn)]
+    weights, wanted = _turns(where, conversation, train_on, policy)
+    template = Template(
+        where,
+        conversation.messages,
+        conversation.tools,
+        tokenizer,
+        policy.date,
+        turns=wanted,
+        rendered=ahead.of(conversation) if ahead else None,
+    )
     trained = [i for i in wanted if weights[i]]
     spans, lost = _turn_spans(template, list(weights), wanted, trained, policy.allow_lossy, train_on == "all")
     places: list[tuple[Span, float]] = [((0, len(template.whole)), 1.0)] if train_on == "all" else []
@@ -167,6 +206,15 @@ def _conversation(
     if tokens is not None:
         return Encoded(tokens.ids, _weights(tokens, places, _special(tokenizer)), tuple(lost))
     return Written(template.whole, places, tuple(lost))
+
+
+def _turns(
+    where: str, conversation: Conversation, train_on: TrainOn, policy: Policy
+) -> tuple[dict[int, float], list[int]]:
+    """Weight of every assistant message, and those whose places must be known."""
+    weights = _turn_weights(where, conversation.messages, conversation.first, train_on)
+    usual = 1.0 if train_on == "all" else 0.0
+    return weights, [i for i, weight in weights.items() if weight != usual or (weight and not policy.end_of_turn)]
 
 
 def _turn_spans(

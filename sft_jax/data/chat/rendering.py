@@ -1,29 +1,29 @@
 """A conversation through the tokenizer's own chat template: somebody else's program, so it is fenced in.
 
-transformers compiles templates in Jinja's sandbox, where they reach no Python internals. Here they also get a time
-limit, and the date that they print is the run's, not the day's.
+transformers compiles templates in Jinja's sandbox, where they reach no Python internals. Here they also get a process
+with limits on time and memory (`render_process`), and the date that they print is the run's, not the day's.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date as Date
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from sft_jax.config import Data
-from sft_jax.data.chat.time_limit import Overdue, TimeLimit
+from sft_jax.data.chat.render_process import (
+    Batch,
+    Beginning,
+    OverLimit,
+    Rendered,
+    Request,
+    Settings,
+    TemplateFails,
+    render,
+)
 from sft_jax.errors import BadInput, BadRow
-
-SECONDS = 10.0
-"""A template that renders one conversation longer than this is refused; real ones take milliseconds.
-
-One long operation of the interpreter (`'a' * 10**12`) is not interrupted.
-"""
-_FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What a chat template can raise besides Jinja's own errors."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,50 @@ def policy_of(data: Data) -> Policy:
     return Policy(data.end_of_turn, data.allow_lossy, data.special_text, data.template_date)
 
 
+def request_for(
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    tokenizer: Any,
+    date: str = "",
+    generation_prompt: bool = False,
+    turns: Sequence[int] = (),
+) -> Request:
+    """What to ask `render_process` for; see `Template`.
+
+    Raises:
+      ValueError: several named templates, none of them the default.
+    """
+    source = tokenizer.get_chat_template(tools=tools)
+    marks = has_marks(source)
+    beginnings: list[Beginning] = []
+    for i in turns:
+        beginnings += [(i, True)] if i else []
+        beginnings += [(i + 1, False)] if i + 1 < len(messages) and not marks else []
+    settings = Settings(source, tuple(tokenizer.special_tokens_map.items()), date)
+    shown = _shown(messages, tokenizer)
+    return Request(settings, shown, tools, generation_prompt, tuple(beginnings), marks and bool(turns))
+
+
+@lru_cache(maxsize=16)
+def has_marks(source: str) -> bool:
+    """Whether a template says by `{% generation %}` what the assistant's part is."""
+    return bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
+
+
+def _shown(messages: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+    """The messages as `tokenizer.apply_chat_template` hands them on."""
+    if not _deletes_nulls(tokenizer):
+        return messages
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+@lru_cache(maxsize=4)
+def _deletes_nulls(tokenizer: Any) -> bool:
+    """Whether this transformers deletes the null values of messages before it renders them; 5.17 does not."""
+    with_null = [{"role": "user", "content": None}]
+    return tokenizer.apply_chat_template(with_null, chat_template="{{ messages[0] | length }}", tokenize=False) == "1"
+
+
 class Template:
     """One conversation, the tokenizer's chat template, and the one true render of the two."""
 
@@ -53,13 +97,20 @@ class Template:
         tokenizer: Any,
         date: str = "",
         generation_prompt: bool = False,
+        turns: Sequence[int] = (),
+        rendered: Callable[[], Rendered] | None = None,
     ):
         """Render the conversation.
 
+        Args:
+          turns: assistant messages whose places will be looked for: what this needs first is rendered along.
+          rendered: gives what has been made of `request_for` the same arguments.
+
         Raises:
-          BadInput: no chat template, or one that fails on this conversation or takes too long; begins with `where`.
+          BadInput: no chat template, or one that fails on this conversation or takes too much time or memory; begins
+            with `where`.
         """
-        self.where, self.messages, self.tools, self.tokenizer, self.date = where, messages, tools, tokenizer, date
+        self.where, self.messages, self.tools, self.tokenizer = where, messages, tools, tokenizer
         self.generation_prompt = generation_prompt
         if not tokenizer.chat_template:
             raise BadInput(
@@ -67,12 +118,15 @@ class Template:
                 "Set --data.chat-template to a Jinja file, or to generic for the one that ships with sft_jax; it is "
                 "exported with the model."
             )
+        if not messages:
+            raise BadRow(f"{where}: a conversation without a message")
         try:
-            self.source: str = tokenizer.get_chat_template(tools=tools)
-        except ValueError as error:  # several named templates, none of them the default
+            self._request = request_for(messages, tools, tokenizer, date, generation_prompt, turns)
+        except ValueError as error:
             raise BadInput(f"{where}: {error}") from error
-        self.marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.source))
-        self.whole = self._render_whole()
+        self.source = self._request.settings.source
+        self.marks = has_marks(self.source)
+        self.whole, self._beginnings, self._marked = self._render_whole(rendered)
 
     @property
     def name(self) -> str:
@@ -80,69 +134,57 @@ class Template:
         digest = hashlib.sha256(self.source.encode()).hexdigest()[:8]
         return f"chat template {digest} of {self.tokenizer.name_or_path or 'this tokenizer'}: {self.source[:60]!r}"
 
-    def _render_whole(self) -> str:
+    def _render_whole(self, rendered: Callable[[], Rendered] | None) -> Rendered:
         problems = []
         for messages in _spellings(self.messages):
-            text, problem = self._try(messages, self.generation_prompt)
-            if text is not None:
+            request = self._request
+            if messages is not self.messages:
+                rendered, request = None, request._replace(messages=_shown(messages, self.tokenizer))
+            try:
+                found = self._limited(rendered or partial(render, request))
+            except TemplateFails as error:
+                problems.append(error)
+            else:
                 self.messages = messages
-                return text
-            problems.append(problem)
+                return found
         # The first is about the conversation as it was given; that a null is missing says less than what comes next.
         null = any(message.get("content") is None for message in self.messages)
         raise BadRow(f"{self.where}: the chat template fails on this conversation: {problems[null]}")
 
-    def render(self, messages: list[dict[str, Any]], generation_prompt: bool = False) -> str | None:
-        """What the template makes of some messages, None where it refuses them."""
-        return self._try(messages, generation_prompt)[0]
+    def render(self, *conversations: list[dict[str, Any]], generation_prompt: bool = False) -> list[str | None]:
+        """What the template makes of each of some conversations, None where it refuses it."""
+        asked = len(conversations[0]), generation_prompt
+        if asked in self._beginnings and conversations == (self.messages[: asked[0]],):
+            return [self._beginnings[asked]]
+        settings, tools = self._request.settings, self.tools
+        shown = [_shown(messages, self.tokenizer) for messages in conversations]
+        batch = Batch([Request(settings, messages, tools, generation_prompt) for messages in shown])
+        texts: list[str | None] = []
+        for place in range(len(shown)):
+            try:
+                texts.append(self._limited(partial(batch.result, place)).text)
+            except TemplateFails:
+                texts.append(None)
+        return texts
 
-    def _try(self, messages: list[dict[str, Any]], generation_prompt: bool) -> tuple[str | None, str]:
-        import jinja2
-
+    def _limited(self, rendered: Callable[[], Rendered]) -> Rendered:
         try:
-            with self._fenced():
-                return self.tokenizer.apply_chat_template(
-                    messages, tools=self.tools, tokenize=False, add_generation_prompt=generation_prompt
-                ), ""
-        except (jinja2.TemplateError, *_FAILURES) as error:
-            return None, f"{type(error).__name__}: {error}"
+            return rendered()
+        except OverLimit as error:
+            raise BadInput(
+                f"{self.where}: the {self.name} {error} on this conversation. Use another template "
+                "(data.chat_template)."
+            ) from error
 
     def marked(self) -> list[tuple[int, int]]:
-        """Spans of `whole` inside the template's `{% generation %}` marks.
+        """Spans of `whole` inside the template's `{% generation %}` marks; of a template that was made with `turns`.
 
         Raises:
           BadInput: asked for marks, the template renders another text.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        messages = [{key: value for key, value in m.items() if value is not None} for m in self.messages]
-        render: Any = render_jinja_template  # typed as giving only the text; it gives the marks as well
-        with self._fenced():
-            texts, marks = render(
-                [messages],
-                tools=self.tools,
-                chat_template=self.source,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
-            )
-        if texts[0] != self.whole:
+        if self._marked is None or self._marked[0] != self.whole:
             raise BadInput(f"{self.where}: the chat template renders another text when asked for its marks")
-        return marks[0]
-
-    @contextmanager
-    def _fenced(self) -> Iterator[None]:
-        try:
-            with TimeLimit(SECONDS):
-                if self.date:
-                    with _dated(self.source, self.date):
-                        yield
-                else:
-                    yield
-        except Overdue as error:
-            raise BadInput(
-                f"{self.where}: the {self.name} does not come to an end within {SECONDS:g} s on this conversation. "
-                "Use another template (data.chat_template)."
-            ) from error
+        return self._marked[1]
 
 
 def _spellings(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -169,24 +211,3 @@ def _with_written_arguments(message: dict[str, Any]) -> dict[str, Any]:
             arguments = json.dumps(arguments, ensure_ascii=False)
         calls.append({**call, "function": {**call["function"], "arguments": arguments}})
     return {**message, "tool_calls": calls}
-
-
-@contextmanager
-def _dated(source: str, day: str) -> Iterator[None]:
-    """Within, the template's `strftime_now` tells `day`.
-
-    transformers turns every value that a template is given into plain JSON, functions included, so the function cannot
-    be handed over as an argument. It is set on the compiled template, which transformers keeps.
-    """
-    from transformers.utils import chat_template_utils
-
-    names: Any = chat_template_utils._compile_jinja_template(source).globals  # this template's own, over the shared
-    own, before = "strftime_now" in names.maps[0], names.get("strftime_now")
-    names["strftime_now"] = Date.fromisoformat(day).strftime
-    try:
-        yield
-    finally:
-        if own:
-            names["strftime_now"] = before
-        else:
-            del names["strftime_now"]

@@ -20,8 +20,8 @@ from sft_jax.data.chat.template_coverage import REASONING
 
 Span = tuple[int, int]
 Messages = list[dict[str, Any]]
-Render = Callable[..., str | None]
-"""`render(messages, generation_prompt=False)`: the template's text, or None where the template refuses them."""
+Render = Callable[..., list[str | None]]
+"""`render(*conversations, generation_prompt=False)`: the template's text of each, or None where it refuses it."""
 _MARKS = ("Qz0Q", "Zq1Z")
 """Words that stand in for a turn's own. Two, so that no text can begin or end like both."""
 _QUESTION = {"role": "user", "content": "?"}
@@ -68,7 +68,7 @@ def find_span(
       NoExactSpan: its place cannot be told exactly.
     """
     start = find_start(render, messages, i, whole, added or stops)
-    through = whole if i + 1 == len(messages) else render(messages[: i + 1])
+    through = whole if i + 1 == len(messages) else render(messages[: i + 1])[0]
     if through is None or not whole.startswith(through) or len(through) <= start:
         return start, _end(render, messages, i, whole, start, stops)
     turn = whole[start : len(through)].rstrip()
@@ -78,7 +78,9 @@ def find_span(
     # prompt that nobody asked for (Llama 3's first template).
     closes = len(through) == len(whole) and len(found) > 1 and turn[found[-2].end() : found[-1].start()].isspace()
     apart = closes and _words(render, messages, i, whole).behind <= start + found[-2].start()
-    if apart or ((len(found) > 1 or not stopped) and found and render(messages[: i + 1], True) == through):
+    if apart or (
+        (len(found) > 1 or not stopped) and found and render(messages[: i + 1], generation_prompt=True) == [through]
+    ):
         return start, _end(render, messages, i, whole, start, stops)
     if stopped:
         return start, start + len(turn)
@@ -97,11 +99,11 @@ def find_start(render: Render, messages: Messages, i: int, whole: str, added: re
     Raises:
       NoExactSpan: it cannot be told exactly.
     """
-    before = render(messages[:i], generation_prompt=True) if i else None
+    before = render(messages[:i], generation_prompt=True)[0] if i else None
     if before is not None and whole.startswith(before):
         return len(before)
     first = _words(render, messages, i, whole).before
-    history = render(messages[:i]) if i else None
+    history = render(messages[:i])[0] if i else None
     if before is not None and history and whole.startswith(history) and before.startswith(history):
         # The generation prompt says more than the header in front of this turn (DeepSeek's "<think>\n").
         start = _whole_tokens(whole, before, min(_same(whole, before), first), added)
@@ -133,7 +135,7 @@ def _header(render: Render, messages: Messages, added: re.Pattern[str]) -> str:
     """What the generation prompt is for this template; empty where it writes none."""
     users = [k for k, message in enumerate(messages) if message["role"] == "user"]
     asked = messages[: users[-1] + 1] if users else [*messages, _QUESTION]
-    plain, prompted = render(asked), render(asked, generation_prompt=True)
+    [plain], [prompted] = render(asked), render(asked, generation_prompt=True)
     if plain is None or prompted is None:
         return ""
     return prompted[_whole_tokens(plain, prompted, _same(plain, prompted), added) :]
@@ -143,19 +145,19 @@ def _end(render: Render, messages: Messages, i: int, whole: str, start: int, sto
     following = messages
     if i + 1 == len(messages):  # what follows a last turn is told apart from what closes the text
         following = [*messages, _QUESTION]
-    longer = whole if following is messages else render(following)
+    longer = whole if following is messages else render(following)[0]
     if longer is None:
         raise NoExactSpan("the template writes several stop tokens and takes no further message to tell them apart")
     behind = _words(render, following, i, longer).behind
     last, k = messages[: i + 1], i
-    alone = render(last)
+    [alone] = render(last)
     if alone is None:  # some templates want a user turn somewhere
         last, k = [_QUESTION, *last], i + 1
-        alone = render(last)
+        [alone] = render(last)
     if alone is None:
         raise NoExactSpan("the template cannot render a conversation that ends with this turn")
     closing = alone[_words(render, last, k, alone).behind :]
-    prompted = render(last, generation_prompt=True) == alone
+    prompted = render(last, generation_prompt=True) == [alone]
     end = behind + _stop(longer[behind:], closing, stops, not messages[i].get("tool_calls"), prompted)
     if behind < start or longer[:end] != whole[:end]:
         raise NoExactSpan("the turn is rendered differently when another message follows it")
@@ -189,16 +191,16 @@ def _stop(after: str, closing: str, stops: re.Pattern[str], bare: bool, prompted
 
 def _words(render: Render, messages: Messages, i: int, whole: str) -> Words:
     """What of `whole`, the render of `messages`, stays as it is whatever message `i` says."""
-    before, behind = len(whole), 0
+    others: list[tuple[str, Messages]] = []
     for mark in _MARKS:
-        around = _edited(messages[i], lambda text, mark=mark: mark + text + mark)
-        instead = _edited(messages[i], lambda _, mark=mark: mark)
-        for other in (around, instead):
-            text = render([*messages[:i], other, *messages[i + 1 :]])
-            if text is None or mark not in text:
-                raise NoExactSpan("the template does not render the turn when it says something else")
-            before = min(before, _same(whole, text))
-            behind = max(behind, len(whole) - _same(whole[::-1], text[::-1]))
+        for edit in (lambda text, mark=mark: mark + text + mark, lambda _, mark=mark: mark):
+            others.append((mark, [*messages[:i], _edited(messages[i], edit), *messages[i + 1 :]]))
+    before, behind = len(whole), 0
+    for (mark, _), text in zip(others, render(*(other for _, other in others)), strict=True):
+        if text is None or mark not in text:
+            raise NoExactSpan("the template does not render the turn when it says something else")
+        before = min(before, _same(whole, text))
+        behind = max(behind, len(whole) - _same(whole[::-1], text[::-1]))
     return Words(min(before, behind), behind)
 
 

@@ -121,7 +121,7 @@ def _literal(template: Template) -> list[Span]:
 
     pattern = special_pattern(template.tokenizer)
     messages = [_edited(message, lambda text: pattern.sub(stand_in, text)) for message in template.messages]
-    other = template.render(messages, template.generation_prompt)
+    [other] = template.render(messages, generation_prompt=template.generation_prompt)
     spans: list[Span] = []
     at, back = 0, []
     for match in re.finditer(stem + r"(\d+)sQ", other or ""):

@@ -2,12 +2,13 @@
 
 import json
 import logging
-import struct
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from sft_jax.data.chat.render_process import OverLimit, Request, Settings, TemplateFails, render
 from sft_jax.errors import BadInput, nearest
+from sft_jax.storage.gguf_header import read_header
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -20,8 +21,6 @@ _PRE_TOKENIZERS = {
 }
 """`tokenizer.ggml.pre` -> how text is cut before the merges: a pattern, digits alone, or GPT-2's own pattern."""
 _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 3, 4, 5, 6
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
 
 
 def load_tokenizer(path: str | Path, chat_template_file: str | Path = "") -> Any:
@@ -78,17 +77,17 @@ def read_template(name: str, tokenizer: Any) -> str:
 
 
 def _checked(path: Path) -> str:
-    """The text of a template file that compiles."""
-    import jinja2
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
+    """The text of a template file that compiles; that it fails on no message at all is nothing to wonder at."""
     try:
         text = path.read_text(encoding="utf-8")
-        _compile_jinja_template(text)
+        render(Request(Settings(text), []))
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not valid UTF-8 at byte {error.start} (data.chat_template)") from error
-    except jinja2.TemplateSyntaxError as error:
-        raise BadInput(f"{path}:{error.lineno}: no Jinja template: {error.message} (data.chat_template)") from error
+    except OverLimit as error:
+        raise BadInput(f"{path}: the template {error}. Use another one (data.chat_template).") from error
+    except TemplateFails as error:
+        if error.line is not None:
+            raise BadInput(f"{path}:{error.line}: no Jinja template: {error} (data.chat_template)") from error
     return text
 
 
@@ -163,7 +162,7 @@ def _from_gguf(path: Path) -> Any:
     """Read with our own reader: transformers' needs torch, and cuts SmolLM2's text without setting digits apart."""
     import tokenizers
 
-    meta = _gguf_metadata(path)
+    meta = read_header(path).metadata
     kind = meta.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise BadInput(
@@ -265,38 +264,3 @@ def _sentencepiece(tokens: list[str], meta: dict[str, Any]) -> Any:
     strip: list[Any] = [decoders.Strip(" ", 1, 0)] if prefix else []
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     return backend
-
-
-def _gguf_metadata(path: Path) -> dict[str, Any]:
-    """Every key and value of a GGUF file's header; the tensors are not touched.
-
-    Raises:
-      BadInput: not a GGUF file of version 2 or 3, or cut short.
-    """
-    with path.open("rb") as file:
-        try:
-            magic, version, _, count = struct.unpack("<4sIQQ", file.read(24))
-            if magic != b"GGUF" or version not in (2, 3):
-                raise BadInput(f"{path}: starts with {magic!r} version {version}, expected GGUF version 2 or 3")
-            meta = {}
-            for _ in range(count):
-                key = _gguf_value(file, _STRING)
-                meta[key] = _gguf_value(file, struct.unpack("<I", file.read(4))[0])
-            return meta
-        except (struct.error, UnicodeDecodeError, KeyError) as error:
-            raise BadInput(
-                f"{path}: the GGUF header is damaged or cut short near byte {file.tell()}: {error}"
-            ) from error
-
-
-def _gguf_value(file: BinaryIO, kind: int) -> Any:
-    if kind == _STRING:
-        return file.read(struct.unpack("<Q", file.read(8))[0]).decode("utf-8")
-    if kind == _ARRAY:
-        item, length = struct.unpack("<IQ", file.read(12))
-        if item in _SCALARS:
-            form = f"<{length}{_SCALARS[item]}"
-            return list(struct.unpack(form, file.read(struct.calcsize(form))))
-        return [_gguf_value(file, item) for _ in range(length)]
-    form = "<" + _SCALARS[kind]
-    return struct.unpack(form, file.read(struct.calcsize(form)))[0]

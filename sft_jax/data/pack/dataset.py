@@ -21,12 +21,12 @@ import sft_jax
 from sft_jax.config import Data
 from sft_jax.data.chat.tokenizer import fingerprint as tokenizer_fingerprint
 from sft_jax.data.pack.prepare import Counts, Dropped, add, check_any_used, encode_rows
-from sft_jax.data.pack.store import INFO, Store, finish, finish_split, is_store, write_part, write_whole
+from sft_jax.data.pack.store import INFO, Store, finish, finish_split, is_store, write_part
 from sft_jax.data.read.readers import read_rows
 from sft_jax.data.read.rows import Row, cut
 from sft_jax.data.read.sources import content_digest, find_files
 from sft_jax.errors import BadInput
-from sft_jax.storage.bucket import below, exists, is_remote, local, open_path, publish, reaching
+from sft_jax.storage.location import Location
 
 PART_ROWS, PART_BYTES = 8192, 2**25
 """A part ends at whichever comes first; bytes are those of the raw rows."""
@@ -195,58 +195,61 @@ def open_entry(
     data: Data,
     tokenizer: Any,
     entry: str,
-    cache: str | Path,
+    cache: Location,
     is_first_process: bool,
     deadline_seconds: float,
     progress: Progress | None = None,
+    locate: Callable[[str], Location] = Location,
 ) -> Store:
     """The store of one entry of data.train or data.eval: a prepared data set (`DIR` or `DIR:split`), or files, which
     are prepared once under `cache`: the first process does it, the others wait.
+
+    Args:
+      locate: gives the same Location for a name again where entries share what they copy from a bucket.
 
     Raises:
       BadInput: anything wrong with the entry, on every process; a data set that was prepared with other settings.
       RuntimeError: the first process has not finished within `deadline_seconds`.
     """
-    directory, _, split = entry.rpartition(":") if not is_store(entry) else (entry, "", "train")
-    if directory and is_store(directory):
-        store = Store(directory, split)
+    directory, _, split = entry.rpartition(":") if not is_store(locate(entry)) else (entry, "", "train")
+    if directory and is_store(locate(directory)):
+        store = Store(locate(directory), split)
         check_settings(store, data, tokenizer)
         return store
-    place = below(cache, _key(provenance(data, tokenizer, (entry,))))
-    refusal = f"{place}.refused"
+    key = _key(provenance(data, tokenizer, (entry,)))
+    place, refusal = cache / key, cache / f"{key}.refused"
     if is_first_process and not is_store(place):
-        with reaching(refusal):
-            open_path(refusal).unlink(missing_ok=True)
+        with refusal.reaching():
+            refusal.epath.unlink(missing_ok=True)
         _prepare_entry(data, tokenizer, entry, place, refusal, progress)
     end = time.monotonic() + deadline_seconds
     while not is_store(place):
-        if exists(refusal):
-            raise BadInput(open_path(refusal).read_text())
+        if refusal.exists():
+            raise BadInput(refusal.epath.read_text())
         if time.monotonic() > end:
             raise RuntimeError(
-                f"{below(place, INFO)}: the first process has not prepared {entry} within {deadline_seconds:g} s. "
+                f"{place / INFO}: the first process has not prepared {entry} within {deadline_seconds:g} s. "
                 "Look for its error; all processes must see the same directory; a long preparation needs a "
                 "larger distributed.timeout_seconds."
             )
-        time.sleep(1.0 if is_remote(place) else 0.1)
+        time.sleep(1.0 if place.is_remote else 0.1)
     return Store(place)
 
 
-def _prepare_entry(data: Data, tokenizer: Any, entry: str, place: str, refusal: str, progress: Progress | None) -> None:
+def _prepare_entry(
+    data: Data, tokenizer: Any, entry: str, place: Location, refusal: Location, progress: Progress | None
+) -> None:
     """Make the data set in `place`; what is wrong with the entry is left in `refusal` for the other processes."""
-    directory = local(place)
+    directory = place.local()
     try:
         made = prepare_split(data, tokenizer, (entry,), directory, "train", progress)
     except BadInput as error:
-        message = str(error)
-        if is_remote(refusal):
-            with reaching(refusal):
-                open_path(refusal).write_text(message)
-        elif directory.parent.is_dir():
-            write_whole(Path(refusal), lambda file: file.write(message.encode()))
+        message = str(error).encode()
+        if refusal.is_remote or directory.parent.is_dir():
+            refusal.write_whole(lambda file: file.write(message))
         raise
     finish(directory, {"train": made}, f"Tokenised by sft_jax from {entry}", "")
-    publish(place)
+    place.publish()
 
 
 def check_settings(store: Store, data: Data, tokenizer: Any) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.config import Data
-from sft_jax.data.chat.encode import Encoded, Written, tokenise, write
+from sft_jax.data.chat.encode import Ahead, Encoded, Written, tokenise, write
 from sft_jax.data.chat.rendering import policy_of
 from sft_jax.data.forms.formats import Demonstration, Text, check_settings, demonstrations
 from sft_jax.data.pack.store import Example, Store
@@ -129,6 +129,7 @@ def encode_rows(rows: Iterable[Row], data: Data, tokenizer: Any, keep_untrained:
     return Prepared(tuple(fitter.examples), counts, tuple(fitter.dropped))
 
 
+_Parsed = tuple[Record, list[Demonstration]]
 _Read = tuple[Record, list[Demonstration], list[Written | Encoded]]
 """A row's record, its demonstrations, and each of these as text."""
 
@@ -148,10 +149,10 @@ class _Fitter:
     def add_all(self, rows: Iterable[Row]) -> None:
         """Every demonstration of the rows: all those of a row, or none where one of them is bad."""
         before = None
-        # The tokenizer's own threads need no interpreter: it works on a block while templates write the next one.
+        # Neither the tokenizer's own threads nor the process of the templates need this interpreter: while one block
+        # is tokenised, templates write the next one.
         with ThreadPoolExecutor(1) as pool:
-            for block in cut(rows, BLOCK_ROWS, BLOCK_BYTES):
-                read = [self._read(row) for row in block]
+            for block, read in self._written(cut(rows, BLOCK_ROWS, BLOCK_BYTES)):
                 texts = [text for one in read if not isinstance(one, BadRow) for text in one[2]]
                 if before is not None:
                     self._add_block(*before)
@@ -162,6 +163,19 @@ class _Fitter:
                     before = block, read, pool.submit(tokenise, texts, self.tokenizer)
             if before is not None:
                 self._add_block(*before)
+
+    def _written(self, blocks: Iterable[list[Row]]) -> Iterator[tuple[list[Row], list[_Read | BadRow]]]:
+        """Blocks and what their rows say; one more block than has been given is read already."""
+        waiting = None
+        for block in blocks:
+            parsed = [self._parse(row) for row in block]
+            found = (one for pair in parsed if not isinstance(pair, BadInput) for one in pair[1])
+            ahead = Ahead(found, self.tokenizer, self.data.train_on, self.policy)
+            if waiting is not None:
+                yield waiting[0], [self._write(one, waiting[2]) for one in waiting[1]]
+            waiting = block, parsed, ahead
+        if waiting is not None:
+            yield waiting[0], [self._write(one, waiting[2]) for one in waiting[1]]
 
     def _add_block(self, block: list[Row], read: list[_Read | BadRow], tokenised: list[Encoded] | Future) -> None:
         encoded = iter(tokenised if isinstance(tokenised, list) else tokenised.result())
@@ -176,19 +190,28 @@ class _Fitter:
                 record, found, texts = one
                 self._add(record, found, list(islice(encoded, len(texts))), source)
 
-    def _read(self, row: Row) -> _Read | BadRow:
-        """A row's demonstrations, and each as text; or why there are none."""
+    def _parse(self, row: Row) -> _Parsed | BadInput:
+        """A row's demonstrations, or why there are none."""
         try:
             record = parse(row)
-            found = demonstrations(record, self.data)
-            return record, found, [self._write(record, one) for one in found]
+            return record, demonstrations(record, self.data)
+        except BadInput as error:
+            return error
+
+    def _write(self, parsed: _Parsed | BadInput, ahead: Ahead) -> _Read | BadRow:
+        """A row's demonstrations, and each as text; or why there are none."""
+        try:
+            if isinstance(parsed, BadInput):
+                raise parsed
+            record, found = parsed
+            return record, found, [self._text(record, one, ahead) for one in found]
         except BadRow as error:
             if self.data.bad_rows == "error":
                 raise
             return error
 
-    def _write(self, record: Record, one: Demonstration) -> Written | Encoded:
-        return write(record.where, one, self.tokenizer, self.data.train_on, self.policy)
+    def _text(self, record: Record, one: Demonstration, ahead: Ahead) -> Written | Encoded:
+        return write(record.where, one, self.tokenizer, self.data.train_on, self.policy, ahead)
 
     def _add(self, record: Record, found: list[Demonstration], encoded: list[Encoded], source: Counter[str]) -> None:
         self.tally["documents"] += len(found)

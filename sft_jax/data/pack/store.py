@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sft_jax.errors import BadInput, nearest
-from sft_jax.storage.bucket import below, exists, local
+from sft_jax.storage.atomic import write_json, write_whole
+from sft_jax.storage.location import Location, as_location
 
 NAME = "demonstrations"
 _TOKENS, _WEIGHTS = np.dtype("<i4"), np.dtype("<f4")
@@ -179,43 +180,27 @@ def finish(directory: Path, splits: dict[str, dict[str, Any]], description: str,
     )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, whole or not at all."""
-    content = f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode()
-    write_whole(path, lambda file: file.write(content))
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Whoever reads the file sees the old content or the new one, also when a kill comes in between.
-
-    Args:
-      write: called with the open binary file.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        write(file)
-    os.replace(partial, path)
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def is_store(path: str | Path) -> bool:
+def is_store(path: Location | str | Path) -> bool:
     """Whether `path` is a directory that `finish` has described, here or in a bucket."""
-    return exists(below(path, INFO)) and exists(below(path, METADATA))
+    location = as_location(path)
+    return (location / INFO).exists() and (location / METADATA).exists()
 
 
 class Store(Sequence[Example]):
     """The examples of one split, read at random; only the index is in memory."""
 
-    def __init__(self, directory: str | Path, split: str = "train"):
+    def __init__(self, directory: Location | str | Path, split: str = "train"):
         """
         Raises:
           BadInput: not a prepared data set, no such split, or files that do not fit its description.
         """
-        if not is_store(directory):
+        location = as_location(directory)
+        if not is_store(location):
             raise BadInput(f"{directory}: no prepared data set: {INFO} or {METADATA} is missing")
-        self.name, self.directory, self.split = str(directory), local(directory), split
+        self.name, self.directory, self.split = str(directory), location.local(), split
         splits = json.loads((self.directory / METADATA).read_text(encoding="utf-8"))
         if split not in splits:
             raise BadInput(f"{directory}: no split {split!r}. {nearest(split, list(splits))}")
@@ -224,7 +209,7 @@ class Store(Sequence[Example]):
         for number in range(len(shards)):
             path = self.directory / f"{NAME}-{split}.array_record-{number:05d}-of-{len(shards):05d}"
             if not path.is_file():
-                raise BadInput(f"{below(directory, path.name)}: missing; prepare the data set again")
+                raise BadInput(f"{location / path.name}: missing; prepare the data set again")
         with np.load(self.directory / f"{split}.index.npz") as index:
             self.lengths, self.targets = index["lengths"], index["targets"]
         if len(self.lengths) != sum(shards):

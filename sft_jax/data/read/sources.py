@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sft_jax.errors import BadInput, nearest
-from sft_jax.storage.bucket import PACKAGES, open_path, refusals
+from sft_jax.storage.bucket import PACKAGES, open_path
+from sft_jax.storage.bucket_errors import refusals
 
 KINDS = (".jsonl", ".json", ".parquet")
 COMPRESSED = (".gz", ".zst")

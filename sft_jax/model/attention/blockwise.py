@@ -14,7 +14,7 @@ from sft_jax.model.attention.reference import (
     KEPT,
     MASKED,
     NO_SEGMENT,
-    Places,
+    TokenPositions,
     attend_block,
     heads_first,
     heads_last,
@@ -22,8 +22,8 @@ from sft_jax.model.attention.reference import (
     scores_of,
     visible,
     weighted_values,
-    wide,
 )
+from sft_jax.model.precision import at_least_f32
 
 BLOCK = 64
 """Queries a block on a CPU: its scores stay in the cache (measured fastest of 32..256 at T = 512, H = 64)."""
@@ -36,7 +36,7 @@ MOST_STRETCHES = 32
 several blocks, so that compile time does not grow and at most 1/32 of the work is done in vain."""
 
 
-def _over_blocks(one, q_BKGTH, queries: Places, *others):
+def _over_blocks(one, q_BKGTH, queries: TokenPositions, *others):
     """`one(q, queries, *others)` over blocks of queries, results joined along T; `others` are arrays [B, K, G, T, ...].
 
     Only the arguments are kept for the backward pass.
@@ -50,12 +50,14 @@ def _over_blocks(one, q_BKGTH, queries: Places, *others):
         return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, BLOCK, *x.shape[axis + 1 :]), axis, 0)
 
     of_heads = tuple(blocks(x, 3) for x in (q_BKGTH, *others))
-    of_rows = Places(*(blocks(x, 1) for x in queries))
+    of_rows = TokenPositions(*(blocks(x, 1) for x in queries))
     made = jax.lax.map(lambda block: one(block[0][0], block[1], *block[0][1:]), (of_heads, of_rows))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], time, *x.shape[5:]), made)
 
 
-def blockwise(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, softcap=None) -> jax.Array:
+def blockwise(
+    q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions, window=None, softcap=None
+) -> jax.Array:
     """Attention [B, T, N, H] in blocks of queries; scores are recomputed in the backward pass, none is kept.
 
     Where there are as many keys as queries they are the same tokens, in order: a key after a stretch of queries is
@@ -74,15 +76,15 @@ def blockwise(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None
     for start in range(0, time, stretch):
         end = min(start + stretch, time)
         seen = end if time == k.shape[2] else k.shape[2]
-        mine = Places(*(x[:, start:end] for x in queries))
-        earlier = Places(*(x[:, :seen] for x in keys))
+        mine = TokenPositions(*(x[:, start:end] for x in queries))
+        earlier = TokenPositions(*(x[:, :seen] for x in keys))
         against = functools.partial(one, k=k[:, :, :seen], v=v[:, :, :seen], keys=earlier)
         outs.append(_over_blocks(against, q[:, :, :, start:end], mine))
     return heads_last(jnp.concatenate(outs, axis=3))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _in_parts(window, softcap, q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places) -> jax.Array:
+def _in_parts(window, softcap, q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions) -> jax.Array:
     """Attention over many keys, part by part (Dao et al. 2022, FlashAttention); what is hidden is skipped."""
     return _in_parts_forward(window, softcap, q_BTNH, k_BSKH, v_BSKH, queries, keys)[0]
 
@@ -132,7 +134,9 @@ def _in_parts_backward(window, softcap, saved, d_out):
 _in_parts.defvjp(_in_parts_forward, _in_parts_backward)
 
 
-def forward_part(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, offset=0, window=None, softcap=None):
+def forward_part(
+    q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions, offset=0, window=None, softcap=None
+):
     """Attention over a part of a row's keys: (out [B, T, N, H], log of the sum of weights [B, T, N]), float32.
 
     Args:
@@ -150,7 +154,7 @@ def forward_part(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, offset=0
 
     def blind(q, seen):
         del seen
-        return jnp.zeros_like(wide(q)), jnp.full((*q.shape[:-1], 1), MASKED, wide(q).dtype)
+        return jnp.zeros_like(at_least_f32(q)), jnp.full((*q.shape[:-1], 1), MASKED, at_least_f32(q).dtype)
 
     def one(q, queries):
         seen = visible(queries, keys, window)
@@ -161,7 +165,17 @@ def forward_part(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, offset=0
 
 
 def backward_part(
-    q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, offset, window, softcap, lse_BTN, out_BTNH, d_out_BTNH
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    queries: TokenPositions,
+    keys: TokenPositions,
+    offset,
+    window,
+    softcap,
+    lse_BTN,
+    out_BTNH,
+    d_out_BTNH,
 ):
     """Gradients (dq, dk, dv) of a part of the keys, given the output and the log-sums over all of them.
 
@@ -185,7 +199,7 @@ def backward_part(
             seen = visible(queries, keys, window)
             return jax.lax.cond(seen.any(), seeing, lambda *_: jnp.zeros_like(lse), q, seen, d_out, lse, delta)
 
-        delta = (wide(out_BTNH) * wide(d_out_BTNH)).sum(axis=-1, keepdims=True)
+        delta = (at_least_f32(out_BTNH) * at_least_f32(d_out_BTNH)).sum(axis=-1, keepdims=True)
         return _over_blocks(one, q, queries, grouped(d_out_BTNH), grouped(lse_BTN[..., None]), grouped(delta)).sum()
 
     return jax.grad(fixed, (0, 1, 2))(q_BTNH, k_BSKH, v_BSKH)

@@ -4,13 +4,13 @@ Both run inside `shard_map`, where each device has one of `count` consecutive, e
 """
 
 import functools
-from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sft_jax.model.attention.reference import KEPT, MASKED, Places, join
+from sft_jax.model.attention.reference import KEPT, MASKED, TokenPositions, join
 
 
 def gathered(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
@@ -24,16 +24,16 @@ def ring_steps(count: int, time: int, window: int | None) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def ring(kernel: ModuleType, axes: tuple[str, ...], window, softcap, q_BTNH, k_BTKH, v_BTKH, places: Places):
+def ring(kernel: Any, axes: tuple[str, ...], window, softcap, q_BTNH, k_BTKH, v_BTKH, where: TokenPositions):
     """Attention [B, T, N, H] with keys and values that go round the devices (Liu et al. 2023, Ring Attention).
 
     No device ever holds more than two shards of them. The parts of the softmax are joined by their log-sums.
 
     Args:
-      kernel: the module whose `forward_part` and `backward_part` attend to one shard of keys.
+      kernel: its `forward_part` and `backward_part` attend to one shard of keys; hashable.
       axes: mesh axes that the rows are divided over.
     """
-    return _forward(kernel, axes, window, softcap, q_BTNH, k_BTKH, v_BTKH, places)[0]
+    return _forward(kernel, axes, window, softcap, q_BTNH, k_BTKH, v_BTKH, where)[0]
 
 
 def _next(tree, axes, count, distance=1):
@@ -42,17 +42,17 @@ def _next(tree, axes, count, distance=1):
     return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, to), tree)
 
 
-def _forward(kernel, axes, window, softcap, q, k, v, places):
+def _forward(kernel, axes, window, softcap, q, k, v, where):
     count, number, time = jax.lax.axis_size(axes), jax.lax.axis_index(axes), q.shape[1]
-    out, lse = kernel.forward_part(q, k, v, places, places, 0, window, softcap)
+    out, lse = kernel.forward_part(q, k, v, where, where, 0, window, softcap)
 
     def part(step, q, k, v, keys):
-        return kernel.forward_part(q, k, v, places, keys, step * time, window, softcap)
+        return kernel.forward_part(q, k, v, where, keys, step * time, window, softcap)
 
     def nothing(q, *_):
         return jnp.zeros(q.shape, lse.dtype), jnp.full(q.shape[:3], MASKED, lse.dtype)
 
-    moving = (k, v, places)
+    moving = (k, v, where)
     for step in range(1, ring_steps(count, time, window)):
         moving = _next(moving, axes, count)
         # Where the shard comes from behind, all of it is later than the queries.
@@ -61,26 +61,26 @@ def _forward(kernel, axes, window, softcap, q, k, v, places):
     return out.astype(q.dtype), lse
 
 
-def _forward_rule(kernel, axes, window, softcap, q, k, v, places):
-    out, lse = (checkpoint_name(x, KEPT) for x in _forward(kernel, axes, window, softcap, q, k, v, places))
-    return out, (q, k, v, places, out, lse)
+def _forward_rule(kernel, axes, window, softcap, q, k, v, where):
+    out, lse = (checkpoint_name(x, KEPT) for x in _forward(kernel, axes, window, softcap, q, k, v, where))
+    return out, (q, k, v, where, out, lse)
 
 
 def _backward_rule(kernel, axes, window, softcap, saved, d_out):
-    q, k, v, places, out, lse = saved
+    q, k, v, where, out, lse = saved
     count, number, time = jax.lax.axis_size(axes), jax.lax.axis_index(axes), q.shape[1]
     wide = lse.dtype
 
     def part(step, k, v, keys):
-        found = kernel.backward_part(q, k, v, places, keys, step * time, window, softcap, lse, out, d_out)
+        found = kernel.backward_part(q, k, v, where, keys, step * time, window, softcap, lse, out, d_out)
         return tuple(x.astype(wide) for x in found)
 
     def nothing(k, v, keys):
         del keys
         return tuple(jnp.zeros(x.shape, wide) for x in (q, k, v))
 
-    dq, *sums = part(0, k, v, places)
-    moving = (k, v, places)
+    dq, *sums = part(0, k, v, where)
+    moving = (k, v, where)
     steps = ring_steps(count, time, window)
     for step in range(1, steps):
         # The sums travel with the keys and values that they belong to.

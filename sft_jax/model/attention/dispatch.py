@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec
 from sft_jax.errors import BadInput
 from sft_jax.model.attention import blockwise, splash
 from sft_jax.model.attention.context import gathered, ring
-from sft_jax.model.attention.reference import KEPT, Places, reference
+from sft_jax.model.attention.reference import KEPT, TokenPositions, reference
 from sft_jax.model.attention.triton import triton
-from sft_jax.parallel.rules import active_layout, dividing_axes, target_platform
+from sft_jax.parallel.rules import Layout
 
 BY_PLATFORM = {"cpu": "blockwise", "gpu": "triton", "tpu": "splash"}
 
@@ -42,7 +42,16 @@ def _say(text: str) -> None:
 
 
 def attend(
-    name: str, context: str, q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, softcap=None
+    name: str,
+    context: str,
+    layout: Layout,
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    queries: TokenPositions,
+    keys: TokenPositions,
+    window=None,
+    softcap=None,
 ) -> jax.Array:
     """Attention [B, T, N, H] by the implementation that `choose` names, each device on its own shard.
 
@@ -53,59 +62,61 @@ def attend(
     Raises:
       BadInput: key heads divided otherwise than query heads.
     """
-    layout = active_layout()
     whole = q_BTNH.shape[1] == k_BSKH.shape[1]
-    rows = dividing_axes("act_length") if whole else ()
-    name = choose(name, target_platform(), whole, bool(rows), window, softcap)
-    if layout is None or layout.mesh.size == 1:
-        return _on_whole_rows(name, q_BTNH, k_BSKH, v_BSKH, queries, keys, window, softcap)
+    rows = layout.dividing_axes("act_length") if whole else ()
+    name = choose(name, layout.platform, whole, bool(rows), window, softcap)
+    kernels = splash.for_platform(layout.platform)
+    if layout.is_one_device:
+        return _on_whole_rows(layout, name, q_BTNH, k_BSKH, v_BSKH, queries, keys, window, softcap)
     groups = q_BTNH.shape[2] // k_BSKH.shape[2]
 
     def on_shard(q, k, v, queries, keys):
-        k, v = _own_key_heads(groups, q, k, v)
+        k, v = _own_key_heads(layout, groups, q, k, v)
         if not rows:
-            return _on_whole_rows(name, q, k, v, queries, keys, window, softcap)
+            return _on_whole_rows(layout, name, q, k, v, queries, keys, window, softcap)
         if context == "ring":
             if name == "reference":
                 raise BadInput("model.context_attention ring needs model.attention blockwise or splash")
-            return ring(splash if name == "splash" else blockwise, rows, window, softcap, q, k, v, queries)
+            return ring(kernels if name == "splash" else blockwise, rows, window, softcap, q, k, v, queries)
         k, v, all_keys = jax.tree.map(lambda x: gathered(x, rows), (k, v, keys))
         if name == "splash":
             shard = (jax.lax.axis_index(rows), jax.lax.axis_size(rows))
-            return splash.splash(q, k, v, queries, all_keys, window, softcap, shard)
-        return _on_whole_rows(name, q, k, v, queries, all_keys, window, softcap)
+            return kernels.whole(q, k, v, queries, all_keys, window, softcap, shard)
+        return _on_whole_rows(layout, name, q, k, v, queries, all_keys, window, softcap)
 
-    batch = dividing_axes("act_batch")
-    query = PartitionSpec(batch, rows, dividing_axes("heads"))
-    key = PartitionSpec(batch, rows, dividing_axes("kv_heads"))
-    place = PartitionSpec(batch, rows)
-    places: Any = Places(place, place)  # type: ignore[arg-type]
+    batch = layout.dividing_axes("act_batch")
+    query = PartitionSpec(batch, rows, layout.dividing_axes("heads"))
+    key = PartitionSpec(batch, rows, layout.dividing_axes("kv_heads"))
+    by_row = PartitionSpec(batch, rows)
+    where: Any = TokenPositions(by_row, by_row)  # type: ignore[arg-type]
     run = jax.shard_map(
         on_shard,
-        mesh=layout.mesh,
-        in_specs=(query, key, key, places, places),
+        mesh=layout.mesh,  # type: ignore[arg-type]
+        in_specs=(query, key, key, where, where),
         out_specs=query,
         # The compiler sees to the axes that cut nothing, except around kernels that it does not know.
-        axis_names=set(layout.mesh.axis_names)
+        axis_names=set(layout.mesh.axis_names)  # type: ignore[union-attr]
         if name in ("splash", "triton")
-        else {axis for axes in (batch, rows, dividing_axes("heads")) for axis in axes},
+        else {axis for axes in (batch, rows, layout.dividing_axes("heads")) for axis in axes},
         check_vma=False,
     )
     return run(q_BTNH, k_BSKH, v_BSKH, queries, keys)
 
 
-def _on_whole_rows(name, q, k, v, queries, keys, window, softcap):
+def _on_whole_rows(layout: Layout, name, q, k, v, queries, keys, window, softcap):
     if name == "splash":
-        return splash.splash(q, k, v, queries, keys, window, softcap)  # it names what it keeps itself
+        return splash.for_platform(layout.platform).whole(
+            q, k, v, queries, keys, window, softcap
+        )  # it names what it keeps itself
     if name == "triton":
-        return checkpoint_name(triton(q, k, v, queries, keys), KEPT)
+        return checkpoint_name(triton(q, k, v, queries, keys, interpret=layout.platform != "gpu"), KEPT)
     function = {"reference": reference, "blockwise": blockwise.blockwise}[name]
     return checkpoint_name(function(q, k, v, queries, keys, window, softcap), KEPT)
 
 
-def _own_key_heads(groups: int, q, k, v):
+def _own_key_heads(layout: Layout, groups: int, q, k, v):
     """The key and value heads of this device's query heads, where all of them are on every device."""
-    heads, kv_heads = dividing_axes("heads"), dividing_axes("kv_heads")
+    heads, kv_heads = layout.dividing_axes("heads"), layout.dividing_axes("kv_heads")
     if kv_heads == heads:
         return k, v
     if kv_heads:

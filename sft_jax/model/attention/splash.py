@@ -6,7 +6,8 @@ the query heads that share it. Its masks go by index in the row: within a docume
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,24 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from sft_jax.errors import BadInput
-from sft_jax.model.attention.reference import KEPT, NO_SEGMENT, Places
-from sft_jax.parallel.rules import target_platform
+from sft_jax.model.attention.reference import KEPT, NO_SEGMENT, TokenPositions
+
+
+class Kernels(NamedTuple):
+    """Attention over whole rows, and over parts of rows that are joined later (`context.ring`)."""
+
+    whole: Callable[..., jax.Array]
+    forward_part: Callable[..., Any]
+    backward_part: Callable[..., Any]
+
+
+@functools.cache
+def for_platform(platform: str) -> Kernels:
+    """The kernel compiled for a TPU; elsewhere it is interpreted, which tests do."""
+    interpret = platform != "tpu"
+    functions: Any = (functools.partial(one, interpret) for one in (splash, forward_part, backward_part))
+    return Kernels(*functions)
+
 
 LANES = 128
 """Lengths are padded to a multiple of this, the width of a vector register."""
@@ -24,7 +41,10 @@ BLOCKS = (512, 256, 128)
 """Sizes of the kernel's blocks to choose from, the first that divides the length."""
 
 
-def splash(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, softcap=None, shard=None) -> jax.Array:
+def splash(
+    interpret: bool, q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions, window=None, softcap=None,
+    shard=None,
+) -> jax.Array:  # fmt: skip
     """Attention [B, T, N, H] of consecutive tokens.
 
     Args:
@@ -45,18 +65,18 @@ def splash(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places, window=None, s
             "model.context_attention ring, or model.attention blockwise."
         )
     q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)
-    kernel = _kernel(q.shape[1], q.shape[2] * count, k.shape[2], 0, window, softcap, count)
+    kernel = _kernel(interpret, q.shape[1], q.shape[2] * count, k.shape[2], 0, window, softcap, count)
     if count > 1:
         kernel = _of_shard(kernel, number, count)
     out: Any = jax.vmap(kernel)(q, k, v, ids)
     return out.swapaxes(1, 2)[:, :time]
 
 
-def forward_part(q_BTNH, k_BSKH, v_BSKH, queries, keys, offset, window=None, softcap=None):
+def forward_part(interpret: bool, q_BTNH, k_BSKH, v_BSKH, queries, keys, offset, window=None, softcap=None):
     """As `blockwise.forward_part`, for queries that stand `offset` tokens behind the keys in their row."""
     time = q_BTNH.shape[1]
     q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)
-    kernel = _kernel(q.shape[1], q.shape[2], k.shape[2], offset, window, softcap, residuals=True)
+    kernel = _kernel(interpret, q.shape[1], q.shape[2], k.shape[2], offset, window, softcap, residuals=True)
     out, (lse,) = jax.vmap(kernel)(q, k, v, ids)
     # Rows with no key in any block of the mask divide nothing by nothing.
     empty = ~(lse > kernels.DEFAULT_MASK_VALUE / 2)
@@ -65,11 +85,13 @@ def forward_part(q_BTNH, k_BSKH, v_BSKH, queries, keys, offset, window=None, sof
     return out.swapaxes(1, 2)[:, :time], lse.swapaxes(1, 2)[:, :time]
 
 
-def backward_part(q_BTNH, k_BSKH, v_BSKH, queries, keys, offset, window, softcap, lse_BTN, out_BTNH, d_out_BTNH):
+def backward_part(
+    interpret: bool, q_BTNH, k_BSKH, v_BSKH, queries, keys, offset, window, softcap, lse_BTN, out_BTNH, d_out_BTNH
+):
     """As `blockwise.backward_part`; the kernel makes delta from the output of all keys by itself."""
     time, seen = q_BTNH.shape[1], k_BSKH.shape[1]
     q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)
-    kernel = _kernel(q.shape[1], q.shape[2], k.shape[2], offset, window, softcap)
+    kernel = _kernel(interpret, q.shape[1], q.shape[2], k.shape[2], offset, window, softcap)
     options = kernel.kwargs
     extra = q.shape[2] - time
 
@@ -92,7 +114,7 @@ def backward_part(q_BTNH, k_BSKH, v_BSKH, queries, keys, offset, window, softcap
     return dq.swapaxes(1, 2)[:, :time] * scale, dk.swapaxes(1, 2)[:, :seen], dv.swapaxes(1, 2)[:, :seen]
 
 
-def _prepare(q_BTNH, k_BSKH, v_BSKH, queries: Places, keys: Places):
+def _prepare(q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions):
     """Heads first, q scaled, lengths padded to whole registers, and the segment ids of both."""
 
     def heads(x):
@@ -120,7 +142,7 @@ def _masks(heads: int, time: int, seen: int, offset: int, window: int | None):
     return masks.MultiHeadMask([mask] * heads)
 
 
-def _kernel(heads, time, seen, offset, window, softcap, shards: int = 1, residuals: bool = False):
+def _kernel(interpret: bool, heads, time, seen, offset, window, softcap, shards: int = 1, residuals: bool = False):
     q_block, block = _block(time // shards), _block(seen)
     sizes = kernels.BlockSizes(
         block_q=q_block, block_kv=block, block_kv_compute=block, block_q_dkv=q_block, block_kv_dkv=block,
@@ -134,7 +156,7 @@ def _kernel(heads, time, seen, offset, window, softcap, shards: int = 1, residua
         head_shards=1,
         q_seq_shards=shards,
         residual_checkpoint_name=KEPT,
-        interpret=target_platform() != "tpu",  # for tests
+        interpret=interpret,
     )
 
 

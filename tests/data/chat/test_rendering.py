@@ -1,5 +1,6 @@
 """Other people's templates: the date they print, what they cannot reach, and how long they may take."""
 
+import sys
 import threading
 import time
 from datetime import date
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from sft_jax.config import Data
-from sft_jax.data.chat import rendering
+from sft_jax.data.chat import render_process
 from sft_jax.data.chat.encode import encode, generation_prompt, rendered
 from sft_jax.data.chat.rendering import Policy, policy_of
 from sft_jax.data.forms.formats import Conversation
@@ -70,7 +71,7 @@ def test_a_template_cannot_reach_into_python(make_tokenizer, attack: str):
 
 
 def test_an_endless_template_is_refused_naming_it_and_the_limit(make_tokenizer, monkeypatch):
-    monkeypatch.setattr(rendering, "SECONDS", 0.2)
+    monkeypatch.setattr(render_process, "SECONDS", 0.2)
     begun = time.monotonic()
     with pytest.raises(BadInput, match=r"f:1: the chat template [0-9a-f]{8} of .*\{% for i .* within 0.2 s"):
         text(make_tokenizer(ENDLESS), Policy())
@@ -79,8 +80,17 @@ def test_an_endless_template_is_refused_naming_it_and_the_limit(make_tokenizer, 
         rendered("f:1", TALK, make_tokenizer(ENDLESS))
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes the limit on memory and does not keep it")
+def test_a_template_that_needs_too_much_memory_is_refused_naming_it_and_the_limit(make_tokenizer):
+    with pytest.raises(
+        BadInput,
+        match=r"f:1: the chat template [0-9a-f]{8} of .* needs more than 2 GiB of memory on .*data.chat_template",
+    ):
+        text(make_tokenizer("{{ 'a' * 10**12 }}"), Policy())
+
+
 def test_an_endless_template_is_refused_in_any_thread(make_tokenizer, monkeypatch):
-    monkeypatch.setattr(rendering, "SECONDS", 0.2)
+    monkeypatch.setattr(render_process, "SECONDS", 0.2)
     found: list[str] = []
 
     def read() -> None:

@@ -27,13 +27,16 @@ def call(name: str, **arguments: Any) -> dict[str, Any]:
 def turns(tokenizer: Any, messages: list[dict[str, Any]]) -> list[str]:
     """The text of each assistant turn's span."""
 
-    def render(some: list[dict[str, Any]], generation_prompt: bool = False) -> str | None:
+    def one(some: list[dict[str, Any]], generation_prompt: bool) -> str | None:
         try:
             return tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=generation_prompt)
         except TemplateError:
             return None
 
-    whole = render(messages)
+    def render(*conversations: list[dict[str, Any]], generation_prompt: bool = False) -> list[str | None]:
+        return [one(some, generation_prompt) for some in conversations]
+
+    [whole] = render(messages)
     assert whole is not None
     spans = [find_span(render, messages, i, whole, STOPS) for i, m in enumerate(messages) if m["role"] == "assistant"]
     return [whole[start:end] for start, end in spans]

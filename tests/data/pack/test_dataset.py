@@ -16,6 +16,7 @@ from sft_jax.data.pack.dataset import account, open_entry, prepare_split
 from sft_jax.data.pack.prepare import prepare
 from sft_jax.data.pack.store import Store, finish, is_store
 from sft_jax.errors import BadInput
+from sft_jax.storage.location import Location
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "hello", "completion": " world", "id": "named"},
@@ -33,7 +34,7 @@ def made(data: Data, tokenizer: Any, directory: Path) -> Store:
 
 
 def opened(data: Data, tokenizer: Any, cache: Path, first: bool = True, deadline: float = 1) -> Store:
-    return open_entry(data, tokenizer, data.train[0], cache, first, deadline)
+    return open_entry(data, tokenizer, data.train[0], Location(cache), first, deadline)
 
 
 @pytest.fixture
@@ -167,11 +168,13 @@ def test_a_prepared_directory_is_a_source_by_itself(make_tokenizer, jsonl, tmp_p
     data = Data(train=(jsonl(MANY),))
     store = made(data, make_tokenizer(), tmp_path / "set")
     for entry in (str(tmp_path / "set"), f"{tmp_path / 'set'}:train"):
-        found = open_entry(replace(data, train=(entry,)), make_tokenizer(), entry, tmp_path / "cache", True, 1)
+        found = open_entry(
+            replace(data, train=(entry,)), make_tokenizer(), entry, Location(tmp_path / "cache"), True, 1
+        )
         assert found.fingerprint == store.fingerprint
     assert not (tmp_path / "cache").exists()
     with pytest.raises(BadInput, match=r"no split 'eval'. .*train"):
-        open_entry(data, make_tokenizer(), f"{tmp_path / 'set'}:eval", tmp_path / "cache", True, 1)
+        open_entry(data, make_tokenizer(), f"{tmp_path / 'set'}:eval", Location(tmp_path / "cache"), True, 1)
 
 
 def test_a_set_that_was_prepared_otherwise_is_refused_setting_by_setting(make_tokenizer, jsonl, templates, tmp_path):
@@ -180,7 +183,7 @@ def test_a_set_that_was_prepared_otherwise_is_refused_setting_by_setting(make_to
     entry = str(tmp_path / "set")
     other = replace(data, sequence_length=64, train_on="all")
     with pytest.raises(BadInput) as caught:
-        open_entry(other, make_tokenizer(templates.DROPS_CALLS), entry, tmp_path, True, 1)
+        open_entry(other, make_tokenizer(templates.DROPS_CALLS), entry, Location(tmp_path), True, 1)
     message = str(caught.value)
     assert "data.train_on: prepared with 'assistant', the config says 'all'" in message
     assert "data.sequence_length: prepared with 1024, the config says 64" in message

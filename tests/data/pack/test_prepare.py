@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from sft_jax.config import Data
+from sft_jax.data.chat import render_process
+from sft_jax.data.pack import prepare as module
 from sft_jax.data.pack.prepare import Prepared, add, check_vocabulary, prepare
 from sft_jax.data.pack.prepare import describe as lines_of
 from sft_jax.errors import BadInput
+
+ENDLESS = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
 
 
 def describe(prepared: Prepared, shown: int = 5) -> list[str]:
@@ -170,6 +174,41 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row(make_tokenizer, t
     data = Data(train=(path,), bad_rows="skip")
     prepared = prepare(data, make_tokenizer(templates.NO_PROMPT))
     assert prepared.counts.bad_rows == 1 and "roles must alternate" in prepared.dropped[0].reason
+
+
+def test_the_first_bad_row_is_the_one_that_is_named_whatever_is_wrong_with_the_next(
+    make_tokenizer, templates, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "BLOCK_ROWS", 2)
+    tokenizer = make_tokenizer("{% if messages[0].content == 'loop' %}" + ENDLESS + "{% endif %}" + templates.NO_PROMPT)
+    good = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    refused = '{"messages": [{"role": "assistant", "content": "first"}]}\n'
+    endless, broken = good.replace('"a"', '"loop"'), "{\n"
+    monkeypatch.setattr(render_process, "SECONDS", 0.5)
+    for rows, said in (
+        ([good, refused, broken, endless], ":2: the chat template fails on this"),
+        ([good, good, refused, endless], ":3: the chat template fails on this"),
+        ([good, endless, refused, broken], ":2: the chat template .* does not come to an end"),
+        ([good, broken, endless, refused], ":2:2: not valid JSON"),
+    ):
+        (tmp_path / "a.jsonl").write_text("".join(rows))
+        with pytest.raises(BadInput, match=said):
+            prepare(Data(train=(str(tmp_path / "a.jsonl"),)), tokenizer)
+
+
+def test_examples_do_not_depend_on_how_the_rows_are_cut_into_blocks(make_tokenizer, jsonl, monkeypatch):
+    rows = [{"messages": [{"role": "user", "content": f"say {k}"}, {"role": "assistant", "content": "x" * k}]} for k in
+            range(1, 20)]  # fmt: skip
+    data = Data(train=(jsonl([row for pair in zip(rows, ROWS * 9, strict=False) for row in pair]),))
+    whole = prepare(data, make_tokenizer())
+    for size in (1, 4, 5):
+        monkeypatch.setattr(module, "BLOCK_ROWS", size)
+        again = prepare(data, make_tokenizer())
+        assert again.counts == whole.counts
+        for one, other in zip(again.examples, whole.examples, strict=True):
+            assert one.where == other.where
+            np.testing.assert_array_equal(one.tokens, other.tokens)
+            np.testing.assert_array_equal(one.weights, other.weights)
 
 
 def test_rows_that_a_function_leaves_out_are_counted(make_tokenizer, jsonl, tmp_path):

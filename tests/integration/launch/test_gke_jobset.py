@@ -180,7 +180,7 @@ cloud_tpu_cluster.get_metadata = lambda key: ("no such attribute", 404)
 start.check_tpu_is_free = lambda: None
 start._check_devices = lambda config: None
 joined = []
-start._join = lambda members, config: joined.append([*members[:3], config.devices, config.timeout_seconds])
+start._join = lambda members, config, leave: joined.append([*members[:3], config.devices, config.timeout_seconds])
 for pod in pods:
     os.environ.update(pod["env"])
     assert pod["args"][0] == "train"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("machine")  # its processes keep to seconds: one such test at a time
 ROOT = Path(__file__).resolve().parents[3]
 HOSTS = 3
 SILENCE = 6
@@ -52,7 +53,7 @@ def hosts():
 
 
 @pytest.fixture
-def start(hosts, config_file, compilation_cache):
+def start(hosts, config_file):
     """workdir -> the processes of a run, one on each host."""
     started = []
 
@@ -67,7 +68,7 @@ def start(hosts, config_file, compilation_cache):
                  "--distributed.silence-seconds", str(SILENCE), "--mesh.data", str(HOSTS), "--mesh.fsdp", "1",
                  "--train.batch-size", "12", "--train.steps", "120", "--train.save-every", "5",
                  "--train.eval-every", "0"],
-                cwd=ROOT, env={**os.environ, **compilation_cache}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 text=True,
             )
             for i, name in enumerate(hosts[0])

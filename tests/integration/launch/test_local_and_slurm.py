@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("machine")  # its processes keep to seconds: one such test at a time
 ROOT = Path(__file__).resolve().parents[3]
 LOCAL, SBATCH = ROOT / "launch" / "local.sh", ROOT / "launch" / "slurm" / "train.sbatch"
 
@@ -44,11 +45,11 @@ def test_local_says_how_it_is_used(arguments):
 
 
 @pytest.mark.slow
-def test_local_runs_n_processes_passes_a_signal_on_and_a_rerun_goes_on(config_file, tmp_path, compilation_cache):
+def test_local_runs_n_processes_passes_a_signal_on_and_a_rerun_goes_on(config_file, tmp_path):
     def start(workdir, *more):
         return subprocess.Popen(
             [LOCAL, "2", "4", config_file, "--workdir", tmp_path / "a path" / workdir, *more],
-            env={**os.environ, **compilation_cache, "TMPDIR": str(tmp_path)},
+            env={**os.environ, "TMPDIR": str(tmp_path)},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -151,7 +152,7 @@ def _state(job: str, environment) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_slurm_job_is_preempted_requeued_and_finishes_with_the_losses_of_one_that_was_not(
-    slurm, config_file, tmp_path, compilation_cache
+    slurm, config_file, tmp_path
 ):
     (tmp_path / "secrets").write_text("HF_TOKEN='of mine'\n")
     (tmp_path / "secrets").chmod(0o600)
@@ -162,7 +163,7 @@ def test_a_slurm_job_is_preempted_requeued_and_finishes_with_the_losses_of_one_t
              f"--job-name={name}", f"--output={tmp_path}/{name}-%j.log", SBATCH, config_file, "--workdir", workdir,
              "--distributed.cpu-devices", "4", "--train.steps", "60", "--train.eval-every", "0",
              "--train.save-every", "0"],
-            env={**slurm, **compilation_cache, "SFT_JAX_ENV_FILE": str(tmp_path / "secrets")},
+            env={**slurm, "SFT_JAX_ENV_FILE": str(tmp_path / "secrets")},
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert submitted.returncode == 0, submitted.stderr

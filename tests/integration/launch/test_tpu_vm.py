@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("machine")  # its processes keep to seconds: one such test at a time
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "launch" / "tpu_vm.sh"
 ACTIVE = {"states": ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]}
@@ -38,7 +39,7 @@ class Cloud:
         (place / "bin").mkdir()
         gcloud = place / "bin" / "gcloud"
         stand_in = Path(__file__).with_name("gcloud_stand_in.py")
-        gcloud.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n')
+        gcloud.write_text(f'#!/bin/sh\nexec "{sys.executable}" -SE "{stand_in}" "$@"\n')
         programs = place / "fresh" / "sft_jax" / ".venv" / "bin"
         programs.mkdir(parents=True)
         for name, text in (("python", "#!/bin/sh\n"), ("pip", "#!/bin/sh\n"), ("sft-jax", PROGRAM)):

@@ -1,5 +1,6 @@
 """Every implementation of attention equals the reference, forward and backward, packed and not."""
 
+import functools
 import logging
 import re
 
@@ -14,23 +15,25 @@ from sft_jax.errors import BadInput
 from sft_jax.model.attention.blockwise import blockwise
 from sft_jax.model.attention.context import ring_steps
 from sft_jax.model.attention.dispatch import attend, choose
-from sft_jax.model.attention.reference import Places, reference
+from sft_jax.model.attention.reference import TokenPositions, reference
 from sft_jax.model.attention.splash import splash
-from sft_jax.model.attention.triton import triton
-from sft_jax.parallel.rules import layout
+from sft_jax.model.attention.triton import forward_blocks, triton
+from sft_jax.parallel.rules import Layout
+
+splash_kernel = functools.partial(splash, True)
 
 
 def triton_kernel(q, k, v, queries, keys, window=None, softcap=None):
     assert window is None and softcap is None
-    return triton(q, k, v, queries, keys)
+    return triton(q, k, v, queries, keys, interpret=True)
 
 
 def value_and_gradients(attend, q, k, v, places, **options):
-    def loss(q, k, v):
+    def loss(q, k, v, places):
         out = attend(q, k, v, places, places, **options)
         return (out**2 * jnp.arange(out.shape[-1])).sum(), out
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v, places)
 
 
 def assert_equal(got, want, rtol=2e-6):
@@ -47,9 +50,9 @@ def assert_equal(got, want, rtol=2e-6):
         (blockwise, {}),
         (blockwise, {"window": 9}),
         (blockwise, {"softcap": 1.5}),
-        (splash, {}),
-        (splash, {"window": 9}),
-        (splash, {"softcap": 1.5}),
+        (splash_kernel, {}),
+        (splash_kernel, {"window": 9}),
+        (splash_kernel, {"softcap": 1.5}),
         (triton_kernel, {}),
     ],
 )
@@ -69,7 +72,7 @@ def test_long_rows_are_gone_through_in_stretches_and_parts_and_equal_the_referen
 @pytest.mark.parametrize("time", [2048, 8192])
 def test_no_array_of_the_compiled_blockwise_attention_holds_more_than_a_block_of_scores(time):
     q, k = (jax.ShapeDtypeStruct((1, time, heads, 8), jnp.float32) for heads in (4, 2))
-    places = Places(*(jax.ShapeDtypeStruct((1, time), jnp.int32),) * 2)
+    places = TokenPositions(*(jax.ShapeDtypeStruct((1, time), jnp.int32),) * 2)
 
     def loss(q, k, v, places):
         return blockwise(q, k, v, places, places).sum()
@@ -84,12 +87,12 @@ def divided(attention_inputs, mesh_of):
     """(kernel, context_attention, options, sizes) -> value and gradients with rows divided over devices."""
 
     def run(kernel, context, sizes, rules=None, time=64, heads=4, kv_heads=2, **options):
-        with layout(mesh_of(**sizes), rules or Sharding(act_batch="none")):
+        layout = Layout(mesh_of(**sizes), rules or Sharding(act_batch="none"))
 
-            def function(q, k, v, queries, keys, **options):
-                return attend(kernel, context, q, k, v, queries, keys, **options)
+        def function(q, k, v, queries, keys, **options):
+            return attend(kernel, context, layout, q, k, v, queries, keys, **options)
 
-            return value_and_gradients(function, *attention_inputs(time, heads, kv_heads), **options)
+        return value_and_gradients(function, *attention_inputs(time, heads, kv_heads), **options)
 
     return run
 
@@ -149,17 +152,21 @@ def test_a_ring_of_the_reference_is_refused(divided):
 
 # JAX 0.12 announces the end of this back end; the one that follows it has no attention with segment ids yet.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-def test_the_triton_kernel_lowers_for_a_gpu_that_is_not_here(monkeypatch):
+def test_the_triton_kernel_lowers_for_a_gpu_that_is_not_here():
     """Forward and backward, on rows that are no multiple of its blocks; what remains needs the compiler of the GPU."""
-    monkeypatch.setattr("sft_jax.model.attention.triton.target_platform", lambda: "gpu")
     gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     q, k = (jax.ShapeDtypeStruct((2, 300, heads, 64), jnp.bfloat16) for heads in (8, 4))
-    places = Places(*(jax.ShapeDtypeStruct((2, 300), jnp.int32),) * 2)
+    places = TokenPositions(*(jax.ShapeDtypeStruct((2, 300), jnp.int32),) * 2)
 
     def loss(q, k, v, places):
-        return triton(q, k, v, places, places).astype(jnp.float32).sum()
+        return triton(q, k, v, places, places, interpret=False).astype(jnp.float32).sum()
 
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=gpu)):
         traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, places)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert {"mha_forward", "mha_backward"} <= set(re.findall(r"mha_(?:forward|backward)", text)), text[:2000]
+
+
+def test_wide_heads_have_smaller_blocks():
+    """bf16 x 64 and 128, f32 x 64; then f32 x 128 and bf16 x 256; then f32 x 256."""
+    assert [forward_blocks(n) for n in (128, 256, 512, 1024)] == [(128, 128), (128, 128), (64, 64), (64, 32)]

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from sft_jax.model.architecture import Rope
-from sft_jax.model.attention.reference import Places, reference, rope_angles, rope_frequencies, rotate, visible
+from sft_jax.model.attention.reference import TokenPositions, reference, visible
+from sft_jax.model.rope import rope_angles, rope_frequencies, rotate
 
 
 def test_the_reference_is_softmax_attention_of_each_document_by_itself(attention_inputs):
@@ -17,7 +18,7 @@ def test_the_reference_is_softmax_attention_of_each_document_by_itself(attention
 
 
 def test_a_window_of_n_sees_the_token_itself_and_n_minus_one_before_it():
-    places = Places(jnp.arange(6)[None], jnp.ones((1, 6), jnp.int32))
+    places = TokenPositions(jnp.arange(6)[None], jnp.ones((1, 6), jnp.int32))
     assert visible(places, places, 3)[0, 4].tolist() == [False, False, True, True, True, False]
 
 

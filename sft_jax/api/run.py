@@ -1,0 +1,333 @@
+"""A training run: made from a config, stepped by hand or to its end."""
+
+import contextlib
+import dataclasses
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+import sft_jax
+from sft_jax.api.held_out import answer_held_out
+from sft_jax.api.model import Model
+from sft_jax.config import RunConfig, load_config, validate, with_overrides
+from sft_jax.data.pack.batches import PreparedRows
+from sft_jax.distributed import start as starting
+from sft_jax.distributed.agree import agree_on_options, agreed
+from sft_jax.distributed.watchdog import Leave, stay
+from sft_jax.errors import BadInput
+from sft_jax.handoff.artefact import describe_handoff, write_handoff
+from sft_jax.parallel.mesh import make_mesh
+from sft_jax.plan.chips import peak_flops
+from sft_jax.report.process_log import LOG, process_log
+from sft_jax.report.run import REPORT, run_page
+from sft_jax.storage.atomic import write_whole
+from sft_jax.storage.location import Location
+from sft_jax.train import checkpoint
+from sft_jax.train.evaluation import make_held_out
+from sft_jax.train.inputs import Inputs, Locate, claim_workdir, read_inputs
+from sft_jax.train.loop import Hooks, Intervals, Loop
+from sft_jax.train.metrics import MetricsRow, has_evaluation
+from sft_jax.train.program import TrainProgram, activations_of, make_initial_state, make_program
+from sft_jax.train.sharding import batch_shapes_of, check_batch
+from sft_jax.train.sinks import Sink, open_sinks
+from sft_jax.train.step import TrainState
+from sft_jax.weights.fingerprint import weights_fingerprint
+from sft_jax.weights.pretrained import MODEL_FILES, check_base
+
+Preemption = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
+
+OnEvaluation = Callable[["Run", int], Mapping[str, Any]]
+"""(run, step) -> numbers for the evaluation's row of metrics.jsonl; every process calls it."""
+
+
+class Run:
+    """A run in its workdir: the one that has begun there goes on, or a new one begins.
+
+    Making one reads the data, loads the model or the newest checkpoint, and writes config.json; nothing is trained yet.
+    It prints nothing and installs no handler: what the caller wants of that it passes in.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig | str | Path,
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        progress: Callable[[int], None] | None = None,
+        preemption: Preemption | None = None,
+        leave: Leave = stay,
+        on_evaluation: Sequence[OnEvaluation] = (),
+        locate: Locate = Location,
+        **overrides: Any,
+    ):
+        """
+        Args:
+          config: a config, a config file, or a run's config.json.
+          say: takes lines about the run: counts of the data, what is continued.
+          progress: takes the number of rows tokenised so far.
+          preemption: `train.preemption.watch_for_preemption`, or another context that gives a poll: every process asks
+            it once per step and evaluation batch, and True saves and raises Preempted.
+          leave: ends the process where another one of the run is gone.
+          on_evaluation: what else is measured at each evaluation.
+          locate: gives the same Location for a name again where several runs share what they copy from a bucket.
+          overrides: dotted names of fields, `**{"optimizer.learning_rate": 1e-4}`.
+
+        Raises:
+          BadInput: anything wrong with the config, the model, the data, the layout or the workdir.
+        """
+        config = with_overrides(config if isinstance(config, RunConfig) else load_config(config), overrides)
+        validate(config)
+        starting.start(config.distributed, leave)
+        agree_on_options(config)
+        self.workdir = Location(config.workdir)
+        """As the config names it; `workdir.local()` is the directory, or the copy of a bucket's."""
+        self._on_row: Callable[[MetricsRow], None] = lambda row: None
+        self._stack = contextlib.ExitStack()
+        self._stack.callback(self.workdir.forget)
+        try:
+            self._open(config, say, progress, preemption, on_evaluation, locate)
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> RunConfig:
+        """As resolved: with steps, target capacity and the template's date written in."""
+        return self.inputs.config
+
+    @property
+    def steps_done(self) -> int:
+        """Batches consumed."""
+        return self._loop.done
+
+    @property
+    def state(self) -> TrainState:
+        """Counters, trainable parameters and optimizer state; the next step donates it."""
+        return self._loop.state
+
+    @property
+    def model(self) -> Model:
+        """The model as it is now, and as it will be after each step."""
+        compute = dataclasses.replace(self.program.compute, remat="none")
+        return Model(self.inputs.pretrained, self.program.architecture, self._parameters, compute)
+
+    def _parameters(self) -> dict[str, jax.Array]:
+        return {**self._loop.state.trainable, **self._loop.frozen}
+
+    # --- what it does -------------------------------------------------------------------------------------------------
+
+    def step(self, n: int = 1) -> list[MetricsRow]:
+        """Take `n` steps, or as many as are left; the rows of metrics.jsonl that came of them.
+
+        Evaluations and checkpoints happen when they are due, as in `fit`.
+
+        Raises:
+          NonFinite, Preempted: as `fit`.
+        """
+        rows: list[MetricsRow] = []
+        self._go_on(min(self.steps_done + n, self.config.train.steps), rows.append)
+        return rows
+
+    def fit(self, on_row: Callable[[MetricsRow], None] = lambda row: None) -> Model:
+        """Go on to the end; then write what the RL stage starts from, and report.html.
+
+        Args:
+          on_row: called with every row of metrics.jsonl as it is written.
+
+        Raises:
+          NonFinite: the loss or a gradient of a step is NaN or infinite; that step changed nothing.
+          Preempted: the run was told to stop, and a checkpoint is committed.
+        """
+        if self.steps_done < self.config.train.steps:
+            self._go_on(self.config.train.steps, on_row)
+            self._loop.wait()
+        self._finish()
+        return self.model
+
+    def evaluate(self) -> MetricsRow:
+        """The held-out metrics now; they are not written down.
+
+        Raises:
+          BadInput: the config names no held-out rows.
+        """
+        if self._held_out is None:
+            raise BadInput("data.eval is empty: name held-out files to evaluate on")
+        row = self._evaluate(self.state, self.steps_done, False)
+        assert row is not None
+        return row
+
+    def save(self) -> None:
+        """A checkpoint of the state as it is now; returns when it is committed."""
+        self._loop.save()
+        self._loop.wait()
+
+    def close(self) -> None:
+        """Wait for what is being saved, and close the files. A run that is not closed is closed with the process."""
+        self._stack.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.workdir)!r}: step {self.steps_done} of {self.config.train.steps})"
+
+    # --- how it is made -----------------------------------------------------------------------------------------------
+
+    def _open(self, config, say, progress, preemption, on_evaluation, locate) -> None:
+        is_first = jax.process_index() == 0
+        self.inputs = _read(config, self.workdir, is_first, progress, locate)
+        mesh = make_mesh(config.mesh)
+        self.program = _checked_program(self.inputs, mesh)
+        if is_first:
+            claim_workdir(self.inputs)
+        config, stack = self.config, self._stack
+        stack.enter_context(self.workdir.publishing())
+        path = self.workdir.local_file(LOG.format(jax.process_index()))
+        log = stack.enter_context(process_log(path, goes_with_the_process=self.workdir.is_remote))
+        if starting.watch is not None:
+            starting.watch.last_words = self.workdir.publish_results
+
+        def tell(text: str) -> None:
+            say(text)
+            log.info("%s", text)
+
+        log.info("%s", where_it_runs())
+        for note in self.inputs.notes:
+            tell(note)
+        preempted = stack.enter_context(preemption()) if preemption else lambda: False
+        manager = checkpoint.open_checkpoints(self.workdir, config.train.keep_last, config.train.keep_every)
+        state, frozen, base = _initial(self.inputs, self.program, manager)
+        self._held_out = None
+        if self.inputs.evaluation is not None:
+            self._held_out = make_held_out(self.inputs.evaluation, config, self.program, frozen, preempted)
+        begin, steps = int(state.step), config.train.steps
+        self._sinks: list[Sink] = []
+        if is_first:
+            folder = self.workdir.local()
+            self._sinks = open_sinks(folder, begin, config.train.tensorboard, config.train.sinks)
+            for sink in self._sinks:
+                stack.callback(sink.close)
+        intervals = Intervals(steps, config.train.eval_every, config.train.save_every)
+        hooks = Hooks(self._report, self._evaluate, preempted, self.workdir.publish_results)
+        record = {**self.inputs.record, **base}
+        self._loop = Loop(self.program, state, frozen, self.inputs.source, manager, record, intervals, hooks)
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._loop.peak_flops = peak * jax.device_count() if peak else None
+        if begin >= steps:
+            tell(f"{self.workdir}: already at step {begin} of {steps}; nothing to do")
+        elif begin:
+            tell(f"continuing {self.workdir} after step {begin} of {steps}")
+        answers = (answer_held_out(self),) if config.train.eval_samples else ()
+        self._on_evaluation: tuple[OnEvaluation, ...] = (*on_evaluation, *answers)
+        self._missed_evaluation = begin < steps and self._missed(begin, is_first)
+        source = self.inputs.source
+        if not isinstance(source, PreparedRows):
+            stack.callback(lambda: [tell(f"streamed: {line}") for line in source.account()])
+
+    def _missed(self, begin: int, is_first: bool) -> bool:
+        """Whether the run was stopped at a step whose evaluation was due, before it was made."""
+        every = self.config.train.eval_every
+        due = bool(begin and every and begin % every == 0)
+        missed = due and is_first and not has_evaluation(self.workdir.local(), begin)
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(missed)))
+
+    def _go_on(self, until: int, on_row: Callable[[MetricsRow], None]) -> None:
+        self._on_row = on_row
+        try:
+            if self._missed_evaluation:
+                self._missed_evaluation = False
+                self._loop.evaluate_first()
+            self._loop.run(until)
+        finally:
+            self._on_row = lambda row: None
+
+    def _report(self, row: MetricsRow) -> None:
+        for sink in self._sinks:
+            sink.write(row)
+        self._on_row(row)
+
+    def _evaluate(self, state: TrainState, step: int, may_give_up: bool) -> MetricsRow | None:
+        assert self._held_out is not None, "validate refuses eval_every without data.eval"
+        row = self._held_out(state, step, may_give_up)
+        if row is not None:
+            for measure in self._on_evaluation:
+                row.update(measure(self, step))
+        return row
+
+    def _finish(self) -> None:
+        """handoff.json and report.html; every process takes part."""
+        fingerprint = weights_fingerprint(self._parameters())
+        if jax.process_index() == 0:
+            pretrained, folder = self.inputs.pretrained, self.workdir.local()
+            policy, date = f"checkpoints/{self.steps_done}", self.config.data.template_date
+            about = describe_handoff(pretrained.tokenizer, pretrained.stop_ids, fingerprint, policy, MODEL_FILES, date)
+            write_handoff(folder, about)
+            write_whole(folder / REPORT, lambda file: file.write(run_page(folder).encode()))
+
+
+def _read(config: RunConfig, workdir: Location, is_first: bool, progress: Any, locate: Locate) -> Inputs:
+    """The same inputs on every process, or the same refusal."""
+    return agreed(
+        "data",
+        lambda: read_inputs(config, workdir, is_first, progress, locate),
+        lambda inputs: {"steps": inputs.config.train.steps, "capacity": inputs.source.targets_per_row, **inputs.record},
+        "Every process must see the same files.",
+        config.distributed.timeout_seconds,
+    )
+
+
+def _checked_program(inputs: Inputs, mesh: jax.sharding.Mesh) -> TrainProgram:
+    """The run's programs; a layout that does not fit is refused before anything is written or any weight is read.
+
+    Raises:
+      BadInput: what does not divide or collides, of parameters, batches and activations.
+    """
+    config, shapes = inputs.config, batch_shapes_of(inputs.source)
+    program = make_program(config, inputs.pretrained.architecture, shapes, mesh)
+    activations_of(program.objective, {**program.state.trainable, **program.frozen}, shapes)
+    if inputs.evaluation is not None:
+        check_batch(config, batch_shapes_of(inputs.evaluation), mesh)
+    return program
+
+
+def _initial(inputs: Inputs, program: TrainProgram, manager: Any) -> tuple[TrainState, dict, dict]:
+    """(state, frozen parameters, what the record says of them): the newest checkpoint, or the pretrained weights.
+
+    Raises:
+      BadInput: a checkpoint or weights that do not fit, or another base than the run began with.
+    """
+    architecture, step = program.architecture, manager.latest_step()
+    wanted = dict(program.frozen_layout) if step is not None else program.parameter_layout
+    loaded = inputs.pretrained.load(architecture, wanted) if wanted else {}
+    frozen = {name: loaded[name] for name in program.frozen}
+    path = inputs.config.model.path
+    base = {"base": {"path": path, "fingerprint": weights_fingerprint(frozen)}} if frozen else {}
+    if step is None:
+        trainable = {name: loaded[name] for name in program.state.trainable}
+        return make_initial_state(program)(trainable), frozen, base
+    state, record = checkpoint.restore(manager, step, program.state, program.state_layout, architecture.vocab)
+    if base:
+        check_base(inputs.config.workdir, path, record, frozen)
+    if not isinstance(inputs.source, PreparedRows):
+        inputs.source.restore(record["source"], step)
+    return state, frozen, base
+
+
+def where_it_runs() -> str:
+    """One line about this process, its machine and its devices."""
+    kinds = sorted({device.device_kind for device in jax.local_devices()})
+    return (
+        f"sft_jax {sft_jax.__version__}, jax {jax.__version__}, Python {platform.python_version()}: process "
+        f"{jax.process_index()} of {jax.process_count()} on {platform.node()} (pid {os.getpid()}), "
+        f"{jax.local_device_count()} of {jax.device_count()} devices: {', '.join(kinds)}"
+    )

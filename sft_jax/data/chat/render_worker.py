@@ -1,0 +1,157 @@
+"""The process that renders chat templates: it reads requests and writes replies until its input ends.
+
+A script that `render_process` runs, `render_worker.py TRANSFORMERS MEMORY_BYTES`. It imports the one file of
+transformers that renders templates, not the package (which takes a second), and nothing of sft_jax. The kernel ends it
+where a render takes too long, so it holds nothing that would be missed.
+
+What goes in either direction begins with its length. Requests come marshalled; replies, which may hold what a stranger
+wrote, are a line of JSON with the texts behind it.
+"""
+
+import contextlib
+import json
+import marshal
+import os
+import resource
+import signal
+import struct
+import sys
+from datetime import date
+from types import ModuleType
+from typing import Any, BinaryIO
+
+LENGTH = struct.Struct("<Q")
+
+
+def chat_templates(transformers: str) -> Any:
+    """transformers' module of chat templates from the package's directory, without the package."""
+    for name, path in (("transformers", transformers), ("transformers.utils", os.path.join(transformers, "utils"))):
+        sys.modules[name] = package = ModuleType(name)
+        package.__path__ = [path]
+    from transformers.utils import chat_template_utils
+
+    return chat_template_utils
+
+
+def limit_memory(more_bytes: int) -> None:
+    """Let this process map so much more than it has mapped by now. macOS takes the limit and does not enforce it."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            mapped = int(file.read().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:
+        mapped = 0
+    _, highest = resource.getrlimit(resource.RLIMIT_AS)
+    limit = mapped + more_bytes
+    if highest == resource.RLIM_INFINITY or limit < highest:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+class Renderer:
+    """Answers requests by transformers' own functions, whose only caller in this process it is."""
+
+    def __init__(self, templates: Any):
+        import jinja2
+
+        self.templates = templates
+        self.settings: list[tuple[str, dict[str, Any], str, float]] = []
+        """Of each number: template, variables, date, seconds."""
+        self.failures = (  # what somebody else's program raises when it fails
+            *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
+            *(RuntimeError, SyntaxError),
+        )
+
+    def answer(
+        self,
+        number: int,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        generation_prompt: bool,
+        beginnings: list[tuple[int, bool]],
+        marks: bool,
+    ) -> tuple[dict[str, Any], str]:
+        """The reply to one `render_process.Request`: what there is to say of the text, and the text."""
+        try:
+            whole, _ = self.render(number, messages, tools, generation_prompt)
+            texts: list[int | str | None] = []
+            for count, prompted in beginnings:
+                text = self.beginning(number, messages[:count], tools, prompted)
+                # Most are beginnings of the whole text too, and need not be sent.
+                texts.append(len(text) if text is not None and whole.startswith(text) else text)
+            marked = None
+            if marks:
+                with contextlib.suppress(*self.failures):
+                    marked = self.render(number, messages, tools, marks=True)
+        except MemoryError:
+            return {"length": 0, "memory": True}, ""
+        except self.failures as error:
+            line = getattr(error, "lineno", None)
+            return {"length": 0, "failure": f"{type(error).__name__}: {error}", "line": line}, ""
+        return {"length": len(whole), "beginnings": texts, "marked": marked}, whole
+
+    def beginning(self, *args: Any) -> str | None:
+        """As `render`; None where the template fails."""
+        try:
+            return self.render(*args)[0]
+        except self.failures:
+            return None
+
+    def render(
+        self,
+        number: int,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        generation_prompt: bool = False,
+        marks: bool = False,
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """What the template makes of some messages; with `marks` also the spans of its `{% generation %}` blocks."""
+        source, variables, day, seconds = self.settings[number]
+        # Compiling counts too: Jinja computes constants there. When the time is up, the kernel ends this process.
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            names = self.templates._compile_jinja_template(source).globals
+            # transformers turns every value that a template is given into plain JSON, functions included, so the date
+            # cannot be handed over as an argument. It keeps the compiled template, with these names of its own.
+            names.maps[0].pop("strftime_now", None)
+            if day:
+                names["strftime_now"] = date.fromisoformat(day).strftime
+            texts, spans = self.templates.render_jinja_template(
+                [messages],
+                tools=tools,
+                chat_template=source,
+                add_generation_prompt=generation_prompt,
+                return_assistant_tokens_mask=marks,
+                **variables,
+            )
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        return texts[0], spans[0] if marks else []
+
+
+def main() -> None:
+    transformers, memory_bytes = sys.argv[1], int(sys.argv[2])
+    requests, replies = os.fdopen(0, "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what somebody prints is no reply
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    renderer = Renderer(chat_templates(transformers))
+    limit_memory(memory_bytes)
+    while header := requests.read(LENGTH.size):
+        _reply(renderer, requests.read(*LENGTH.unpack(header)), replies)
+
+
+def _reply(renderer: Renderer, requests: bytes, replies: BinaryIO) -> None:
+    try:
+        settings, parts = marshal.loads(requests)
+        renderer.settings += settings
+        answers = [renderer.answer(*part) for part in parts]
+        about = json.dumps([about for about, _ in answers])
+        reply = "\n".join((about, "".join(text for _, text in answers))).encode("utf-8", "surrogatepass")
+    except MemoryError:
+        reply = b'[{"length": 0, "memory": true}]\n'
+    replies.write(LENGTH.pack(len(reply)) + reply)
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""Parameter leaves: what a parameter is stored as, and how that becomes the kernel of a product.
+
+Most parameters are one array. Others are several arrays that stand for one kernel: int8 values with their scales, or a
+base with a low-rank adapter beside it. A leaf describes the arrays (`parts`) before any of them exists: whoever lays
+out, saves, restores, counts or exports parameters walks parts and needs not know the kinds. At run time
+`leaf.kernel(arrays)` is what `project` multiplies with.
+
+A new kind is a `Kind` that turns a leaf into another one, a leaf that has the methods of `ArrayLeaf`, and a kernel that
+`project` knows.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sft_jax.parallel.rules import Axes
+
+
+class Part(NamedTuple):
+    """One array of a leaf."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    axes: Axes
+    """One logical axis for each dimension."""
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Leaf(Protocol):
+    """What every kind of leaf knows of itself."""
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Suffix -> array; the empty suffix is the array that has the parameter's own name."""
+        ...
+
+    @property
+    def array(self) -> "ArrayLeaf":
+        """The kernel that the parts stand for, as one array."""
+        ...
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        """The suffixes that pretrained weights fill, by `store`; the others begin as `initial`."""
+        ...
+
+    @property
+    def needed_whole(self) -> tuple[int, ...]:
+        """Dimensions of the kernel of which `store` must see everything, whatever part is wanted."""
+        ...
+
+    def kernel(self, arrays: Mapping[str, Any]) -> Any:
+        """What `project` takes, from an array for each suffix."""
+        ...
+
+    def store(self, values: Any) -> dict[str, Any]:
+        """The parts that a pretrained kernel (float, of numpy or JAX) fills."""
+        ...
+
+    def initial(self, suffix: str, key: jax.Array) -> jax.Array:
+        """A part that no pretrained weights fill."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayLeaf:
+    """A parameter that is one array."""
+
+    shape: tuple[int, ...]
+    axes: Axes
+    equation: str = ""
+    """The einsum of its product, such as `BTD,DNH->BTNH`, where it is a kernel. Dimensions of the array that the
+    equation does not name come first: stacked layers."""
+    dtype: str = "float32"
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return {"": Part(self.shape, self.dtype, self.axes)}
+
+    @property
+    def array(self) -> "ArrayLeaf":
+        return self
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        return ("",)
+
+    @property
+    def needed_whole(self) -> tuple[int, ...]:
+        return ()
+
+    def kernel(self, arrays: Mapping[str, Any]) -> Any:
+        return arrays[""]
+
+    def store(self, values: Any) -> dict[str, Any]:
+        return {"": values}
+
+    def initial(self, suffix: str, key: jax.Array) -> jax.Array:
+        raise KeyError(f"an array has no part {suffix!r} to begin with")
+
+    @property
+    def stacked(self) -> int:
+        """Leading dimensions that the equation does not name."""
+        return len(self.shape) - len(kernel_letters(self.equation))
+
+    def dims(self, letters: str) -> tuple[int, ...]:
+        """The dimensions of these letters of the equation, in the array's order."""
+        names = kernel_letters(self.equation)
+        return tuple(self.stacked + names.index(letter) for letter in names if letter in letters)
+
+
+def kernel_letters(equation: str) -> str:
+    return equation.split("->")[0].split(",")[1]
+
+
+def input_letters(equation: str) -> str:
+    """Letters of the kernel that are contracted with the activations."""
+    y = equation.split("->")[1]
+    return "".join(letter for letter in kernel_letters(equation) if letter not in y)
+
+
+def batch_letters(equation: str) -> str:
+    """Letters of the kernel that stand in activations, kernel and result alike: experts."""
+    x, y = equation.split(",")[0], equation.split("->")[1]
+    return "".join(letter for letter in kernel_letters(equation) if letter in x and letter in y)
+
+
+def output_letters(equation: str) -> str:
+    taken = input_letters(equation) + batch_letters(equation)
+    return "".join(letter for letter in kernel_letters(equation) if letter not in taken)
+
+
+# --- int8 values and scales -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Int8Leaf:
+    """A kernel stored as int8 values and one float32 scale per output: symmetric, rounded to nearest.
+
+    It is read, never trained: an update smaller than half a step of its scale would be lost.
+    """
+
+    array: ArrayLeaf
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        return ("values", "scales")
+
+    @property
+    def needed_whole(self) -> tuple[int, ...]:
+        return self.array.dims(input_letters(self.array.equation))
+
+    @property
+    def _scales(self) -> Part:
+        reduced = self.needed_whole
+        shape = tuple(1 if i in reduced else size for i, size in enumerate(self.array.shape))
+        axes = tuple(None if i in reduced else axis for i, axis in enumerate(self.array.axes))
+        return Part(shape, "float32", axes)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return {"values": Part(self.array.shape, "int8", self.array.axes), "scales": self._scales}
+
+    def kernel(self, arrays: Mapping[str, Any]) -> Any:
+        return Int8Kernel(arrays["values"], arrays["scales"])
+
+    def store(self, values: Any) -> dict[str, Any]:
+        largest = abs(values).max(axis=self.needed_whole, keepdims=True).astype(np.float32)
+        scales = (largest + (largest == 0)) / np.float32(127)
+        return {"values": (values / scales).round().astype(np.int8), "scales": scales}
+
+    def initial(self, suffix: str, key: jax.Array) -> jax.Array:
+        raise KeyError(f"an int8 kernel has no part {suffix!r} to begin with")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Int8Kernel:
+    values: jax.Array
+    scales: jax.Array
+
+    def astype(self, dtype) -> jax.Array:
+        return self.values.astype(dtype) * self.scales.astype(dtype)
+
+
+# --- a base and a low-rank adapter ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LowRankLeaf:
+    """A base kernel W with an adapter beside it: x W + (alpha / rank) (x A) B (Hu et al. 2021, LoRA)."""
+
+    base: ArrayLeaf | Int8Leaf
+    rank: int
+    alpha: float
+
+    @property
+    def array(self) -> ArrayLeaf:
+        return self.base.array
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        return self.base.pretrained
+
+    @property
+    def needed_whole(self) -> tuple[int, ...]:
+        return self.base.needed_whole
+
+    def _part(self, letters: str, rank_last: bool) -> Part:
+        """Stacked layers and experts, then the inputs and the rank, or the rank and the outputs."""
+        array = self.array
+        lead = [*range(array.stacked), *array.dims(batch_letters(array.equation))]
+        own = list(array.dims(letters))
+        shape, axes = [array.shape[i] for i in own], [array.axes[i] for i in own]
+        shape, axes = ([*shape, self.rank], [*axes, None]) if rank_last else ([self.rank, *shape], [None, *axes])
+        return Part((*(array.shape[i] for i in lead), *shape), "float32", (*(array.axes[i] for i in lead), *axes))
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        equation = self.array.equation
+        return {
+            **self.base.parts,
+            "lora_a": self._part(input_letters(equation), rank_last=True),
+            "lora_b": self._part(output_letters(equation), rank_last=False),
+        }
+
+    def kernel(self, arrays: Mapping[str, Any]) -> Any:
+        return LowRankKernel(self.base.kernel(arrays), arrays["lora_a"], arrays["lora_b"], self.alpha / self.rank)
+
+    def store(self, values: Any) -> dict[str, Any]:
+        return self.base.store(values)
+
+    def initial(self, suffix: str, key: jax.Array) -> jax.Array:
+        """A uniform in +-1 / sqrt(inputs) and B zero, as PEFT begins (`LoraLayer.reset_lora_parameters`)."""
+        part = self.parts[suffix]
+        if suffix == "lora_b":
+            return jnp.zeros(part.shape, jnp.float32)
+        bound = math.prod(self.array.shape[i] for i in self.array.dims(input_letters(self.array.equation))) ** -0.5
+        return jax.random.uniform(key, part.shape, jnp.float32, -bound, bound)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRankKernel:
+    base: Any
+    a: jax.Array
+    b: jax.Array
+    scale: float = field(metadata={"static": True})
+
+
+# --- a kernel laid out for one token per row --------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FlatKernel:
+    """A kernel as one matrix [outputs, inputs], at which CPUs multiply fastest with a few tokens (T = 1)."""
+
+    matrix: jax.Array
+    outputs: tuple[int, ...] = field(metadata={"static": True})
+    """The dimensions that the outputs stand for."""
+
+    def times(self, x: jax.Array) -> jax.Array:
+        y_FB = jnp.einsum("FE,BE->FB", self.matrix.astype(x.dtype), x.reshape(len(x), -1))
+        # XLA would turn this into a product of x and the kernel, at which CPUs take a seventh longer.
+        return jax.lax.optimization_barrier(y_FB).T.reshape(len(x), 1, *self.outputs)
+
+
+def flattened(kernel: Any, equation: str, dtype: str) -> Any:
+    """The kernel (of one layer) for products with one token per row; kinds without such a form stay as they are."""
+    if isinstance(kernel, LowRankKernel):
+        return replace(kernel, base=flattened(kernel.base, equation, dtype))
+    if not isinstance(kernel, jax.Array) or batch_letters(equation):
+        return kernel
+    letters, inputs = kernel_letters(equation), input_letters(equation)
+    last = [*(letters.index(x) for x in letters if x not in inputs), *(letters.index(x) for x in inputs)]
+    outputs = tuple(kernel.shape[letters.index(x)] for x in letters if x not in inputs)
+    matrix = kernel.transpose(last).reshape(math.prod(outputs), -1)
+    return FlatKernel(matrix.astype(dtype), outputs)
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+def project(product: Any, equation: str, x: jax.Array, kernel: Any) -> jax.Array:
+    """The product of activations with a kernel of any kind, in the dtype of `x`.
+
+    The adapter is computed beside the base's product and never becomes a matrix of the kernel's size.
+
+    Args:
+      product: (equation, x, array) -> array, how plain arrays are multiplied.
+    """
+    if isinstance(kernel, FlatKernel):
+        return kernel.times(x)
+    if not isinstance(kernel, LowRankKernel):
+        return product(equation, x, kernel.astype(x.dtype))
+    x_dims, y_dims = equation.split(",")[0], equation.split("->")[1]
+    batch, inputs, outputs = batch_letters(equation), input_letters(equation), output_letters(equation)
+    inner = "".join(letter for letter in x_dims if letter not in inputs) + "R"
+    down = jnp.einsum(f"{x_dims},{batch}{inputs}R->{inner}", x, kernel.a.astype(x.dtype))
+    up = jnp.einsum(f"{inner},{batch}R{outputs}->{y_dims}", down, kernel.b.astype(x.dtype))
+    return project(product, equation, x, kernel.base) + kernel.scale * up
+
+
+def effective(kernel: Any, equation: str) -> jax.Array:
+    """The kernel as one float32 array: what an export without adapters writes. [..., dimensions of the equation]."""
+    if not isinstance(kernel, LowRankKernel):
+        return kernel.astype(jnp.float32)
+    batch, inputs, outputs = batch_letters(equation), input_letters(equation), output_letters(equation)
+    both = jnp.einsum(f"...{batch}{inputs}R,...{batch}R{outputs}->...{kernel_letters(equation)}", kernel.a, kernel.b)
+    return effective(kernel.base, equation) + kernel.scale * both
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Kernels as int8 values and scales."""
+
+    def leaf(self, leaf: Any) -> Any:
+        return Int8Leaf(leaf)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Kernels with a low-rank adapter beside them."""
+
+    rank: int
+    alpha: float
+
+    def leaf(self, leaf: Any) -> Any:
+        return LowRankLeaf(leaf, self.rank, self.alpha)
+
+
+Storage = tuple[tuple[str, Int8 | LowRank], ...]
+"""(pattern of names, kind), in the order in which they are applied; only kernels are concerned."""
+
+
+def stored_as(name: str, leaf: ArrayLeaf, storage: Storage) -> Leaf:
+    """The leaf of the parameter `name` under `storage`; what is no kernel stays an array."""
+    found: Leaf = leaf
+    for pattern, kind in storage:
+        if leaf.equation and fnmatchcase(name, pattern):
+            found = kind.leaf(found)
+    return found
+
+
+def part_name(name: str, suffix: str) -> str:
+    """The name of a part among all arrays of a model."""
+    return f"{name}.{suffix}" if suffix else name

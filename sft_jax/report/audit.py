@@ -1,0 +1,157 @@
+"""The audit of a data set: on the terminal, and as one self-contained page with every trained token coloured."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sft_jax.report.plots import histogram
+from sft_jax.report.render import render
+from sft_jax.report.tokens import tokens_text
+
+SUMMARY = (
+    ("rows", "rows read"),
+    ("used", "documents used"),
+    ("tokens", "tokens"),
+    ("target_tokens", "trained tokens"),
+    ("bad_rows", "bad rows skipped"),
+    ("left_out", "rows left out by data.function"),
+    ("dropped_over_length", "dropped: too long"),
+    ("truncated", "truncated"),
+    ("split", "split into pieces"),
+    ("dropped_no_target", "dropped: no trained token"),
+    ("lossy", "shown only in part by the chat template"),
+    ("first_token_targets", "first token would train but has no context"),
+)
+ALWAYS = ("rows", "used", "tokens", "target_tokens")
+FINDINGS = (
+    ("duplicates", "duplicate rows"),
+    ("repeated_prompts", "rows with the prompt of another row"),
+    ("unstopped", "rows with a trained turn that ends in no stop token"),
+)
+OVERLAPS = (
+    ("examples", "held-out rows that are also in the training data"),
+    ("prompts", "held-out prompts that are also in the training data"),
+)
+LENGTHS = (("tokens per document", "lengths"), ("trained tokens per document", "targets"))
+MOST_TOKENS = 2000
+"""Of a document on the page; of a longer one its beginning and its end."""
+
+
+def summary(split: dict[str, Any]) -> list[tuple[str, int]]:
+    """What the counts of a split say, without the zeros."""
+    counts = split["counts"]
+    lines = [(words, counts[name]) for name, words in SUMMARY if counts[name] or name in ALWAYS]
+    return lines + [(words, split[name]["count"]) for name, words in FINDINGS if split[name]["count"]]
+
+
+def audit_tables(report: dict[str, Any]) -> Group:
+    """The audit for the terminal, with the first examples and their trained tokens in green."""
+    shown: list[RenderableType] = []
+    for name in ("train", "eval"):
+        if name in report:
+            shown += _split_tables(name, report[name])
+    if "overlap" in report:
+        for kind, words in OVERLAPS:
+            found = report["overlap"][kind]
+            shown.append(Text(f"{words}: {found['count']:,}" + "".join(f"\n  {row}" for row in found["rows"][:5])))
+    packing = report["packing"]
+    shown.append(
+        Text(
+            f"packing: {packing['rows_per_epoch']:,} rows an epoch of {packing['tokens_per_row']:,} tokens "
+            f"({packing['token_fill']:.1%} full) and {packing['targets_per_row']:,} targets "
+            f"({packing['target_fill']:.1%} full); {packing['steps']:,} steps of {packing['rows_per_step']} rows"
+        )
+    )
+    for example in report["examples"][:3]:
+        shown.append(Text(f"\n{example['row']} ({example['id']})", "dim"))
+        shown.append(tokens_text(example["tokens"]))
+    return Group(*shown)
+
+
+def _split_tables(name: str, split: dict[str, Any]) -> list[RenderableType]:
+    table = Table(title=name, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    for words, number in summary(split):
+        table.add_row(words, f"{number:,}")
+    for words, key in LENGTHS:
+        d = split[key]
+        table.add_row(words, f"median {d['median']:g}, 90% below {d['p90']:g}, at most {d['max']:g}")
+        table.add_row(f"  {d['edges'][0]:g} to {d['edges'][-1]:g}", _bars(d["counts"]))
+    forms = ", ".join(f"{rows:,} {form}" for form, rows in split["counts"]["by_format"].items())
+    lines = [f"  rows by format: {forms}"]
+    lines += [f"  {source}: {_of_source(about)}" for source, about in split["counts"]["by_source"].items()]
+    lines += [f"  left out: {row['row']}: {row['reason']}" for row in split["dropped"]]
+    for key, words in FINDINGS:
+        for row in split[key]["rows"][:5]:
+            same = f" (same as {row['same_as']})" if isinstance(row, dict) else ""
+            lines.append(f"  {words}: {row['row'] if isinstance(row, dict) else row}{same}")
+    return [table, Text("\n".join(lines))]
+
+
+def _bars(counts: Sequence[int]) -> str:
+    """A histogram in one line."""
+    highest = max(counts)
+    return "".join(" " if not count else "▁▂▃▄▅▆▇█"[int(count / highest * 7)] for count in counts)
+
+
+def _of_source(about: dict[str, int]) -> str:
+    return (
+        f"{about['rows']:,} rows, {about['used']:,} documents used, {about['tokens']:,} tokens, "
+        f"{about['target_tokens']:,} trained"
+    )
+
+
+def audit_page(report: dict[str, Any], title: str) -> str:
+    """One HTML file without a reference to anything else."""
+    return render(
+        "audit.html.jinja",
+        title=title,
+        splits=[_split(name, report[name]) for name in ("train", "eval") if name in report],
+        overlaps=[(report["overlap"][kind], words) for kind, words in OVERLAPS] if "overlap" in report else [],
+        packing=_packing(report["packing"]),
+        examples=[_document(example) for example in report["examples"]],
+        packed_rows=[[_document(document) for document in row] for row in report["packed_rows"]],
+    )
+
+
+def _split(name: str, split: dict[str, Any]) -> dict[str, Any]:
+    counts = split["counts"]
+    of_source = ("rows", "used", "tokens", "target_tokens")
+    return {
+        "name": name,
+        "forms": ", ".join(f"{rows:,} {form}" for form, rows in counts["by_format"].items()),
+        "summary": [(words, f"{number:,}") for words, number in summary(split)],
+        "sources": [
+            (source, *(f"{about[key]:,}" for key in of_source)) for source, about in counts["by_source"].items()
+        ],
+        "histograms": [
+            (words, histogram(split[key]["counts"], split[key]["edges"], words, "documents"), split[key])
+            for words, key in LENGTHS
+        ],
+        "dropped": split["dropped"],
+        "findings": [(split[key], words) for key, words in FINDINGS if split[key]["count"]],
+    }
+
+
+def _packing(packing: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        ("tokens per row (T)", f"{packing['tokens_per_row']:,}", f"{packing['token_fill']:.1%} full"),
+        ("targets per row (M)", f"{packing['targets_per_row']:,}", f"{packing['target_fill']:.1%} full"),
+        ("rows", f"{packing['rows_per_epoch']:,} per epoch", f"{packing['rows_per_step']} per step"),
+        ("steps", f"{packing['steps_per_epoch']:,} per epoch", f"{packing['steps']:,} in the run"),
+        ("tokens", f"{packing['tokens_per_epoch']:,} per epoch", f"{packing['tokens_per_step']:,.0f} per step"),
+        ("targets", f"{packing['targets_per_epoch']:,} per epoch", f"{packing['targets_per_step']:,.0f} per step"),
+        ("padding", f"{packing['padding_per_epoch']:,} per epoch", ""),
+    ]
+
+
+def _document(document: dict[str, Any]) -> dict[str, Any]:
+    """A document whose tokens are cut in the middle where they are too many for a page."""
+    tokens = document["tokens"]
+    left_out = max(0, len(tokens) - MOST_TOKENS)
+    head = tokens[: MOST_TOKENS // 2] if left_out else tokens
+    return {**document, "head": head, "left_out": left_out, "tail": tokens[-MOST_TOKENS // 2 :]}

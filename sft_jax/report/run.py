@@ -1,0 +1,81 @@
+"""report.html: one self-contained page of a run: its numbers, its curves, its config."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from sft_jax.report.plots import MOST_POINTS, Point, Series, plot, thinned
+from sft_jax.report.render import render
+from sft_jax.report.terminal import clock
+from sft_jax.train.metrics import MetricsRow, scores_of
+
+REPORT = "report.html"
+"""Its name in a workdir."""
+
+CURVES = (
+    ("Loss per trained token", "loss", "eval/loss"),
+    ("Accuracy on trained tokens", "accuracy", "eval/accuracy"),
+    ("Reward margin", "reward_margin", "eval/reward_margin"),
+    ("Entropy per trained token", "entropy", "eval/entropy"),
+    ("Gradient norm", "grad_norm", ""),
+    ("Learning rate", "learning_rate", ""),
+    ("Tokens per second", "tokens_per_second", ""),
+    ("Model FLOPs utilization", "mfu", ""),
+    ("Seconds waiting for data, per step", "data_wait_seconds", ""),
+)
+"""(heading, field of the training rows, field of the held-out rows); what a run has not measured is left out."""
+
+
+def run_page(workdir: Path) -> str:
+    """The page, from the workdir's metrics.jsonl and config.json."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    training = [row for row in rows if "loss" in row]
+    held_out = [row for row in rows if "eval/loss" in row]
+    scores = sorted({name for row in held_out for name in scores_of(row)})
+    wanted = [*CURVES[:3], *((f"Answers to held-out prompts: {name}", "", f"eval/{name}") for name in scores)]
+    curves = [_curve(training, held_out, *names) for names in (*wanted, *CURVES[3:])]
+    return render(
+        "run.html.jinja",
+        title=workdir.name,
+        numbers=_numbers(training, held_out),
+        thinned=math.ceil(len(training) / MOST_POINTS) if len(training) > MOST_POINTS else 0,
+        curves=[curve for curve in curves if curve],
+        config=(workdir / "config.json").read_text(encoding="utf-8"),
+    )
+
+
+def _numbers(training: Sequence[MetricsRow], held_out: Sequence[MetricsRow]) -> list[tuple[str, str]]:
+    """What stands above the curves."""
+    seconds = sum(row["step_seconds"] for row in training)
+    numbers = [
+        ("steps", f"{training[-1]['step']:,}" if training else "0"),
+        ("tokens", f"{sum(row['tokens'] for row in training):,}"),
+        ("trained tokens", f"{sum(row['target_tokens'] for row in training):,}"),
+        ("time in steps", f"{clock(seconds)} ({seconds:,.0f} s)"),
+    ]
+    if training:
+        speed = statistics.median(row["tokens_per_second"] for row in training)
+        numbers.append(("tokens per second, median", f"{speed:,.0f}"))
+    if held_out:
+        for name in ("loss", "accuracy"):
+            first, last = held_out[0][f"eval/{name}"], held_out[-1][f"eval/{name}"]
+            numbers.append((f"held-out {name}, first and last", f"{first:.4f} → {last:.4f}"))
+        best = min(held_out, key=lambda row: row["eval/loss"])
+        numbers.append(("held-out loss, lowest", f"{best['eval/loss']:.4f} at step {best['step']:,}"))
+    return numbers
+
+
+def _curve(
+    training: Sequence[MetricsRow], held_out: Sequence[MetricsRow], heading: str, field: str, held_out_field: str
+) -> str:
+    """Both over the steps; empty where neither was measured."""
+    trained, measured = _points(training, field), _points(held_out, held_out_field)
+    series = [Series("training", thinned(trained), "line")] if trained else []
+    series += [Series("held out", measured, "joined")] if measured else []
+    return plot(series, "step", heading) if series else ""
+
+
+def _points(rows: Sequence[MetricsRow], field: str) -> list[Point]:
+    return [Point(row["step"], row[field]) for row in rows if row.get(field) is not None]

@@ -1,0 +1,79 @@
+"""Where metrics go: metrics.jsonl always, TensorBoard by default, and any registered sink.
+
+To add one: its settings in `config/kinds.py` (`SINKS.kind`), and a class here with `write` and `close`
+(`SINKS.maker`). On the command line: `--train.sinks NAME`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from sft_jax.config import SINKS
+from sft_jax.config.kinds import TensorBoard
+from sft_jax.train.metrics import METRICS, MetricsRow, cut_after
+
+EVENTS_FLUSH_SECONDS = 10
+"""The longest that TensorBoard lags behind, and the most that a kill costs it; metrics.jsonl loses nothing."""
+
+
+class Sink(Protocol):
+    """Takes rows of metrics, in order of steps; process 0 alone has one."""
+
+    def write(self, row: MetricsRow) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_sinks(workdir: Path, start_step: int, tensorboard: bool, names: Sequence[str]) -> list[Sink]:
+    """metrics.jsonl, and the sinks of the config.
+
+    Args:
+      start_step: rows of steps beyond it (written after the restored checkpoint) are cut: each appears once.
+
+    Raises:
+      BadInput: an unknown sink.
+    """
+    wanted = dict.fromkeys((*(("tensorboard",) if tensorboard else ()), *names))
+    for name in wanted:  # before anything is opened
+        SINKS.settings_type(name)
+    return [JsonLines(workdir, start_step), *(SINKS.make(name, None, workdir, start_step) for name in wanted)]
+
+
+class JsonLines:
+    """workdir/metrics.jsonl: a row is there once it is written, also when a kill comes next."""
+
+    def __init__(self, workdir: Path, start_step: int):
+        path = workdir / METRICS
+        cut_after(path, start_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: MetricsRow) -> None:
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Events:
+    """TensorBoard events in workdir/tensorboard."""
+
+    def __init__(self, workdir: Path, start_step: int):
+        from tensorboardX import SummaryWriter
+
+        folder = str(workdir / "tensorboard")
+        self._events = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=EVENTS_FLUSH_SECONDS)
+
+    def write(self, row: MetricsRow) -> None:
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                self._events.add_scalar(name if "/" in name else f"train/{name}", value, row["step"])
+
+    def close(self) -> None:
+        self._events.close()
+
+
+@SINKS.maker("tensorboard")
+def events(own: TensorBoard, workdir: Path, start_step: int) -> Events:
+    return Events(workdir, start_step)
