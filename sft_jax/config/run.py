@@ -292,12 +292,12 @@ class RunConfig:
     model: Model = Model()
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
-    loss: Loss = Loss()
-    adapter: Adapter = Adapter()
     train: Train = Train()
     mesh: Mesh = Mesh()
     sharding: Sharding = Sharding()
     distributed: Distributed = Distributed()
+    loss: Loss = Loss()
+    adapter: Adapter = Adapter()
 
     def __post_init__(self) -> None:
         """`train.objective` is another name for `loss.kind`, and is written as that."""

@@ -16,7 +16,7 @@ def test_options_that_cannot_work_are_refused_before_anything_is_trained(config_
         (("--seeds", "0"), "--seeds is 0"),
         (("--workdir", "gs://bucket/run"), "expected a path of this machine"),
         (("--data.limit", "4"), "leave data.limit"),
-        (("--train.objective", "reward"), "leave train.objective at sft"),
+        (("--train.objective", "reward"), "leave loss.kind at cross_entropy"),
         (("--data.eval", "--train.eval-every", "0"), "data.eval is empty"),
     ):
         assert run_command(["ceiling", str(config_file), *arguments]) == 2
