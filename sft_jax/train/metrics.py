@@ -95,14 +95,17 @@ def cut_after(path: Path, step: int) -> None:
     """Drop the rows of a metrics.jsonl whose step is beyond `step`, and a last line that a kill cut short."""
     if not path.exists():
         return
+    before = path.read_text(encoding="utf-8")
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in before.splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             break  # only the last line can be torn: rows are flushed one by one
         if row["step"] <= step:
             kept.append(line + "\n")
+    if "".join(kept) == before:  # a finished run that is opened again is left as it is
+        return
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
