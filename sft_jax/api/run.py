@@ -87,13 +87,10 @@ class Run:
         self.workdir = Location(config.workdir)
         """As the config names it; `workdir.local()` is the directory, or the copy of a bucket's."""
         self._on_row: Callable[[MetricsRow], None] = lambda row: None
-        self._stack = contextlib.ExitStack()
-        self._stack.callback(self.workdir.forget)
-        try:
-            self._open(config, say, progress, preemption, on_evaluation, locate)
-        except BaseException as error:
-            self._stack.__exit__(type(error), error, error.__traceback__)
-            raise
+        with contextlib.ExitStack() as stack:  # closes what is open where the rest cannot be opened
+            stack.callback(self.workdir.forget)
+            self._open(stack, config, say, progress, preemption, on_evaluation, locate)
+            self._stack = stack.pop_all()
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
@@ -183,14 +180,14 @@ class Run:
 
     # --- how it is made -----------------------------------------------------------------------------------------------
 
-    def _open(self, config, say, progress, preemption, on_evaluation, locate) -> None:
+    def _open(self, stack: contextlib.ExitStack, config, say, progress, preemption, on_evaluation, locate) -> None:
         is_first = jax.process_index() == 0
         self.inputs = _read(config, self.workdir, is_first, progress, locate)
         mesh = make_mesh(config.mesh)
         self.program = _checked_program(self.inputs, mesh)
         if is_first:
             claim_workdir(self.inputs)
-        config, stack = self.config, self._stack
+        config = self.config
         stack.enter_context(self.workdir.publishing())
         path = self.workdir.local_file(LOG.format(jax.process_index()))
         log = stack.enter_context(process_log(path, goes_with_the_process=self.workdir.is_remote))

@@ -12,7 +12,7 @@ one Location on.
 
 import contextlib
 import copy
-import sys
+import logging
 import tempfile
 import threading
 import uuid
@@ -26,6 +26,8 @@ from sft_jax.storage.atomic import write_whole
 from sft_jax.storage.bucket import file_system, is_remote, kind_of, open_path
 from sft_jax.storage.bucket_errors import reaching
 from sft_jax.storage.copies import Copy, join
+
+_log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 30.0
 """So far may what is in the bucket lag behind, between two checkpoints."""
@@ -161,7 +163,7 @@ class Location:
             try:
                 self.publish()
             except BadInput as error:
-                print(f"not all is in the bucket yet: {error}", file=sys.stderr, flush=True)
+                _log.warning("not all is in the bucket yet: %s", error)
 
         def repeat() -> None:
             while not over.wait(PUBLISH_SECONDS):

@@ -70,7 +70,7 @@ class TrainProgram:
 def make_program(
     config: RunConfig, architecture: Architecture, shapes: Batch, mesh: AnyMesh, platform: str = ""
 ) -> TrainProgram:
-    """Lay a run out on a mesh, which may be of devices that are not here.
+    """Lay a run out on a mesh, possibly of hardware you don't have.
 
     Args:
       architecture: the model's own.

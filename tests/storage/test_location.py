@@ -149,7 +149,7 @@ def test_it_is_published_again_and_again_and_at_the_end_also_of_a_failure(put, s
 
 
 def test_a_run_whose_bucket_is_gone_is_to_be_started_again_unless_it_has_failed_by_itself(
-    put, store, monkeypatch, capsys
+    put, store, monkeypatch, caplog
 ):
     run = Location(RUN)
     folder = run.local()
@@ -161,7 +161,7 @@ def test_a_run_whose_bucket_is_gone_is_to_be_started_again_unless_it_has_failed_
         pass
     with pytest.raises(NonFinite, match="step 3"), run.publishing():
         raise NonFinite("step 3")
-    assert "not all is in the bucket yet: " in capsys.readouterr().err
+    assert "not all is in the bucket yet: " in caplog.text
     monkeypatch.setattr(copies, "file_system", lambda name: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(BadInput, match=r"does not fit into .*TMPDIR"):
         run.publish()
