@@ -8,16 +8,20 @@ Train:     sft-jax train configs/llama31_70b_tpu7x64.py --model.path YOUR/Llama-
 Hardware:  tpu7x-128 (128 cores): 4x4x4 chips on 16 hosts; two devices a chip
 """
 
-from sft_jax.config import Data, Mesh, Model, Optimizer, RunConfig, Train
+from llama31_70b_v5p128 import get_config as base
+
+from sft_jax.config import RunConfig, with_overrides
 
 
 def get_config() -> RunConfig:
-    return RunConfig(
-        workdir="runs/llama31-70b-tpu7x64",
-        # The plan needs the architecture alone; training needs the weights, which this repository does not hold.
-        model=Model(path="configs/architectures/llama-3.1-70b", dtype="bfloat16", remat="attention", head_chunk=1024),
-        data=Data(train=("YOUR.jsonl",), sequence_length=4096),
-        optimizer=Optimizer(learning_rate=1e-5, schedule="cosine", warmup_steps=20),
-        train=Train(epochs=2, batch_size=256, accumulation=1),
-        mesh=Mesh(fsdp=128),
+    return with_overrides(
+        base(),
+        {
+            "workdir": "runs/llama31-70b-tpu7x64",
+            "model.remat": "attention",
+            "train.batch_size": 256,
+            "train.accumulation": 1,
+            "mesh.fsdp": 128,
+            "mesh.tensor": 1,
+        },
     )

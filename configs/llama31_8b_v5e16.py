@@ -8,16 +8,19 @@ Train:     sft-jax train configs/llama31_8b_v5e16.py --model.path YOUR/Llama-3.1
 Hardware:  v5litepod-16: 4x4 chips on four hosts
 """
 
-from sft_jax.config import Data, Mesh, Model, Optimizer, RunConfig, Train
+from llama31_8b import get_config as base
+
+from sft_jax.config import RunConfig, with_overrides
 
 
 def get_config() -> RunConfig:
-    return RunConfig(
-        workdir="runs/llama31-8b-v5e16",
-        # The plan needs the architecture alone; training needs the weights, which this repository does not hold.
-        model=Model(path="configs/architectures/llama-3.1-8b", dtype="bfloat16", remat="offload", head_chunk=1024),
-        data=Data(train=("YOUR.jsonl",), sequence_length=4096),
-        optimizer=Optimizer(learning_rate=1e-5, schedule="cosine", warmup_steps=20),
-        train=Train(epochs=2, batch_size=32, accumulation=1),
-        mesh=Mesh(fsdp=16),
+    return with_overrides(
+        base(),
+        {
+            "workdir": "runs/llama31-8b-v5e16",
+            "model.remat": "offload",
+            "data.sequence_length": 4096,
+            "train.batch_size": 32,
+            "mesh.fsdp": 16,
+        },
     )

@@ -8,16 +8,18 @@ Train:     sft-jax train configs/qwen3_06b_v5e4.py --model.path YOUR/Qwen3-0.6B 
 Hardware:  one host with 2x2 v5e chips (v5litepod-4)
 """
 
-from sft_jax.config import Data, Mesh, Model, Optimizer, RunConfig, Train
+from qwen3_06b_h100 import get_config as base
+
+from sft_jax.config import RunConfig, with_overrides
 
 
 def get_config() -> RunConfig:
-    return RunConfig(
-        workdir="runs/qwen3-06b-v5e4",
-        # The plan needs the architecture alone; training needs the weights, which this repository does not hold.
-        model=Model(path="configs/architectures/qwen3-0.6b", dtype="bfloat16", remat="minimal", head_chunk=1024),
-        data=Data(train=("YOUR.jsonl",), sequence_length=4096),
-        optimizer=Optimizer(learning_rate=2e-5, schedule="cosine", warmup_steps=20),
-        train=Train(epochs=2, batch_size=32, accumulation=8),
-        mesh=Mesh(fsdp=4),
+    return with_overrides(
+        base(),
+        {
+            "workdir": "runs/qwen3-06b-v5e4",
+            "model.remat": "minimal",
+            "train.accumulation": 8,
+            "mesh.fsdp": 4,
+        },
     )

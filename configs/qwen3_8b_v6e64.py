@@ -8,16 +8,18 @@ Train:     sft-jax train configs/qwen3_8b_v6e64.py --model.path YOUR/Qwen3-8B --
 Hardware:  v6e-64: 8x8 chips on 16 hosts
 """
 
-from sft_jax.config import Data, Mesh, Model, Optimizer, RunConfig, Train
+from qwen3_8b_8xh100 import get_config as base
+
+from sft_jax.config import RunConfig, with_overrides
 
 
 def get_config() -> RunConfig:
-    return RunConfig(
-        workdir="runs/qwen3-8b-v6e64",
-        # The plan needs the architecture alone; training needs the weights, which this repository does not hold.
-        model=Model(path="configs/architectures/qwen3-8b", dtype="bfloat16", remat="minimal", head_chunk=1024),
-        data=Data(train=("YOUR.jsonl",), sequence_length=4096),
-        optimizer=Optimizer(learning_rate=1e-5, schedule="cosine", warmup_steps=20),
-        train=Train(epochs=2, batch_size=128, accumulation=1),
-        mesh=Mesh(fsdp=64),
+    return with_overrides(
+        base(),
+        {
+            "workdir": "runs/qwen3-8b-v6e64",
+            "train.batch_size": 128,
+            "train.accumulation": 1,
+            "mesh.fsdp": 64,
+        },
     )

@@ -8,16 +8,16 @@ Train:     sft-jax train configs/smollm2_135m_v5e4.py --model.path YOUR/SmolLM2-
 Hardware:  one host with 2x2 v5e chips (v5litepod-4)
 """
 
-from sft_jax.config import Data, Mesh, Model, Optimizer, RunConfig, Train
+from smollm2_135m_h100 import get_config as base
+
+from sft_jax.config import RunConfig, with_overrides
 
 
 def get_config() -> RunConfig:
-    return RunConfig(
-        workdir="runs/smollm2-135m-v5e4",
-        # The plan needs the architecture alone; training needs the weights, which this repository does not hold.
-        model=Model(path="configs/architectures/smollm2-135m", dtype="bfloat16", remat="none", head_chunk=1024),
-        data=Data(train=("YOUR.jsonl",), sequence_length=2048),
-        optimizer=Optimizer(learning_rate=1e-4, schedule="cosine", warmup_steps=20),
-        train=Train(epochs=2, batch_size=64, accumulation=4),
-        mesh=Mesh(fsdp=4),
+    return with_overrides(
+        base(),
+        {
+            "workdir": "runs/smollm2-135m-v5e4",
+            "mesh.fsdp": 4,
+        },
     )
