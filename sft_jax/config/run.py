@@ -8,6 +8,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sft_jax.errors import BadInput
+
 
 def identity(default: Any = dataclasses.MISSING, **kwargs: Any) -> Any:
     """A field that says which run this is: it may not change on resume."""
@@ -303,6 +305,11 @@ class RunConfig:
         """`train.objective` is another name for `loss.kind`, and is written as that."""
         if self.train.objective is not None:
             kind = "cross_entropy" if self.train.objective == "sft" else self.train.objective
+            if self.loss.kind not in (Loss.kind, kind):
+                raise BadInput(
+                    f"train.objective is {self.train.objective!r} and loss.kind {self.loss.kind!r}; train.objective is "
+                    "an older name for loss.kind: give loss.kind alone"
+                )
             object.__setattr__(self, "loss", dataclasses.replace(self.loss, kind=kind))
             object.__setattr__(self, "train", dataclasses.replace(self.train, objective=None))
 

@@ -98,11 +98,6 @@ def _specifier(requirements: list[str]) -> str:
     return requirements[0].partition(";")[0].removeprefix("libtpu").strip() if requirements else ""
 
 
-def compile_update(config: RunConfig, architecture: Architecture, shapes: Batch, devices: list[Any]) -> Any:
-    """The compiled update of a run on these devices; nothing is allocated. Arguments and errors: `trace_update`."""
-    return compile_traced(trace_update(config, architecture, shapes, devices), devices)
-
-
 def trace_update(config: RunConfig, architecture: Architecture, shapes: Batch, devices: list[Any]) -> Any:
     """The update of a run on these devices as a jaxpr with its arguments' layouts.
 

@@ -88,11 +88,6 @@ def hbm_bytes(program: Stretch) -> float:
     return math.fsum(times * work.hbm for times, work in each(program))
 
 
-def host_bytes(program: Stretch) -> float:
-    """Bytes that an update moves between a device and its host."""
-    return math.fsum(times * work.host for times, work in each(program))
-
-
 def sent_by_axes(program: Stretch) -> dict[str, dict[str, float]]:
     """Bytes that a device sends in an update: mesh axes, joined by + -> kind of collective -> bytes."""
     total: dict[str, dict[str, float]] = {}

@@ -137,12 +137,6 @@ def _missing(name: str) -> Entry:
     raise KeyError(f"the family's table has no row for {name}")
 
 
-def peft_names(tensor: str) -> dict[str, str]:
-    """Part of a low-rank leaf -> its name in an adapter of PEFT, from the name of the base's tensor."""
-    module = f"base_model.model.{tensor.removesuffix('.weight')}"
-    return {"lora_a": f"{module}.lora_A.weight", "lora_b": f"{module}.lora_B.weight"}
-
-
 def their_shape(entry: Entry, sizes: Sizes) -> tuple[int, ...]:
     """The shape of the checkpoint's tensor."""
     return tuple(math.prod(sizes[letter] for letter in word) for word in entry.their_layout.split())

@@ -6,6 +6,7 @@ import pytest
 from sft_jax.config import (
     Data,
     Distributed,
+    Loss,
     Mesh,
     Model,
     Optimizer,
@@ -88,6 +89,15 @@ def test_every_field_is_declared_identity_or_free_and_documented():
         assert "identity" in field.metadata, name
         declaration = source[source.index(f"    {field.name}: ") :]
         assert declaration.split("\n")[1].startswith('    """'), name
+
+
+def test_train_objective_is_an_older_name_for_loss_kind():
+    for objective, kind in (("sft", "cross_entropy"), ("reward", "reward")):
+        config = RunConfig(train=Train(objective=objective))
+        assert (config.loss.kind, config.train.objective) == (kind, None)
+    assert RunConfig(train=Train(objective="reward"), loss=Loss("reward")).loss.kind == "reward"
+    with pytest.raises(BadInput, match=r"train\.objective is 'sft' and loss\.kind 'reward'.* give loss\.kind alone"):
+        RunConfig(train=Train(objective="sft"), loss=Loss("reward"))
 
 
 def test_only_identity_fields_count_as_another_run():

@@ -9,7 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from sft_jax.config import Mesh, Model, RunConfig, Sharding, Train
 from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture, LayerSpec
-from sft_jax.plan.aot import compile_update, topology_devices, trace_update
+from sft_jax.plan.aot import compile_traced, topology_devices, trace_update
 
 SMALL = Architecture(
     vocab=500,
@@ -40,7 +40,7 @@ def small_run(mesh: Mesh, length=128, targets=64, rows=8, sharding=None, **model
 def compile_small(devices, mesh: Mesh, architecture=SMALL, **options):
     """The compiled update on these devices; `options` as `small_run`."""
     config, shapes = small_run(mesh, **options)
-    return compile_update(config, architecture, shapes, devices)
+    return compile_traced(trace_update(config, architecture, shapes, devices), devices)
 
 
 @pytest.fixture(scope="package", autouse=True)
