@@ -7,6 +7,7 @@ asks Google about the bucket itself, which those who may use its objects often m
 These are internals of Orbax; tests/integration/test_bucket.py saves and restores through them.
 """
 
+import functools
 import os
 import re
 from typing import Any
@@ -24,9 +25,11 @@ def teach_orbax() -> None:
         return
     kvstore_of_gcs, asks_for_folders = gcs_utils.get_kvstore_for_gcs, gcs_utils.is_hierarchical_namespace_enabled
 
+    @functools.wraps(kvstore_of_gcs)
     def kvstore(path: str) -> dict[str, Any]:
         return kvstore_of_s3(path) if path.startswith("s3://") else kvstore_of_gcs(path)
 
+    @functools.wraps(asks_for_folders)
     def has_folders(path: Any) -> bool:
         """Whether the bucket keeps folders of its own (a hierarchical namespace): then empty ones must be removed."""
         if not str(path).startswith("gs://"):

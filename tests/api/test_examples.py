@@ -23,7 +23,8 @@ def test_the_minimal_training_script_learns_and_exports(tiny_model, demonstratio
 
 def test_the_notebook_runs_from_its_first_cell_to_its_last(tiny_model, demonstrations, tmp_path):
     cells = json.loads((EXAMPLES / "first_run.ipynb").read_text(encoding="utf-8"))["cells"]
-    names = {"MODEL": str(tiny_model), "DEMONSTRATIONS": str(demonstrations), "WORKDIR": str(tmp_path / "run")}
+    (tmp_path / "train.jsonl").write_bytes(demonstrations.read_bytes() * 2)
+    names = {"MODEL": tiny_model, "DEMONSTRATIONS": tmp_path / "train.jsonl", "WORKDIR": tmp_path / "run"}
     scope: dict = {}
     shown = []
     for cell in cells:
@@ -32,7 +33,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tiny_model, demonstra
         if "parameters" in cell["metadata"].get("tags", ()):
             exec("".join(cell["source"]), scope)
             assert scope.keys() >= names.keys()
-            scope.update(names)
+            scope.update((name, str(path)) for name, path in names.items())
             continue
         *statements, last = ast.parse("".join(cell["source"])).body
         exec(compile(ast.Module(statements, []), "first_run.ipynb", "exec"), scope)
