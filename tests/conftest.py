@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -170,3 +171,10 @@ def demonstrations(tmp_path) -> Path:
         ]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return tmp_path / "train.jsonl"
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -39,6 +39,7 @@ from sft_jax.train.sinks import Sink, open_sinks
 from sft_jax.train.step import TrainState
 from sft_jax.weights.fingerprint import weights_fingerprint
 from sft_jax.weights.pretrained import MODEL_FILES, check_base
+from sft_jax.weights.restore import newest_step
 
 Preemption = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
 
@@ -182,7 +183,7 @@ class Run:
 
     def _open(self, stack: contextlib.ExitStack, config, say, progress, preemption, on_evaluation, locate) -> None:
         is_first = jax.process_index() == 0
-        self.inputs = _read(config, self.workdir, is_first, progress, locate)
+        self.inputs = _read(config, self.workdir, progress, locate)
         mesh = make_mesh(config.mesh)
         self.program = _checked_program(self.inputs, mesh)
         if is_first:
@@ -229,6 +230,7 @@ class Run:
         self._missed_evaluation = begin < steps and self._missed(begin, is_first)
         source = self.inputs.source
         if not isinstance(source, PreparedRows):
+            stack.callback(source.close)
             stack.callback(lambda: [tell(f"streamed: {line}") for line in source.account()])
 
     def _missed(self, begin: int, is_first: bool) -> bool:
@@ -272,11 +274,11 @@ class Run:
             write_whole(folder / REPORT, lambda file: file.write(run_page(folder).encode()))
 
 
-def _read(config: RunConfig, workdir: Location, is_first: bool, progress: Any, locate: Locate) -> Inputs:
+def _read(config: RunConfig, workdir: Location, progress: Any, locate: Locate) -> Inputs:
     """The same inputs on every process, or the same refusal."""
     return agreed(
         "data",
-        lambda: read_inputs(config, workdir, is_first, progress, locate),
+        lambda: read_inputs(config, workdir, progress, locate),
         lambda inputs: {"steps": inputs.config.train.steps, "capacity": inputs.source.targets_per_row, **inputs.record},
         "Every process must see the same files.",
         config.distributed.timeout_seconds,
@@ -303,7 +305,7 @@ def _initial(inputs: Inputs, program: TrainProgram, manager: Any) -> tuple[Train
     Raises:
       BadInput: a checkpoint or weights that do not fit, or another base than the run began with.
     """
-    architecture, step = program.architecture, manager.latest_step()
+    architecture, step = program.architecture, newest_step(manager)
     wanted = dict(program.frozen_layout) if step is not None else program.parameter_layout
     loaded = inputs.pretrained.load(architecture, wanted) if wanted else {}
     frozen = {name: loaded[name] for name in program.frozen}

@@ -134,7 +134,7 @@ def resolved(config: RunConfig, locate: Callable[[str], Location]) -> tuple[RunC
     one = dataclasses.replace(config, workdir=str(Path(config.workdir) / "whole"))
     inputs = agreed(
         "data",
-        lambda: read_inputs(one, Location(one.workdir), is_first_process(), locate=locate),
+        lambda: read_inputs(one, Location(one.workdir), locate=locate),
         lambda inputs: dict(inputs.record),
         "Every process must see the same files.",
         config.distributed.timeout_seconds,

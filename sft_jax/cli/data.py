@@ -83,7 +83,7 @@ def audit(arguments: Sequence[str]) -> int:
     from sft_jax.storage.atomic import write_whole
     from sft_jax.train.inputs import pack, read_demonstrations
 
-    found = read_demonstrations(config, Location(config.workdir), True, _progress())
+    found = read_demonstrations(config, Location(config.workdir), _progress())
     config = dataclasses.replace(config, data=found.data)
     source, _, _ = pack(config, found.train)
     stops = set(found.pretrained.stop_ids)
@@ -162,7 +162,7 @@ def dump(arguments: Sequence[str]) -> int:
     check_writable(options.out)
     from sft_jax.train.inputs import read_demonstrations
 
-    found = read_demonstrations(config, Location(config.workdir), True, _progress())
+    found = read_demonstrations(config, Location(config.workdir), _progress())
     with open(options.out, "w", encoding="utf-8") as file:
         for store in found.train:
             for e in store:

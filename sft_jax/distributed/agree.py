@@ -1,6 +1,7 @@
-"""What all processes of a run must agree on, and a refusal of one that becomes the refusal of all."""
+"""What all processes of a run must agree on, what process 0 decides for all, and refusals, which are those of all."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 
 from sft_jax.config import leaf_fields
-from sft_jax.distributed.jax_internals import Store, joined
+from sft_jax.distributed.jax_internals import Place, Store, joined
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
 
@@ -60,6 +61,94 @@ def agreed(
         listed = "\n  ".join(differences)
         raise BadInput(f"the processes have different {what}:\n  {listed}\n{advice}")
     return result
+
+
+TIMEOUT_SECONDS = 300.0
+"""How long processes wait for one another where no config says it."""
+GetsOn = Callable[[], None]
+"""To be called now and then by work that takes long, to say that it gets on."""
+PULSE_SECONDS, ASK_SECONDS = 1.0, 5.0
+"""At most so often process 0 says that it gets on; so often, and at the answer, the others look."""
+
+
+def decided_by_first(what: str, work: Callable[[GetsOn], Result], timeout_seconds: float = TIMEOUT_SECONDS) -> Result:
+    """What `work` gives on process 0, told to the others, which do no such work.
+
+    They wait as long as it gets on, however long that takes.
+
+    Args:
+      what: names the decision, as in "process 0 prepares the data".
+      work: called on process 0 alone; gives a JSON value.
+      timeout_seconds: so long after the work last got on the others give up.
+
+    Raises:
+      BadInput: on every process, what `work` raised; on the others, that process 0 does not get on.
+    """
+    place = joined()
+    if place is None:
+        return work(lambda: None)
+    _asked[what] += 1
+    folder = f"sft_jax/first/{what}/{_asked[what]}"
+    if place.process:
+        return _told(what, place, folder, timeout_seconds)
+    pulse = _Pulse(place.store, f"{folder}/pulse")
+    try:
+        result = work(pulse)
+    except BadInput as error:
+        place.store.key_value_set(f"{folder}/answer", json.dumps({"refused": str(error)}))
+        raise
+    place.store.key_value_set(f"{folder}/answer", json.dumps({"result": result}))
+    return result
+
+
+def wait_for(is_seen: Callable[[], bool], what: Any, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Returns once this process sees what process 0 has written: the listing of a shared disk may lag.
+
+    Raises:
+      BadInput: it does not; names `what`.
+    """
+    end = time.monotonic() + timeout_seconds
+    while not is_seen():
+        if time.monotonic() > end:
+            raise BadInput(
+                f"{what}: process 0 sees it, and this process does not after {timeout_seconds:g} s. All processes "
+                "must see the same workdir: name one on a shared disk or in a bucket."
+            )
+        time.sleep(0.2)
+
+
+class _Pulse:
+    """Says under a key that process 0 gets on."""
+
+    def __init__(self, store: Store, key: str):
+        self._store, self._key, self._next, self._number = store, key, 0.0, 0
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self._next:
+            self._number += 1
+            self._store.key_value_set(self._key, str(self._number), allow_overwrite=True)
+            self._next = time.monotonic() + PULSE_SECONDS
+
+
+def _told(what: str, place: Place, folder: str, timeout_seconds: float) -> Any:
+    heard, end = "", time.monotonic() + timeout_seconds
+    while True:
+        try:
+            milliseconds = int(1000 * min(ASK_SECONDS, timeout_seconds))
+            answer = json.loads(place.store.blocking_key_value_get(f"{folder}/answer", milliseconds))
+        except jax.errors.JaxRuntimeError as error:
+            told = dict(place.store.key_value_dir_get(folder)).get(f"{folder}/pulse", "")
+            if told != heard:
+                heard, end = told, time.monotonic() + timeout_seconds
+            elif time.monotonic() > end:
+                raise BadInput(
+                    f"process 0 {what} and has not got on for {timeout_seconds:g} s. Look for its error, or give it "
+                    "longer with distributed.timeout_seconds."
+                ) from error
+            continue
+        if "refused" in answer:
+            raise BadInput(answer["refused"])
+        return answer["result"]
 
 
 OF_EACH_PROCESS = ("distributed.process_id", "distributed.coordinator")

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sft_jax.storage.bucket import file_system, kind_of
@@ -97,8 +98,12 @@ class Copy:
             partial.rename(target)
             self._sent[name] = _signature(target)
 
-    def send(self, name: str) -> None:
-        """Send the files below `name` that were written or changed since they were fetched or sent."""
+    def send(self, name: str, gets_on: Callable[[], None]) -> None:
+        """Send the files below `name` that were written or changed since they were fetched or sent.
+
+        Args:
+          gets_on: called after each.
+        """
         if self._home is None:
             return
         with self.lock:
@@ -112,6 +117,7 @@ class Copy:
                     store, target = file_system(join(self.url, full))
                     store.put_file(str(named[relative]), target)
                     self._sent[full] = signature
+                    gets_on()
 
     def naming_the_url(self, message: str) -> str:
         """The message with `url` in place of where the copy is."""

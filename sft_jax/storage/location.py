@@ -124,15 +124,18 @@ class Location:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def publish(self) -> None:
+    def publish(self, gets_on: Callable[[], None] = lambda: None) -> None:
         """Send what was written or changed in `local()` since it was copied or sent; nothing of this machine's paths.
+
+        Args:
+          gets_on: called after every file that is sent.
 
         Raises:
           BadInput: the bucket cannot be reached or written.
         """
         if self._copy is not None:
             with self.reaching():
-                self._copy.send(self._below)
+                self._copy.send(self._below, gets_on)
 
     def publish_results(self) -> None:
         """`publish` for a run that is under way.

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_jax.config import LOSSES, Data, RunConfig, identity_differences, to_json
+from sft_jax.config import LOSSES, Data, RunConfig, from_json, identity_differences, to_json
 from sft_jax.data.pack.batches import Batches, batches_of
 from sft_jax.data.pack.dataset import Progress, account, open_entry
 from sft_jax.data.pack.mixture import Mixture, row_shares
 from sft_jax.data.pack.packing import Plan, choose_target_capacity, permutation, plan_packing
 from sft_jax.data.pack.prepare import check_vocabulary, describe
 from sft_jax.data.pack.store import Chosen, Joined, Store
+from sft_jax.distributed.agree import GetsOn, decided_by_first
 from sft_jax.errors import BadInput
 from sft_jax.losses.kinds import check_head
 from sft_jax.storage.atomic import write_whole
@@ -70,12 +71,13 @@ class Demonstrations:
 def read_demonstrations(
     config: RunConfig,
     workdir: Location,
-    first_process: bool,
     progress: Progress | None = None,
     locate: Locate = Location,
     begun: RunConfig | None = None,
 ) -> Demonstrations:
     """Open the model's description and tokenise the demonstrations, or open what is tokenised already.
+
+    Process 0 reads the files of demonstrations, decides which day it is, and tells the others.
 
     Args:
       workdir: tokenised demonstrations are kept there.
@@ -95,13 +97,13 @@ def read_demonstrations(
             f"{limit} positions. Lower data.sequence_length to {limit} or less."
         )
     check_head(config, pretrained.architecture)
-    date = template_date(config, pretrained.tokenizer, begun)
+    seconds = config.distributed.timeout_seconds
+    date = decided_by_first("tells the date", lambda _: template_date(config, pretrained.tokenizer, begun), seconds)
     data = dataclasses.replace(read_as(config).data, template_date=date)
-    cache, deadline = workdir / PREPARED, config.distributed.timeout_seconds
 
     def opened(entries: Sequence[str]) -> tuple[Store, ...]:
         stores = [
-            open_entry(data, pretrained.tokenizer, entry, cache, first_process, deadline, progress, locate)
+            open_entry(data, pretrained.tokenizer, entry, workdir / PREPARED, seconds, progress, locate)
             for entry in entries
         ]
         for store in stores:
@@ -132,7 +134,6 @@ def template_date(config: RunConfig, tokenizer: Any, begun: RunConfig | None = N
 def read_inputs(
     config: RunConfig,
     workdir: Location,
-    first_process: bool,
     progress: Progress | None = None,
     locate: Locate = Location,
 ) -> Inputs:
@@ -145,11 +146,9 @@ def read_inputs(
       BadInput: as `read_demonstrations`; a workdir that holds another run, or lies in a bucket and cannot be written.
     """
     config = read_as(config)
-    if first_process:
-        workdir.check_writable()
-    begun = begun_run(workdir)
+    begun = _begun_as_first_sees_it(config, workdir)
     check_same_run(config, begun)
-    found = read_demonstrations(config, workdir, first_process, progress, locate, begun)
+    found = read_demonstrations(config, workdir, progress, locate, begun)
     config = dataclasses.replace(config, data=found.data)
     if config.data.streaming:
         source, record, notes = _streamed(config, workdir if begun else None, found.pretrained)
@@ -173,6 +172,22 @@ def read_inputs(
     )
     check_same_run(resolved, begun)
     return Inputs(resolved, workdir, found.pretrained, source, evaluation, record, notes)
+
+
+def _begun_as_first_sees_it(config: RunConfig, workdir: Location) -> RunConfig | None:
+    """`begun_run`, the same on every process, also where their listings of the workdir differ for a while.
+
+    Raises:
+      BadInput: the workdir cannot be written.
+    """
+
+    def look(_: GetsOn) -> str:
+        workdir.check_writable()
+        begun = begun_run(workdir)
+        return to_json(begun) if begun else ""
+
+    text = decided_by_first("looks at the workdir", look, config.distributed.timeout_seconds)
+    return from_json(text, str(workdir / RUN_CONFIG)) if text else None
 
 
 def _packed(

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from sft_jax.distributed.agree import decided_by_first, wait_for
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location, as_location
 from sft_jax.storage.orbax_object_store import teach_orbax
@@ -61,9 +62,9 @@ def restore_parameters(
     step = None
     workdir = as_location(workdir)
     directory = workdir / "checkpoints"
-    if directory.kind() == "directory":
+    if decided_by_first("looks for checkpoints", lambda _: directory.kind() == "directory"):
         manager = checkpoint_manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
-        step = manager.latest_step()
+        step = newest_step(manager)
     if step is None:
         raise BadInput(f"{workdir}: no finished checkpoint in {directory}; train this run first")
     with contextlib.closing(manager):
@@ -72,6 +73,18 @@ def restore_parameters(
         some = pieces_of(list(shapes), stored) if record.get("base") else shapes
         wanted = {name: shapes[name] for name in some}
         return restore_items(manager, step, vocab, parameters=wanted)["parameters"], record
+
+
+def newest_step(manager: ocp.CheckpointManager) -> int | None:
+    """The newest checkpoint that process 0 sees, on every process; None where it sees none.
+
+    Raises:
+      BadInput: this process does not see it, long after.
+    """
+    step = decided_by_first("looks for the newest checkpoint", lambda _: manager.latest_step())
+    if step is not None:
+        wait_for(lambda: (manager.directory / str(step)).exists(), manager.directory / str(step))
+    return step
 
 
 def restore_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

@@ -32,7 +32,6 @@ def store(make_tokenizer, jsonl, tmp_path: Path):
             make_tokenizer(),
             path,
             Location(tmp_path / "c"),
-            True,
             1,
         )
 

@@ -59,13 +59,6 @@ def members(free_port):
         process.communicate()
 
 
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def statuses(processes, within):
     """Exit statuses of the processes and what they said; fails where one takes longer."""
     end = time.monotonic() + within

@@ -1,4 +1,4 @@
-"""`sft-jax` on a host with files of its own: `local/` is `a/` on process 0 and `b/` on process 1, tokenised apart."""
+"""`sft-jax` on a host with files of its own: `local/` is `a/` on process 0 and `b/` on process 1."""
 
 import sys
 
@@ -8,10 +8,9 @@ from sft_jax.train import inputs
 opened = inputs.open_entry
 
 
-def open_entry(data, tokenizer, entry, cache, is_first_process, *rest):
+def open_entry(data, tokenizer, entry, *rest):
     mine = "ab"[int(sys.argv[sys.argv.index("--distributed.process-id") + 1])]
-    del is_first_process
-    return opened(data, tokenizer, entry.replace("/local/", f"/{mine}/"), f"{cache}/{mine}", True, *rest)
+    return opened(data, tokenizer, entry.replace("/local/", f"/{mine}/"), *rest)
 
 
 inputs.open_entry = open_entry  # type: ignore[assignment]

@@ -2,11 +2,16 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+from tests.integration.conftest import ROOT
+from tests.integration.use_library import use
 
 
 @pytest.fixture
@@ -65,15 +70,41 @@ def test_what_one_process_refuses_all_refuse(both, config_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_data_that_differs_between_the_processes_is_refused(both, config_file, tmp_path):
-    """As it is where each host has a copy of the files, and one is older."""
+def test_the_library_in_two_processes_does_what_it_does_in_one(config_file, tmp_path, free_port):
+    """Also where one of them sees an older checkpoint than there is: process 0 says which one is restored."""
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "tests.integration.use_library",
+                config_file, tmp_path / "two", tmp_path / "two-out", "2", str(process), str(free_port),
+            ],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=250) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in said)
+    one = use(str(config_file), str(tmp_path / "one"), str(tmp_path / "one-out"))
+    assert first == second and first["again_at"] == 4
+    np.testing.assert_allclose(first.pop("losses"), one.pop("losses"), rtol=2e-6)
+    np.testing.assert_allclose(first.pop("held_out"), one.pop("held_out"), rtol=2e-6)
+    assert first == one
+
+
+@pytest.mark.slow
+def test_data_that_differs_between_the_processes_is_refused(both, config_file, tmp_path, run):
+    """As it is where each host has a prepared data set of its own, and one is older."""
     for place, text in (("a", "first"), ("b", "second")):
-        (tmp_path / place).mkdir()
         row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": text}]}
-        (tmp_path / place / "mine.jsonl").write_text((json.dumps(row) + "\n") * 30)
-    link = tmp_path / "local"
+        (tmp_path / f"{place}.jsonl").write_text((json.dumps(row) + "\n") * 30)
+        status, _, err = run(
+            "data", "prepare", config_file, "--data.train", tmp_path / f"{place}.jsonl", "--data.eval",
+            "--train.eval-every", 0, "--out", tmp_path / place / "set",
+        )  # fmt: skip
+        assert status == 0, err
     result = both(
-        "train", config_file, "--data.train", link / "mine.jsonl", "--data.eval", "--train.eval-every", 0,
+        "train", config_file, "--data.train", tmp_path / "local" / "set", "--data.eval", "--train.eval-every", 0,
         module="tests.integration.own_files",
     )  # fmt: skip
     _refused(result, ["the processes have different data", "data: ", "on process 0", "on process 1"], tmp_path)

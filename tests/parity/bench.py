@@ -62,7 +62,7 @@ def prepare(directory: Path, steps: int) -> None:
     from sft_jax.train.inputs import read_inputs
 
     config = our_config(directory, steps)
-    source = read_inputs(config, Location(config.workdir), first_process=True).source
+    source = read_inputs(config, Location(config.workdir)).source
     arrays = {}
     for step in range(steps):
         batch = source.batch(step)

@@ -25,7 +25,7 @@ from sft_jax.weights.pretrained import place
 def main(config_file: str, out: str, *options: str) -> None:
     config = resolve_config([config_file, *options], "gradients")
     start(config.distributed)
-    inputs = read_inputs(config, Location(config.workdir), config.distributed.process_id == 0)
+    inputs = read_inputs(config, Location(config.workdir))
     mesh = make_mesh(config.mesh)
     shapes = batch_shapes_of(inputs.source)
     architecture, parameters = place(inputs.pretrained, config, mesh)

@@ -16,5 +16,5 @@ def test_what_is_named_twice_is_located_once(tmp_path, tiny_model, demonstration
         asked.append(path)
         return Location(path)
 
-    read_inputs(config, Location(config.workdir), True, locate=locate)
+    read_inputs(config, Location(config.workdir), locate=locate)
     assert asked == [str(tiny_model), named]

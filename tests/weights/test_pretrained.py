@@ -41,7 +41,7 @@ def test_random_weights_need_no_weights_and_are_the_same_on_every_mesh(config, t
 
 
 def _inputs(config: RunConfig) -> Inputs:
-    return read_inputs(config, Location(config.workdir), True)
+    return read_inputs(config, Location(config.workdir))
 
 
 def _documents(config: RunConfig) -> set[str]:

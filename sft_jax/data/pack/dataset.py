@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,6 +24,7 @@ from sft_jax.data.pack.store import INFO, Store, finish, finish_split, is_store,
 from sft_jax.data.read.readers import read_rows
 from sft_jax.data.read.rows import Row, cut
 from sft_jax.data.read.sources import content_digest, find_files
+from sft_jax.distributed.agree import GetsOn, decided_by_first, wait_for
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
 
@@ -51,15 +51,19 @@ def prepare_split(
     directory: Path,
     split: str,
     progress: Progress | None = None,
+    about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Encode the rows of `files` into one split of the data set in `directory`; parts that are there are kept.
+
+    Args:
+      about: the `provenance` of what is encoded, where it is known already.
 
     Returns what `store.finish` needs. The result does not depend on the number of workers.
 
     Raises:
       BadInput: as `prepare.prepare`, or a directory that cannot be written.
     """
-    about = provenance(data, tokenizer, files)
+    about = about or provenance(data, tokenizer, files)
     folder = directory / f"parts-{split}-{_key(about)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,14 +93,18 @@ def prepare_split(
     return made
 
 
-def provenance(data: Data, tokenizer: Any, files: tuple[str, ...]) -> dict[str, Any]:
-    """What the examples depend on: the files' contents, how they are read, the tokenizer, this code."""
+def provenance(data: Data, tokenizer: Any, files: tuple[str, ...], gets_on: GetsOn = lambda: None) -> dict[str, Any]:
+    """What the examples depend on: the files' contents, how they are read, the tokenizer, this code.
+
+    Args:
+      gets_on: called now and then while the files are read.
+    """
     return {
         "version": _VERSION,
         "sft_jax": sft_jax.__version__,
         "settings": {name: _plain(getattr(data, name)) for name in SETTINGS},
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "sources": [[name, content_digest(name)] for name in find_files(files)],
+        "sources": [[name, content_digest(name, gets_on)] for name in find_files(files)],
         "function": _function_digest(data.function),
     }
 
@@ -196,60 +204,62 @@ def open_entry(
     tokenizer: Any,
     entry: str,
     cache: Location,
-    is_first_process: bool,
-    deadline_seconds: float,
+    timeout_seconds: float,
     progress: Progress | None = None,
     locate: Callable[[str], Location] = Location,
 ) -> Store:
     """The store of one entry of data.train or data.eval: a prepared data set (`DIR` or `DIR:split`), or files, which
-    are prepared once under `cache`: the first process does it, the others wait.
+    are prepared once under `cache`. The first process alone reads the files, and does it; the others wait.
 
     Args:
+      timeout_seconds: how long the others wait where it does not get on, and for the directory to be seen.
       locate: gives the same Location for a name again where entries share what they copy from a bucket.
 
     Raises:
       BadInput: anything wrong with the entry, on every process; a data set that was prepared with other settings.
-      RuntimeError: the first process has not finished within `deadline_seconds`.
     """
-    directory, _, split = entry.rpartition(":") if not is_store(locate(entry)) else (entry, "", "train")
-    if directory and is_store(locate(directory)):
-        store = Store(locate(directory), split)
-        check_settings(store, data, tokenizer)
-        return store
-    key = _key(provenance(data, tokenizer, (entry,)))
-    place, refusal = cache / key, cache / f"{key}.refused"
-    if is_first_process and not is_store(place):
-        with refusal.reaching():
-            refusal.epath.unlink(missing_ok=True)
-        _prepare_entry(data, tokenizer, entry, place, refusal, progress)
-    end = time.monotonic() + deadline_seconds
-    while not is_store(place):
-        if refusal.exists():
-            raise BadInput(refusal.epath.read_text())
-        if time.monotonic() > end:
-            raise RuntimeError(
-                f"{place / INFO}: the first process has not prepared {entry} within {deadline_seconds:g} s. "
-                "Look for its error; all processes must see the same directory; a long preparation needs a "
-                "larger distributed.timeout_seconds."
-            )
-        time.sleep(1.0 if place.is_remote else 0.1)
-    return Store(place)
+
+    def find_or_prepare(gets_on: GetsOn) -> str:
+        """The name of the data set under `cache`; empty where the entry is one."""
+        return "" if _prepared(entry, locate) else _prepare_entry(data, tokenizer, entry, cache, progress, gets_on)
+
+    key = decided_by_first("prepares the data", find_or_prepare, timeout_seconds)
+    if key:
+        wait_for(lambda: is_store(cache / key), cache / key / INFO, timeout_seconds)
+        return Store(cache / key)
+    if (found := _prepared(entry, locate)) is None:
+        raise BadInput(f"{entry}: process 0 sees a prepared data set there, and this process none")
+    store = Store(*found)
+    check_settings(store, data, tokenizer)
+    return store
+
+
+def _prepared(entry: str, locate: Callable[[str], Location]) -> tuple[Location, str] | None:
+    """Directory and split of an entry that is a prepared data set."""
+    if is_store(locate(entry)):
+        return locate(entry), "train"
+    directory, _, split = entry.rpartition(":")
+    return (locate(directory), split) if directory and is_store(locate(directory)) else None
 
 
 def _prepare_entry(
-    data: Data, tokenizer: Any, entry: str, place: Location, refusal: Location, progress: Progress | None
-) -> None:
-    """Make the data set in `place`; what is wrong with the entry is left in `refusal` for the other processes."""
-    directory = place.local()
-    try:
-        made = prepare_split(data, tokenizer, (entry,), directory, "train", progress)
-    except BadInput as error:
-        message = str(error).encode()
-        if refusal.is_remote or directory.parent.is_dir():
-            refusal.write_whole(lambda file: file.write(message))
-        raise
-    finish(directory, {"train": made}, f"Tokenised by sft_jax from {entry}", "")
-    place.publish()
+    data: Data, tokenizer: Any, entry: str, cache: Location, progress: Progress | None, gets_on: GetsOn
+) -> str:
+    """The name of the entry's data set under `cache`, which is made unless it is there."""
+
+    def encoded(rows: int) -> None:
+        gets_on()
+        if progress is not None:
+            progress(rows)
+
+    about = provenance(data, tokenizer, (entry,), gets_on)
+    place = cache / _key(about)
+    if not is_store(place):
+        directory = place.local()
+        made = prepare_split(data, tokenizer, (entry,), directory, "train", encoded, about)
+        finish(directory, {"train": made}, f"Tokenised by sft_jax from {entry}", "")
+        place.publish(gets_on)
+    return _key(about)
 
 
 def check_settings(store: Store, data: Data, tokenizer: Any) -> None:

@@ -1,8 +1,9 @@
 """Demonstrations streamed from their files, for corpora too large to prepare: Grain pipelines whose state is saved.
 
-Rows are shuffled within a window, encoded as they come, and packed first-fit under the same two capacities as prepared
-data. A run has `data.streams` pipelines; stream j reads every row whose number is j modulo their number, and fills the
-same share of every batch. So the number of processes may change on resume, as long as each holds whole streams.
+Rows are shuffled within a window, encoded as they come, in threads that run ahead of the batches, and packed first-fit
+under the same two capacities as prepared data. A run has `data.streams` pipelines; stream j reads every row whose
+number is j modulo their number, and fills the same share of every batch. So the number of processes may change on
+resume, as long as each holds whole streams.
 """
 
 import hashlib
@@ -28,6 +29,8 @@ WINDOW = 1024
 """Rows of a stream that are shuffled among each other (data.shuffle)."""
 OPEN_ROWS = 16
 """Packed rows of a stream that are open at a time; more fill better and hold more documents in memory."""
+AHEAD = 256
+"""Documents of a stream that are encoded before a batch asks for them."""
 _DROPPED_KEPT = 20
 _STATES_KEPT = 8
 """States of the newest steps: batches are made ahead of the step that is saved."""
@@ -54,10 +57,7 @@ class Streamed:
         self.batch_size, self.accumulation, self.streams = batch_size, accumulation, data.streams
         self.tokens_per_row = data.sequence_length
         self.targets_per_row = data.target_capacity or data.sequence_length
-        self.counts = Counts()
-        """Of the rows that this process has read since it started, some of them ahead of the newest step."""
-        self.dropped: list[Dropped] = []
-        """The first rows among them that do not train."""
+        self._encoders: list[_Encode] = []
         files = find_files(data.train)
         self.fingerprint = _fingerprint(files)
         self._pipelines = [
@@ -73,8 +73,10 @@ class Streamed:
         dataset: Any = _Rows(files, number, data.streams)
         if data.shuffle:
             dataset = grain.experimental.WindowShuffleIterDataset(dataset, window_size=WINDOW, seed=seed + number)
-        encode = _Encode(data, tokenizer, vocab, self)
+        encode = _Encode(data, tokenizer, vocab, self.targets_per_row)
+        self._encoders.append(encode)
         dataset = grain.experimental.FlatMapIterDataset(dataset, encode)
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=AHEAD)
         lengths = {"tokens": self.tokens_per_row, **dict.fromkeys(_TARGETS, self.targets_per_row)}
         return grain.experimental.FirstFitPackIterDataset(
             dataset,
@@ -131,8 +133,15 @@ class Streamed:
         return self._where[step]
 
     def account(self) -> list[str]:
-        """Lines about the rows that this process has read so far: what was used, what was not and why."""
-        return describe(self.counts, self.dropped)
+        """Lines about the rows that this process has read since it started, some of them ahead of the newest step: what
+        was used, what was not and why."""
+        dropped = [row for encode in self._encoders for row in encode.dropped]
+        return describe(add(encode.counts for encode in self._encoders), dropped)
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        for rows in self._iterators.values():
+            rows.close()
 
     def state(self, step: int) -> dict[str, Any]:
         """What `restore` needs to go on after `step` steps: JSON, stream number -> its pipeline's state; of the
@@ -175,18 +184,21 @@ class _Encode(grain.experimental.FlatMapTransform):
 
     max_fan_out = 2**31
 
-    def __init__(self, data: Data, tokenizer: Any, vocab: int, owner: Streamed):
-        self.data, self.tokenizer, self.vocab, self.owner = data, tokenizer, vocab, owner
+    def __init__(self, data: Data, tokenizer: Any, vocab: int, targets_per_row: int):
+        self.data, self.tokenizer, self.vocab, self.targets_per_row = data, tokenizer, vocab, targets_per_row
+        self.counts = Counts()
+        self.dropped: list[Dropped] = []
+        """The first rows that do not train."""
 
     def flat_map(self, element: Row) -> list[dict[str, Any]]:
         prepared = encode_rows([element], self.data, self.tokenizer)
-        self.owner.counts = add([self.owner.counts, prepared.counts])
-        self.owner.dropped += prepared.dropped[: _DROPPED_KEPT - len(self.owner.dropped)]
+        self.counts = add([self.counts, prepared.counts])
+        self.dropped += prepared.dropped[: _DROPPED_KEPT - len(self.dropped)]
         for example in prepared.examples:
             check_ids(example.where, example.tokens, self.vocab, "the model")
-            if example.targets > self.owner.targets_per_row:
+            if example.targets > self.targets_per_row:
                 raise BadInput(
-                    f"{example.where}: {example.targets:,} trained tokens, a row holds {self.owner.targets_per_row:,} "
+                    f"{example.where}: {example.targets:,} trained tokens, a row holds {self.targets_per_row:,} "
                     "(data.target_capacity)"
                 )
         return [_document(example) for example in prepared.examples]

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -183,8 +183,11 @@ class _Zstandard(io.RawIOBase):
         return len(taken)
 
 
-def content_digest(name: str) -> str:
+def content_digest(name: str, gets_on: Callable[[], None] = lambda: None) -> str:
     """SHA-256 (hex) of what a file or a directory of `find_files` holds.
+
+    Args:
+      gets_on: called after every mebibyte.
 
     Raises:
       BadInput: unreadable.
@@ -203,6 +206,7 @@ def content_digest(name: str) -> str:
         with reading(path), open_path(path).open("rb") as file:
             for block in iter(lambda file=file: file.read(2**20), b""):
                 digest.update(block)
+                gets_on()
     return digest.hexdigest()
 
 

@@ -1,8 +1,6 @@
 """Preparation on disk: the same whatever the workers, resumable, done once, refused where settings differ."""
 
 import shutil
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,8 @@ def made(data: Data, tokenizer: Any, directory: Path) -> Store:
     return Store(directory)
 
 
-def opened(data: Data, tokenizer: Any, cache: Path, first: bool = True, deadline: float = 1) -> Store:
-    return open_entry(data, tokenizer, data.train[0], Location(cache), first, deadline)
+def opened(data: Data, tokenizer: Any, cache: Path) -> Store:
+    return open_entry(data, tokenizer, data.train[0], Location(cache), 1)
 
 
 @pytest.fixture
@@ -102,26 +100,15 @@ def test_the_rows_of_one_part_are_all_that_is_held(make_tokenizer, jsonl, monkey
     assert sum(store.about["shard_lengths"]) == 60 and max(store.about["shard_lengths"]) <= 2
 
 
-def test_the_first_process_prepares_and_the_others_read_the_same(make_tokenizer, jsonl, tmp_path: Path, monkeypatch):
+def test_files_are_read_and_prepared_once(make_tokenizer, jsonl, tmp_path: Path, monkeypatch):
     data = Data(train=(jsonl(ROWS),), sequence_length=16)
-    got: dict[bool, Store] = {}
-
-    def start(first: bool) -> threading.Thread:
-        def work() -> None:
-            got[first] = opened(data, make_tokenizer(), tmp_path / "cache", first, 20)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        return thread
-
-    waiting = start(False)
-    time.sleep(0.2)
-    assert not got
-    start(True).join()
-    waiting.join()
-    assert got[True].fingerprint == got[False].fingerprint and len(got[True]) == 2
+    digests: list[str] = []
+    digest = module.content_digest
+    monkeypatch.setattr(module, "content_digest", lambda name, gets_on: digests.append(name) or digest(name, gets_on))
+    store = opened(data, make_tokenizer(), tmp_path / "cache")
+    assert digests == list(data.train) and len(store) == 2
     monkeypatch.setattr(module, "prepare_split", lambda *_: pytest.fail("prepared again"))
-    assert opened(data, make_tokenizer(), tmp_path / "cache").fingerprint == got[True].fingerprint
+    assert opened(data, make_tokenizer(), tmp_path / "cache").fingerprint == store.fingerprint
 
 
 def test_other_data_settings_or_tokenizers_are_prepared_anew(make_tokenizer, jsonl, templates, tmp_path: Path):
@@ -149,17 +136,10 @@ def test_a_changed_function_is_prepared_anew(make_tokenizer, jsonl, tmp_path: Pa
         assert len(list((tmp_path / "cache").iterdir())) == number
 
 
-def test_waiting_ends_at_the_deadline_and_names_the_file(make_tokenizer, jsonl, tmp_path: Path):
-    with pytest.raises(RuntimeError, match=r"cache/[0-9a-f]{32}/dataset_info\.json: .* within 0\.3 s"):
-        opened(Data(train=(jsonl(ROWS),)), make_tokenizer(), tmp_path / "cache", False, 0.3)
-
-
-def test_the_first_process_tells_the_others_why_it_refused(make_tokenizer, jsonl, tmp_path: Path):
+def test_what_is_refused_leaves_nothing_and_mended_data_are_read(make_tokenizer, jsonl, tmp_path: Path):
     data = Data(train=(jsonl([{"messages": [{"role": "robot", "content": "x"}]}]),))
-    for first in (True, False):
-        with pytest.raises(BadInput, match="robot"):
-            opened(data, make_tokenizer(), tmp_path / "cache", first, 0.3)
-    # The refusal belongs to this content: mended data is another key.
+    with pytest.raises(BadInput, match="robot"):
+        opened(data, make_tokenizer(), tmp_path / "cache")
     jsonl(ROWS)
     assert len(opened(data, make_tokenizer(), tmp_path / "cache"))
 
@@ -168,13 +148,11 @@ def test_a_prepared_directory_is_a_source_by_itself(make_tokenizer, jsonl, tmp_p
     data = Data(train=(jsonl(MANY),))
     store = made(data, make_tokenizer(), tmp_path / "set")
     for entry in (str(tmp_path / "set"), f"{tmp_path / 'set'}:train"):
-        found = open_entry(
-            replace(data, train=(entry,)), make_tokenizer(), entry, Location(tmp_path / "cache"), True, 1
-        )
+        found = open_entry(replace(data, train=(entry,)), make_tokenizer(), entry, Location(tmp_path / "cache"), 1)
         assert found.fingerprint == store.fingerprint
     assert not (tmp_path / "cache").exists()
     with pytest.raises(BadInput, match=r"no split 'eval'. .*train"):
-        open_entry(data, make_tokenizer(), f"{tmp_path / 'set'}:eval", Location(tmp_path / "cache"), True, 1)
+        open_entry(data, make_tokenizer(), f"{tmp_path / 'set'}:eval", Location(tmp_path / "cache"), 1)
 
 
 def test_a_set_that_was_prepared_otherwise_is_refused_setting_by_setting(make_tokenizer, jsonl, templates, tmp_path):
@@ -183,7 +161,7 @@ def test_a_set_that_was_prepared_otherwise_is_refused_setting_by_setting(make_to
     entry = str(tmp_path / "set")
     other = replace(data, sequence_length=64, train_on="all")
     with pytest.raises(BadInput) as caught:
-        open_entry(other, make_tokenizer(templates.DROPS_CALLS), entry, Location(tmp_path), True, 1)
+        open_entry(other, make_tokenizer(templates.DROPS_CALLS), entry, Location(tmp_path), 1)
     message = str(caught.value)
     assert "data.train_on: prepared with 'assistant', the config says 'all'" in message
     assert "data.sequence_length: prepared with 1024, the config says 64" in message

@@ -1,6 +1,9 @@
 """Streamed data: every row once an epoch, the same targets as prepared data, exact resume, any number of processes."""
 
+import gc
 import json
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 from sft_jax.config import Data
 from sft_jax.data.pack.batches import Batch
 from sft_jax.data.pack.prepare import prepare
-from sft_jax.data.pack.streaming import Streamed
+from sft_jax.data.pack.streaming import AHEAD, Streamed
 from sft_jax.errors import BadInput
 
 ROWS = [{"prompt": f"question {i} " * (1 + i % 3), "completion": f" answer {i}", "id": f"{i}"} for i in range(40)]
@@ -109,6 +112,23 @@ def test_bad_rows_stop_it_and_more_streams_than_rows_are_refused(streamed, jsonl
         streamed(streams=2).batch(0)
     with pytest.raises(BadInput, match=r"data\.streams 3 does not divide the 4 rows"):
         streamed(streams=3)
+
+
+def test_documents_are_encoded_ahead_of_the_batches_in_threads_that_end_when_it_is_closed(streamed):
+    gc.collect()  # sources of other tests end theirs
+    source = streamed(streams=2)
+    source.batch(0)
+    end = time.monotonic() + 20
+    while sum(encode.counts.used for encode in source._encoders) < 2 * AHEAD and time.monotonic() < end:
+        time.sleep(0.05)
+    assert sum(encode.counts.used for encode in source._encoders) >= 2 * AHEAD
+    assert len(prefetching()) == 2
+    source.close()
+    assert not prefetching()
+
+
+def prefetching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("grain-thread-prefetch")]
 
 
 def test_documents_beyond_the_target_capacity_are_refused(streamed):
