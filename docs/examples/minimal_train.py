@@ -45,7 +45,7 @@ def main(model: str, demonstrations: str, out: str, steps: int = 20) -> list[flo
     length = config.data.sequence_length
     capacity = choose_target_capacity(lengths, targets, length, "best_fit", 32)
     plan = plan_packing(lengths, targets, length, capacity, "best_fit")
-    print(plan.describe(config.train.batch_size))
+    print(plan.summary(config.train.batch_size))
     batches = Batches(examples, plan, seed=0, batch_size=config.train.batch_size)  # batches.batch(step)
     shapes = batch_shapes_of(batches)
 

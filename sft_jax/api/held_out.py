@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sft_jax.distributed.agree import is_first_process
-from sft_jax.evaluate.checks import judge, make_checks, summarise
-from sft_jax.evaluate.complete import as_judged
-from sft_jax.evaluate.measure import read_tasks
+from sft_jax.evaluate.checks import check_answers, make_checks, summarise
+from sft_jax.evaluate.complete import answer_of
+from sft_jax.evaluate.evaluation import read_tasks
 from sft_jax.sample.draw import Sampling
 from sft_jax.train.metrics import cut_after
 
@@ -36,8 +36,8 @@ def answer_held_out(run: "Run") -> Callable[["Run", int], Mapping[str, Any]]:
 
     def measure(run: "Run", step: int) -> dict[str, Any]:
         answers = model.answer(tasks, sampling, batch_size=min(32, len(tasks)))
-        completions = [as_judged(one, model.tokenizer) for [one] in answers]
-        scores = judge(tasks, completions, checks)
+        completions = [answer_of(one, model.tokenizer) for [one] in answers]
+        scores = check_answers(tasks, completions, checks)
         if is_first_process():
             with path.open("a", encoding="utf-8") as file:
                 for task, one, row in zip(tasks, completions, scores, strict=True):

@@ -30,7 +30,7 @@ from sft_jax.sample.score import check_lengths, score_examples
 from sft_jax.storage.location import Location, as_location
 from sft_jax.weights.export import export
 from sft_jax.weights.fingerprint import weights_fingerprint
-from sft_jax.weights.pretrained import Pretrained, open_pretrained, place
+from sft_jax.weights.pretrained import Pretrained, open_pretrained, put_on_devices
 
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """A text to go on from, messages, or a whole row in any form that training reads."""
@@ -265,7 +265,7 @@ def load(
     try:
         pretrained = open_pretrained(location)
         section = ModelSection(str(location), dtype, quantization=quantization)
-        architecture, parameters = place(pretrained, RunConfig(model=section, sharding=sharding), devices)
+        architecture, parameters = put_on_devices(pretrained, RunConfig(model=section, sharding=sharding), devices)
     finally:
         location.forget()
     return Model(pretrained, architecture, lambda: parameters, Compute(dtype, layout=Layout(devices, sharding)))

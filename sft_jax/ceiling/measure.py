@@ -13,8 +13,7 @@ import numpy as np
 from sft_jax.api.run import Run
 from sft_jax.ceiling.options import Ceiling
 from sft_jax.ceiling.scaling import measure_scaling
-from sft_jax.ceiling.verdict import Quality, check_scores, measure_quality
-from sft_jax.ceiling.verdict import judge as judge_ceiling
+from sft_jax.ceiling.verdict import Quality, check_scores, measure_quality, reach_verdict
 from sft_jax.config import RunConfig
 from sft_jax.distributed.agree import agree_on_options, agreed, is_first_process
 from sft_jax.distributed.start import start
@@ -22,11 +21,11 @@ from sft_jax.distributed.watchdog import Leave, stay
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.as_json import plain
 from sft_jax.evaluate.bootstrap import paired_difference
-from sft_jax.evaluate.checks import judge, make_checks
-from sft_jax.evaluate.complete import as_judged
+from sft_jax.evaluate.checks import check_answers, make_checks
+from sft_jax.evaluate.complete import answer_of
+from sft_jax.evaluate.evaluation import read_tasks
 from sft_jax.evaluate.held_out import document_losses
-from sft_jax.evaluate.measure import read_tasks
-from sft_jax.evaluate.task import Completion, Task
+from sft_jax.evaluate.task import Answer, Task
 from sft_jax.sample.draw import Sampling
 from sft_jax.storage.atomic import write_json
 from sft_jax.storage.location import Location
@@ -103,7 +102,7 @@ def measure_ceiling(config: RunConfig, options: Ceiling, train: Train = fitted, 
     quality, score, example = _quality(trained, options)
     training_loss = _training_loss(Path(trained.config.workdir))
     larger = _larger(config, options, nll[-1], weights, locate, train)
-    verdict = judge_ceiling(scaling, quality, training_loss, larger)
+    verdict = reach_verdict(scaling, quality, training_loss, larger)
     result = plain(
         {
             "config": str(config.workdir),
@@ -215,16 +214,16 @@ def _quality(run: Run, options: Ceiling) -> tuple[Quality | None, str, list[dict
     if not tasks or not checks:
         return None, "", []
 
-    def answers(temperature: float, n: int) -> list[list[Completion]]:
+    def answers(temperature: float, n: int) -> list[list[Answer]]:
         found = model.answer(tasks, Sampling(options.max_new_tokens, temperature), n, batch_size=64)
-        return [[as_judged(one, model.tokenizer) for one in each] for each in found]
+        return [[answer_of(one, model.tokenizer) for one in each] for each in found]
 
     greedy, sampled = [one for [one] in answers(0.0, 1)], answers(1.0, options.samples)
-    shown = [Completion(task.shown, True, 0) for task in tasks]
-    first = next(iter(judge(tasks[:1], shown[:1], checks)[0]))
+    shown = [Answer(task.shown, True, 0) for task in tasks]
+    first = next(iter(check_answers(tasks[:1], shown[:1], checks)[0]))
 
-    def scores(completions: Sequence[Completion]) -> list[float]:
-        values = [row.get(first) for row in judge(tasks, completions, checks)]
+    def scores(completions: Sequence[Answer]) -> list[float]:
+        values = [row.get(first) for row in check_answers(tasks, completions, checks)]
         numbers = [value for value in values if value is not None]
         if len(numbers) != len(values):
             raise BadInput(f"the check {first} says nothing of some held-out rows; name one that scores them all")

@@ -14,7 +14,7 @@ WORTH = 0.02
 MARGIN = 0.05
 """Scores, in [0, 1], that differ by less count as the same."""
 
-Answer = Literal["more data", "better data", "larger model", "preferences", "nothing left", "inconclusive"]
+Advice = Literal["more data", "better data", "larger model", "preferences", "nothing left", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Quality:
 class Verdict:
     """One answer, the words for it, and the numbers behind it."""
 
-    answer: Answer
+    answer: Advice
     words: str
     evidence: tuple[str, ...]
 
@@ -83,7 +83,7 @@ def measure_quality(demonstrations: np.ndarray, greedy: np.ndarray, sampled: np.
     )
 
 
-def judge(
+def reach_verdict(
     scaling: Scaling, quality: Quality | None, training_loss: float | None = None, larger: Interval | None = None
 ) -> Verdict:
     """The verdict, by these rules in order.
@@ -125,7 +125,7 @@ def judge(
     return Verdict(answer, words, tuple(evidence))
 
 
-def _answer(quality: Quality | None, pays: bool, does_not_pay: bool, larger_pays: bool) -> tuple[Answer, str]:
+def _answer(quality: Quality | None, pays: bool, does_not_pay: bool, larger_pays: bool) -> tuple[Advice, str]:
     if quality is not None and quality.greedy.low >= 1 - MARGIN:
         return "nothing left", "Greedy answers are right as far as this score can tell, whoever demonstrated them."
     if quality is not None and quality.above_model.high <= MARGIN:

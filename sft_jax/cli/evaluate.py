@@ -11,7 +11,7 @@ from sft_jax.errors import EXIT_DONE, BadInput
 
 if TYPE_CHECKING:
     from sft_jax.api.model import Model
-    from sft_jax.evaluate.measure import Measured, Rows
+    from sft_jax.evaluate.evaluation import Measured, Rows
     from sft_jax.handoff.reference import Divergence
 
 
@@ -64,15 +64,15 @@ def evaluate(arguments: Sequence[str]) -> int:
     model = load_model(options.model, options)
     sets = {"data": options.data, **({"retained": options.retained} if options.retained else {})}
     rows = {name: _read(options, file, model) for name, file in sets.items()}
-    found = {name: _measure(options, each, model) for name, each in rows.items()}
+    found = {name: _evaluated(options, each, model) for name, each in rows.items()}
     other = None
     if options.against:
         report["against"] = options.against
         other = load_beside(options.against, model, options)
         check_same_tokenizer(model, other)
     for name, each in rows.items():
-        beside = _measure(options, each, other) if other else None
-        report[name] = _describe(each, found[name], beside)
+        beside = _evaluated(options, each, other) if other else None
+        report[name] = _report_of(each, found[name], beside)
         lines += _lines(name, each, found[name], beside)
         if other is not None and each.examples:
             report[name]["kl"] = mean(divergences_of(model, other, each.examples, options.batch_size))
@@ -96,7 +96,7 @@ def documents_of(options: Any, file: str, model: "Model") -> tuple:
 
 
 def _read(options: Evaluate, file: str, model: "Model") -> "Rows":
-    from sft_jax.evaluate.measure import Rows, check_prompts_exist, has_demonstrations, read_tasks
+    from sft_jax.evaluate.evaluation import Rows, check_prompts_exist, has_demonstrations, read_tasks
 
     data = model.data((file,), options.train_on)
     examples = documents_of(options, file, model) if has_demonstrations(data, (file,)) else ()
@@ -106,19 +106,19 @@ def _read(options: Evaluate, file: str, model: "Model") -> "Rows":
     return rows
 
 
-def _measure(options: Evaluate, rows: "Rows", model: "Model") -> "Measured":
+def _evaluated(options: Evaluate, rows: "Rows", model: "Model") -> "Measured":
     from sft_jax.evaluate.checks import make_checks
-    from sft_jax.evaluate.measure import measure
+    from sft_jax.evaluate.evaluation import evaluate as evaluate_on
     from sft_jax.sample.draw import Sampling
 
     checks = make_checks(options.check, options.scorer, rows.tasks)
     sampling, compute, size = Sampling(options.max_new_tokens), model.compute, options.batch_size
-    return measure(rows, model.pretrained, model.architecture, model.parameters, compute, sampling, checks, size)
+    return evaluate_on(rows, model.pretrained, model.architecture, model.parameters, compute, sampling, checks, size)
 
 
-def _describe(rows: "Rows", found: "Measured", beside: "Measured | None") -> dict[str, Any]:
+def _report_of(rows: "Rows", found: "Measured", beside: "Measured | None") -> dict[str, Any]:
     """Everything as plain JSON; intervals as objects of value, low, high, n."""
-    from sft_jax.evaluate.measure import differences, summary
+    from sft_jax.evaluate.evaluation import differences, summary
 
     about: dict[str, Any] = {"model": summary(rows, found)}
     if beside is not None:

@@ -74,7 +74,7 @@ def plan(arguments: Sequence[str]) -> int:
         raise BadInput(f"--price is {options.price}, expected what a chip-hour costs")
     from sft_jax.plan.chips import topology
     from sft_jax.plan.isolated import Request
-    from sft_jax.weights.pretrained import describe
+    from sft_jax.weights.pretrained import architecture_at
 
     if options.show == "cost" and not options.topology:
         raise BadInput(
@@ -82,7 +82,7 @@ def plan(arguments: Sequence[str]) -> int:
             "and who holds it on any number of devices.)"
         )
     wanted = topology(options.topology, options.slices) if options.topology else None
-    architecture = describe(config.model.path)
+    architecture = architecture_at(config.model.path)
     shapes, notes = batch_shapes(config, architecture), _notes(config)
     if options.show == "sharding" or wanted is None:
         return _sharding(config, options, wanted, architecture, shapes, notes)
@@ -215,7 +215,7 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
 
 def _measured(request: "Request", planned: "Planned") -> dict[str, float] | None:
     """The plan's times as they are on this machine; None where it has other chips."""
-    from sft_jax.plan.measure import devices_here, measured_seconds
+    from sft_jax.plan.timing import devices_here, measured_seconds
 
     devices = devices_here(request.topology)
     if not devices:

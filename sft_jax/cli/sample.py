@@ -56,7 +56,7 @@ def sample(arguments: Sequence[str]) -> int:
     if "" in options.stop:
         raise BadInput("--stop has an empty string, which would end every completion at once")
     check_writable(options.out)
-    from sft_jax.evaluate.measure import read_tasks
+    from sft_jax.evaluate.evaluation import read_tasks
     from sft_jax.evaluate.sampled import sampled_row
     from sft_jax.sample.draw import Sampling
 

@@ -71,8 +71,8 @@ def _scores(options: Select, records: Sequence[Any]) -> list[list[float]]:
     if options.reward:
         return _rewards(options, records)
     from sft_jax.config import Data
-    from sft_jax.evaluate.checks import judge, make_checks
-    from sft_jax.evaluate.task import Completion, sampled_task
+    from sft_jax.evaluate.checks import check_answers, make_checks
+    from sft_jax.evaluate.task import Answer, sampled_task
 
     tasks = [sampled_task(record, Data(())) for record in records]
     checks = make_checks(options.check, options.scorer, tasks)
@@ -81,8 +81,8 @@ def _scores(options: Select, records: Sequence[Any]) -> list[list[float]]:
     found = []
     for task, record in zip(tasks, records, strict=True):
         answers = record.value["completions"]
-        completions = [Completion(one["text"], bool(one.get("stopped", True)), 0) for one in answers]
-        judged = judge([task] * len(completions), completions, checks)
+        completions = [Answer(one["text"], bool(one.get("stopped", True)), 0) for one in answers]
+        judged = check_answers([task] * len(completions), completions, checks)
         name = next(iter(judged[0]))
         if any(row[name] is None for row in judged):
             raise BadInput(f"{record.where}: {name} says nothing of this row; name a check that scores every row")
@@ -100,7 +100,7 @@ def _own_number(record: Any, name: str, completion: Mapping[str, Any]) -> float:
 def _rewards(options: Select, records: Sequence[Any]) -> list[list[float]]:
     from sft_jax.config import Data
     from sft_jax.data.chat.encode import encode
-    from sft_jax.data.chat.rendering import Policy
+    from sft_jax.data.chat.rendering import RenderOptions
     from sft_jax.data.forms.formats import demonstrations
     from sft_jax.data.read.rows import Record
     from sft_jax.evaluate.sampled import as_demonstration, written
@@ -110,12 +110,13 @@ def _rewards(options: Select, records: Sequence[Any]) -> list[list[float]]:
     architecture = model.architecture
     if not architecture.reward:
         raise BadInput(f"--reward {options.reward} is a language model; train a reward model from sft-jax reward-init")
-    policy, documents = Policy(date=model.pretrained.template_date), []
+    rendering = RenderOptions(date=model.pretrained.template_date)
+    documents = []
     for record in records:
         for one in record.value["completions"]:
             row = Record(record.source, record.line, as_demonstration(record.value, written(one), "x"))
             [whole] = demonstrations(row, Data(()))
-            documents.append(encode(record.where, whole, model.tokenizer, "all", policy).tokens)
+            documents.append(encode(record.where, whole, model.tokenizer, "all", rendering).tokens)
     longest = max(documents, key=len)
     if len(longest) > architecture.max_positions:
         raise BadInput(f"a completion of {len(longest):,} tokens; {options.reward} has {architecture.max_positions:,}")

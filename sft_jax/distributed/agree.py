@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 
 from sft_jax.config import leaf_fields
-from sft_jax.distributed.jax_internals import Place, Store, joined
+from sft_jax.distributed.jax_internals import Membership, Store, joined
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
 
@@ -36,15 +36,15 @@ def agreed(
     Raises:
       BadInput: on every process, whatever `work` raised on any; or the fields that differ, with the values.
     """
-    place = joined()
-    if place is None:
+    member = joined()
+    if member is None:
         return work()
 
     _asked[what] += 1
     folder = f"sft_jax/{what}/{_asked[what]}"
 
     def tell(value: Mapping[str, Any]) -> None:
-        place.store.key_value_set(f"{folder}/{place.process}", json.dumps(value))
+        member.store.key_value_set(f"{folder}/{member.process}", json.dumps(value))
 
     try:
         result = work()
@@ -52,7 +52,7 @@ def agreed(
         tell({"refused": str(error)})
         raise
     tell({"fields": dict(fields(result))})
-    answers = [_answer(what, place.store, f"{folder}/{k}", k, timeout_seconds) for k in range(place.processes)]
+    answers = [_answer(what, member.store, f"{folder}/{k}", k, timeout_seconds) for k in range(member.processes)]
     for process, answer in enumerate(answers):
         if "refused" in answer:
             raise BadInput(f"process {process}: {answer['refused']}")
@@ -84,20 +84,20 @@ def decided_by_first(what: str, work: Callable[[GetsOn], Result], timeout_second
     Raises:
       BadInput: on every process, what `work` raised; on the others, that process 0 does not get on.
     """
-    place = joined()
-    if place is None:
+    member = joined()
+    if member is None:
         return work(lambda: None)
     _asked[what] += 1
     folder = f"sft_jax/first/{what}/{_asked[what]}"
-    if place.process:
-        return _told(what, place, folder, timeout_seconds)
-    pulse = _Pulse(place.store, f"{folder}/pulse")
+    if member.process:
+        return _told(what, member, folder, timeout_seconds)
+    pulse = _Pulse(member.store, f"{folder}/pulse")
     try:
         result = work(pulse)
     except BadInput as error:
-        place.store.key_value_set(f"{folder}/answer", json.dumps({"refused": str(error)}))
+        member.store.key_value_set(f"{folder}/answer", json.dumps({"refused": str(error)}))
         raise
-    place.store.key_value_set(f"{folder}/answer", json.dumps({"result": result}))
+    member.store.key_value_set(f"{folder}/answer", json.dumps({"result": result}))
     return result
 
 
@@ -130,14 +130,14 @@ class _Pulse:
             self._next = time.monotonic() + PULSE_SECONDS
 
 
-def _told(what: str, place: Place, folder: str, timeout_seconds: float) -> Any:
+def _told(what: str, member: Membership, folder: str, timeout_seconds: float) -> Any:
     heard, end = "", time.monotonic() + timeout_seconds
     while True:
         try:
             milliseconds = int(1000 * min(ASK_SECONDS, timeout_seconds))
-            answer = json.loads(place.store.blocking_key_value_get(f"{folder}/answer", milliseconds))
+            answer = json.loads(member.store.blocking_key_value_get(f"{folder}/answer", milliseconds))
         except jax.errors.JaxRuntimeError as error:
-            told = dict(place.store.key_value_dir_get(folder)).get(f"{folder}/pulse", "")
+            told = dict(member.store.key_value_dir_get(folder)).get(f"{folder}/pulse", "")
             if told != heard:
                 heard, end = told, time.monotonic() + timeout_seconds
             elif time.monotonic() > end:

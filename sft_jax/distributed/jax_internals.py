@@ -26,7 +26,7 @@ class Store(Protocol):
     def key_value_dir_get(self, key: str) -> Sequence[tuple[str, str]]: ...
 
 
-class Place(NamedTuple):
+class Membership(NamedTuple):
     """This process among those that have joined."""
 
     store: Store
@@ -34,13 +34,13 @@ class Place(NamedTuple):
     processes: int
 
 
-def joined() -> Place | None:
+def joined() -> Membership | None:
     """Where this process is since `jax.distributed.initialize`; None in a run of one process."""
     state = distributed.global_state
     if state.client is None:
         return None
     client: Any = state.client
-    return Place(client, state.process_id, state.num_processes or 1)
+    return Membership(client, state.process_id, state.num_processes or 1)
 
 
 def detect_cluster(timeout_seconds: int) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:

@@ -126,7 +126,7 @@ def _beat(watch: Watchdog) -> None:
             _set(watch, f"{BEATS}{watch.process}", str(number))
             if watch.process == 0:
                 beats = {int(key.rsplit("/", 1)[1]): value for key, value in watch.client.key_value_dir_get(BEATS)}
-                _judge(watch, beats, seen)
+                _find_silent(watch, beats, seen)
             else:
                 for _, verdict in watch.client.key_value_dir_get(VERDICT):
                     _leave(watch, **json.loads(verdict))
@@ -136,7 +136,7 @@ def _beat(watch: Watchdog) -> None:
         watch.over.wait(watch.interval_seconds)
 
 
-def _judge(watch: Watchdog, beats: dict[int, str], seen: dict[int, tuple[str, float]]) -> None:
+def _find_silent(watch: Watchdog, beats: dict[int, str], seen: dict[int, tuple[str, float]]) -> None:
     """Pronounce a verdict where a process has failed or is silent; `seen` holds (beat, since when) of each."""
     now = time.monotonic()
     for process, beat in beats.items():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from sft_jax.errors import BadInput
-from sft_jax.evaluate.task import Completion, Task
+from sft_jax.evaluate.task import Answer, Task
 
 REFERENCE_KEYS = ("answer", "ground_truth", "reference")
 """Keys of a row that say what is right, whoever demonstrates; a list holds several right answers."""
@@ -27,7 +27,7 @@ def references(task: Task) -> list[str]:
     return [task.shown] if task.shown else []
 
 
-def exact(task: Task, completion: Completion) -> Mapping[str, float | None]:
+def exact(task: Task, completion: Answer) -> Mapping[str, float | None]:
     """`exact`: the text without white space around it is one of the right answers.
 
     Raises:
@@ -37,7 +37,7 @@ def exact(task: Task, completion: Completion) -> Mapping[str, float | None]:
     return {"exact": float(completion.text.strip() in right)}
 
 
-def numeric(task: Task, completion: Completion) -> Mapping[str, float | None]:
+def numeric(task: Task, completion: Answer) -> Mapping[str, float | None]:
     """`numeric`: the final number equals that of a right answer; `number_marked`: it stands where the format wants it.
 
     Raises:

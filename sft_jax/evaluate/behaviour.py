@@ -13,16 +13,9 @@ from typing import Any, TypeAlias
 
 from sft_jax.demonstrations.house_style import REFUSAL, Call, HouseStyleError, check_turn, parse_calls
 from sft_jax.errors import BadInput
+from sft_jax.evaluate.task import Answer
 
 Row: TypeAlias = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote: the text without special tokens, and whether a stop token ended it (not the token limit)."""
-
-    text: str
-    stopped: bool
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ def prompt_of(row: Row) -> tuple[list[dict[str, str]], str]:
     raise BadInput(f"row {row['id']}: no assistant turn among {roles}; expected at least one to compare with.")
 
 
-def measure(rows: Sequence[Row], completions: Sequence[Completion]) -> Behaviour:
+def behaviour_of(rows: Sequence[Row], completions: Sequence[Answer]) -> Behaviour:
     """Returns how well the completions, one a row in the rows' order, behave as the rows demonstrate.
 
     Raises `BadInput` where a share would have nothing to be a share of: no rows, no row with calls, no refusal.

@@ -12,7 +12,7 @@ from sft_jax.demonstrations.house_style import HouseStyleError
 from sft_jax.demonstrations.house_style import parse_calls as parse_house_style
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import ACCEPTED, ANY_CALL, accepts, properties_of
-from sft_jax.evaluate.task import Completion, Task
+from sft_jax.evaluate.task import Answer, Task
 
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 _MISTRAL = re.compile(r"\[TOOL_CALLS\]\s*(.*)", re.DOTALL)
@@ -160,7 +160,7 @@ def _literal(node: ast.expr) -> Any:
         return ast.unparse(node)  # a variable's name, as the leaderboard takes it
 
 
-def tool_calls(task: Task, completion: Completion) -> Mapping[str, float | None]:
+def tool_calls(task: Task, completion: Answer) -> Mapping[str, float | None]:
     """Whether the right tools are called, and none where none fits.
 
     `tool_call`: as many calls as wanted, each with the right name and arguments, in any order; `tool_name`: the same

@@ -14,7 +14,7 @@ from sft_jax.evaluate.bfcl import ACCEPTED
 from sft_jax.evaluate.bootstrap import Interval, mean_interval
 from sft_jax.evaluate.calls import CALL_SCORES, find_calls, tool_calls
 from sft_jax.evaluate.constraints import is_json, json_schema, length, regex
-from sft_jax.evaluate.task import Completion, Task
+from sft_jax.evaluate.task import Answer, Task
 
 Check = Callable[..., Mapping[str, float | None]]
 """(task, completion) -> named scores in [0, 1]; None where the check says nothing of this row."""
@@ -86,7 +86,7 @@ def _shows_calls(task: Task) -> bool:
     return bool(shown.get("tool_calls") or (shown and task.tools) or find_calls(task.shown).calls)
 
 
-def _calls_where_known(task: Task, completion: Completion) -> Mapping[str, float | None]:
+def _calls_where_known(task: Task, completion: Answer) -> Mapping[str, float | None]:
     """`tool_calls`, of the rows among many that say which calls are wanted; none of the others is refused."""
     known = task.demonstration is not None or task.row.get(ACCEPTED) is not None
     return tool_calls(task, completion) if known else dict.fromkeys(CALL_SCORES)
@@ -99,7 +99,7 @@ def _user_check(scorer: str) -> Check:
         raise BadInput(str(error).replace("data.function", "--scorer", 1)) from error
     name = scorer.rpartition(":")[2]
 
-    def check(task: Task, completion: Completion) -> Mapping[str, float | None]:
+    def check(task: Task, completion: Answer) -> Mapping[str, float | None]:
         try:
             found = function(completion.text, dict(task.row))
         except Exception as error:  # the function is the user's: none of what it raises is a mistake of this program
@@ -122,7 +122,7 @@ def _number(task: Task, scorer: str, value: Any) -> float | None:
     )
 
 
-def judge(tasks: Sequence[Task], completions: Sequence[Completion], checks: Sequence[Check]) -> list[Scores]:
+def check_answers(tasks: Sequence[Task], completions: Sequence[Answer], checks: Sequence[Check]) -> list[Scores]:
     """For each task and its completion in order: every check's scores, with `stopped` and `tokens`."""
     rows: list[Scores] = []
     for task, completion in zip(tasks, completions, strict=True):

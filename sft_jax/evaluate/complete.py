@@ -6,11 +6,11 @@ from typing import Any
 import jax
 
 from sft_jax.data.chat.encode import generation_prompt
-from sft_jax.data.chat.rendering import Policy
+from sft_jax.data.chat.rendering import RenderOptions
 from sft_jax.data.pack.prepare import check_ids
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import system_prompt
-from sft_jax.evaluate.task import Completion, Task
+from sft_jax.evaluate.task import Answer, Task
 from sft_jax.model.architecture import Architecture
 from sft_jax.sample.draw import Sampling
 from sft_jax.sample.generate import Generated, Generator
@@ -27,13 +27,13 @@ def task_tokens(task: Task, tokenizer: Any, date: str = "") -> list[int]:
     """
     if not task.messages:
         return tokenizer(task.prompt)["input_ids"]
-    messages, tools, policy = list(task.messages), list(task.tools or ()), Policy(date=date)
-    ids = generation_prompt(task.where, messages, tools or None, tokenizer, policy)
-    if not tools or ids != generation_prompt(task.where, messages, None, tokenizer, policy):
+    messages, tools, options = list(task.messages), list(task.tools or ()), RenderOptions(date=date)
+    ids = generation_prompt(task.where, messages, tools or None, tokenizer, options)
+    if not tools or ids != generation_prompt(task.where, messages, None, tokenizer, options):
         return ids
     given = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
     text = "\n\n".join(part for part in (given, system_prompt(tools)) if part)
-    return generation_prompt(task.where, [{"role": "system", "content": text}, *messages], None, tokenizer, policy)
+    return generation_prompt(task.where, [{"role": "system", "content": text}, *messages], None, tokenizer, options)
 
 
 def prompts_of(
@@ -66,14 +66,14 @@ def complete(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     n: int = 1,
-) -> list[list[Completion]]:
+) -> list[list[Answer]]:
     """n completions of every prompt, in order."""
-    return [[as_judged(one, tokenizer) for one in each] for each in generator(parameters, prompts, sampling, n)]
+    return [[answer_of(one, tokenizer) for one in each] for each in generator(parameters, prompts, sampling, n)]
 
 
-def as_judged(one: Generated, tokenizer: Any) -> Completion:
+def answer_of(one: Generated, tokenizer: Any) -> Answer:
     """A completion as checks look at it."""
-    return Completion(
+    return Answer(
         tokenizer.decode(one.tokens, skip_special_tokens=True),
         one.stopped,
         len(one.tokens),

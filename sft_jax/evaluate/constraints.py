@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 
 from sft_jax.data.read import strict_json
 from sft_jax.errors import BadInput
-from sft_jax.evaluate.task import Completion, Task
+from sft_jax.evaluate.task import Answer, Task
 
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 _MISSING = object()
 
 
-def regex(task: Task, completion: Completion, pattern: str = "") -> Mapping[str, float | None]:
+def regex(task: Task, completion: Answer, pattern: str = "") -> Mapping[str, float | None]:
     """`regex`: the pattern (given, or the row's key `regex`) is found in the text; None where a row has none.
 
     Raises:
@@ -35,13 +35,13 @@ def _compiled(where: str, pattern: str) -> re.Pattern[str]:
         raise BadInput(f"{where}: regex {pattern!r} is no pattern: {error}") from error
 
 
-def is_json(task: Task, completion: Completion) -> Mapping[str, float | None]:
+def is_json(task: Task, completion: Answer) -> Mapping[str, float | None]:
     """`json`: the whole text, or its one fenced block, is JSON: no NaN, and 100 levels at most."""
     del task
     return {"json": float(_parsed(completion.text) is not _MISSING)}
 
 
-def json_schema(task: Task, completion: Completion, path: str = "") -> Mapping[str, float | None]:
+def json_schema(task: Task, completion: Answer, path: str = "") -> Mapping[str, float | None]:
     """`json_schema`: the text is JSON that the schema (of the file, or the row's key `json_schema`) allows.
 
     Raises:
@@ -90,7 +90,7 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def length(task: Task, completion: Completion) -> Mapping[str, float | None]:
+def length(task: Task, completion: Answer) -> Mapping[str, float | None]:
     """`length`: between the row's keys `min_words` and `max_words`; None where it has neither.
 
     Raises:

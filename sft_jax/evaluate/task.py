@@ -5,8 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_jax.config import Data
-from sft_jax.data.forms.formats import KNOWN_KEYS, Conversation, demonstrations, detect_format, record_id
-from sft_jax.data.forms.formats import Completion as Pair
+from sft_jax.data.forms.formats import (
+    KNOWN_KEYS,
+    Conversation,
+    PromptCompletion,
+    demonstrations,
+    detect_format,
+    record_id,
+)
 from sft_jax.data.forms.mapping import apply_function, parse_fields, rename
 from sft_jax.data.forms.messages import check_messages, check_tools
 from sft_jax.data.read.rows import Record
@@ -38,14 +44,15 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """What a model wrote."""
+class Answer:
+    """What a model wrote for a task."""
 
     text: str
     """Without special tokens."""
     stopped: bool
     """A stop token ended it, not the limit."""
-    tokens: int
+    tokens: int = 0
+    """How many."""
     raw: str = ""
     """With special tokens: some families write tool calls with them."""
 
@@ -61,14 +68,14 @@ def task_of(record: Record, data: Data) -> Task:
     if open_ended is not None:
         return open_ended
     made = demonstrations(record, data)
-    if not made or not isinstance(made[0], Conversation | Pair):
+    if not made or not isinstance(made[0], Conversation | PromptCompletion):
         form = detect_format(record, data.format) if made else "a row that data.function left out"
         raise BadRow(
             f"{record.where}: {form} has no prompt that a model could answer. Expected messages, prompt and "
             "completion, question and answer, or another form with a prompt"
         )
     one = made[0]
-    if isinstance(one, Pair):
+    if isinstance(one, PromptCompletion):
         shown = {"role": "assistant", "content": one.completion}
         return Task(record.where, one.id or record.where, (), one.prompt, None, shown, value)
     turn = next((i for i, m in enumerate(one.messages) if i >= max(1, one.first) and m["role"] == "assistant"), None)

@@ -28,7 +28,7 @@ from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned, can_compile, plan_analytic, plan_compiled
 from sft_jax.report.plan import WORDS
-from sft_jax.weights.pretrained import describe
+from sft_jax.weights.pretrained import architecture_at
 
 PLANS = Path("configs/plans.json")
 WIDTH = 118
@@ -48,7 +48,7 @@ def shipped() -> dict[str, Request]:
             raise BadInput(f"{path}: its Plan: line names {named}")
         values = dict(zip(options[::2], options[1::2], strict=True))
         config = load_config(path)
-        architecture = describe(config.model.path)
+        architecture = architecture_at(config.model.path)
         wanted = topology(values["--topology"], int(values.get("--slices", "1")))
         found[str(path)] = Request(config, architecture, batch_shapes(config, architecture), wanted)
     return found

@@ -24,7 +24,8 @@ from sft_jax.data.forms.formats import detect_format
 from sft_jax.data.read.readers import read_records
 from sft_jax.distributed.start import start
 from sft_jax.errors import EXIT_DONE, BadInput
-from sft_jax.evaluate.behaviour import Completion, measure, prompt_of
+from sft_jax.evaluate.behaviour import behaviour_of, prompt_of
+from sft_jax.evaluate.task import Answer
 from sft_jax.storage.location import require_local
 
 CONFIG = "configs/quickstart.py"
@@ -54,15 +55,15 @@ def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
     for record in read_records(config.data.eval):
         detect_format(record, "messages")
         rows.append({"id": record.where, "kind": "", **record.value})
-    measure(rows, [Completion(prompt_of(row)[1], stopped=True) for row in rows])  # known now, not after the training
+    behaviour_of(rows, [Answer(prompt_of(row)[1], stopped=True) for row in rows])  # known now, not after the training
     return rows
 
 
-def answers(model: Model, rows: Sequence[Mapping]) -> list[Completion]:
+def answers(model: Model, rows: Sequence[Mapping]) -> list[Answer]:
     """Greedy answers to the held-out prompts."""
     tasks = [[*prompt_of(row)[0]] for row in rows]
     found = model.generate(tasks, max_new_tokens=LONGEST_ANSWER, batch_size=40)
-    return [Completion(one.text, one.finish != "length") for [one] in found]
+    return [Answer(one.text, one.finish != "length") for [one] in found]
 
 
 def show(console, rows: Sequence[Mapping], before: Sequence, after: Sequence) -> None:
@@ -120,8 +121,8 @@ def quickstart(arguments: Sequence[str]) -> int:
     out = workdir / "export"
     run.model.export(out)
     result = {
-        "before": measure(rows, before).as_dict(),
-        "after": measure(rows, after).as_dict(),
+        "before": behaviour_of(rows, before).as_dict(),
+        "after": behaviour_of(rows, after).as_dict(),
         "seconds": round(time.perf_counter() - started, 1),
         "peak_rss_bytes": peak_rss_bytes(),
         "export": str(out),

@@ -45,12 +45,12 @@ def experiment(arguments: Sequence[str]) -> int:
     held_out, training = rows[: options.held_out], rows[options.held_out :]
     documents = [(row, who) for row in held_out for who in (*MODELS, HUMAN)]
     base = load_config("configs/quickstart.py")
-    found: dict[str, Any] = {"before": measure(base.model.path, documents)}
+    found: dict[str, Any] = {"before": losses_of(base.model.path, documents)}
     print_arm("before", found["before"])
     for arm in ARMS:
         workdir = Path(options.workdir) / arm.replace(", ", "-").replace(" ", "-")
         train(base, workdir, demonstrations_of(arm, training, options.demonstrations))
-        found[arm] = measure(str(workdir), documents)
+        found[arm] = losses_of(str(workdir), documents)
         print_arm(arm, found[arm])
     path = Path(options.workdir) / "solutions.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -107,7 +107,7 @@ def train(base: RunConfig, workdir: Path, rows: Sequence[Mapping[str, Any]]) -> 
     train_on_terminal(dataclasses.replace(base, workdir=str(workdir), data=data, optimizer=optimizer, train=batch))
 
 
-def measure(model: str, documents: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
+def losses_of(model: str, documents: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
     """Loss a token by demonstrator, and how often the right one of two solutions to one question is the likelier."""
     from sft_jax.api.model import load
     from sft_jax.config import Data

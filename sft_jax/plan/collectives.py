@@ -40,11 +40,11 @@ def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
         result, kind, rest = match.groups()
         axes = axes_of(groups_of(rest, mesh.size), mesh)
         if axes:
-            found.append(Collective(kind, axes, _largest(result), *_place(rest)))
+            found.append(Collective(kind, axes, _largest(result), *_scope(rest)))
     return found
 
 
-def describe(found: Iterable[Collective]) -> list[str]:
+def collective_lines(found: Iterable[Collective]) -> list[str]:
     """One line for each kind, axes, shape and time, with its count: what the golden files hold."""
     counts = Counter(c[:4] for c in found)
     return sorted(
@@ -60,7 +60,7 @@ def _largest(result: str) -> str:
     return max(arrays, key=lambda array: array[0])[1]
 
 
-def _place(rest: str) -> tuple[str, str]:
+def _scope(rest: str) -> tuple[str, str]:
     """`op_name="jit(update)/transpose(jvp())/while/body/closed_call/mlp/BTD,DF->BTF/dot_general"` -> (`each layer,
     backward`, `mlp BTD,DF->BTF`)."""
     named = re.search(r'op_name="([^"]*)"', rest)

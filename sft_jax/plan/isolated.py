@@ -92,7 +92,7 @@ def compiled(request: Request) -> Compiled:
     """
     from sft_jax.parallel.mesh import make_mesh
     from sft_jax.parallel.rules import axis_parts
-    from sft_jax.plan.collectives import collectives, describe
+    from sft_jax.plan.collectives import collective_lines, collectives
     from sft_jax.plan.counts import works
     from sft_jax.plan.flops import executed_flops, kernel_calls
     from sft_jax.plan.hlo import parse
@@ -108,7 +108,7 @@ def compiled(request: Request) -> Compiled:
         parse(text), mesh, kernel_calls(traced), causal_unevenness(axis_parts("act_length", config.sharding, mesh))
     )
     return Compiled(
-        memory_of(found), program, executed_flops(traced).total(), describe(collectives(text, mesh)), seconds
+        memory_of(found), program, executed_flops(traced).total(), collective_lines(collectives(text, mesh)), seconds
     )
 
 

@@ -51,15 +51,15 @@ class Candidate(NamedTuple):
     """Bytes of the host's memory, a chip."""
 
 
-def candidates(request: Request, moments: bool = False) -> list[Candidate]:
+def candidates(request: Request, bf16_moment: bool = False) -> list[Candidate]:
     """Every layout of a run's batch on its topology, the fastest by the closed form first; whether each fits the model
     is not known yet.
 
     Args:
-      moments: with a bfloat16 first moment too.
+      bf16_moment: with a bfloat16 first moment too.
     """
     found = []
-    dtypes = ("float32", "bfloat16") if moments else (request.config.optimizer.first_moment_dtype,)
+    dtypes = ("float32", "bfloat16") if bf16_moment else (request.config.optimizer.first_moment_dtype,)
     for mesh in _meshes(request.topology):
         abstract = AbstractMesh(tuple(vars(mesh).values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
         for accumulation in _accumulations(request.config, abstract):
@@ -112,11 +112,11 @@ def _works(candidate: Candidate) -> bool:
     return True
 
 
-def search(request: Request, moments: bool, seconds: float, tell: Callable[[str], None]) -> list[Planned]:
+def search(request: Request, bf16_moment: bool, seconds: float, tell: Callable[[str], None]) -> list[Planned]:
     """Plans of the best layouts, those that fit first and the fastest first.
 
     Args:
-      moments: try a bfloat16 first moment too.
+      bf16_moment: try a bfloat16 first moment too.
       seconds: how long to compile for; 0 plans in closed form.
       tell: called with a line for every layout that was compiled.
 
@@ -125,7 +125,7 @@ def search(request: Request, moments: bool, seconds: float, tell: Callable[[str]
       RuntimeError: the compiler died of every layout that it was given.
     """
     chip, room = request.topology.chip, usable_bytes(request.topology)
-    every = candidates(request, moments)
+    every = candidates(request, bf16_moment)
     within = DOUBT if seconds else 1.0
     open_ = [each for each in every if each.peak <= within * room and each.host <= within * chip.host_memory]
     if not any(_works(each) for each in every):

@@ -79,23 +79,23 @@ def place_all(
     rules = config.sharding
     program = make_program(config, architecture, shapes, mesh, platform)  # refuses what does not divide
     abstract, axes = abstract_parameters(program.architecture)
-    placed = [_place("parameter", name, leaf, axes[name], mesh, rules) for name, leaf in abstract.items()]
+    placed = [_placed("parameter", name, leaf, axes[name], mesh, rules) for name, leaf in abstract.items()]
     own_axes = jax.tree.leaves(state_axes(program.state, axes).opt_state, is_leaf=is_axes)
     leaves = jax.tree_util.tree_leaves_with_path(program.state.opt_state)
     for (path, leaf), own in zip(leaves, own_axes, strict=True):
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         label = next((key.name for key in reversed(path) if isinstance(key, jax.tree_util.GetAttrKey)), "state")
-        placed.append(_place("optimizer", " ".join([label, *keys]), leaf, own, mesh, rules))
+        placed.append(_placed("optimizer", " ".join([label, *keys]), leaf, own, mesh, rules))
     kinds = (np.int32,) * 5 + (np.float32,)
     for name, shape, own, kind in zip(Batch._fields, shapes, BATCH_AXES, kinds, strict=True):
-        placed.append(_place("batch", name, jax.ShapeDtypeStruct(shape, kind), own, mesh, rules))
+        placed.append(_placed("batch", name, jax.ShapeDtypeStruct(shape, kind), own, mesh, rules))
     for each in activations_of(program.objective, abstract, shapes):
         array = jax.ShapeDtypeStruct(each.shape, each.dtype)
-        placed.append(_place("activation", each.name, array, each.axes, mesh, rules))
+        placed.append(_placed("activation", each.name, array, each.axes, mesh, rules))
     return placed
 
 
-def _place(kind: str, name: str, array: Any, axes: Axes, mesh: AbstractMesh, rules: Sharding) -> Placed:
+def _placed(kind: str, name: str, array: Any, axes: Axes, mesh: AbstractMesh, rules: Sharding) -> Placed:
     over = tuple(tuple(n for n in mesh_axes(axis, rules) if mesh.shape[n] > 1) for axis in axes)
     parts = [math.prod(mesh.shape[name] for name in names) for names in over]
     shard = tuple(size // n for size, n in zip(array.shape, parts, strict=True))

@@ -37,14 +37,14 @@ def put_batch(source: Source, step: int, shapes: Batch, shardings: Batch) -> Bat
     low, high = min(start for start, _, _ in slices), max(stop for _, stop, _ in slices)
     local = source.batch(step, slice(low, high))
 
-    def place(array, shape, sharding):
+    def as_global(array, shape, sharding):
         def piece(index):
             start, stop, _ = index[1].indices(rows)
             return array[index[0], start - low : stop - low, index[2]]
 
         return jax.make_array_from_callback(shape, sharding, piece)
 
-    return Batch(*(place(*parts) for parts in zip(local, shapes, shardings, strict=True)))
+    return Batch(*(as_global(*parts) for parts in zip(local, shapes, shardings, strict=True)))
 
 
 def feed(source: Source, steps: range, shapes: Batch, shardings: Batch) -> Iterator[tuple[int, Batch, float]]:

@@ -15,7 +15,7 @@ from sft_jax.data.pack.batches import Batches, batches_of
 from sft_jax.data.pack.dataset import Progress, account, open_entry
 from sft_jax.data.pack.mixture import Mixture, row_shares
 from sft_jax.data.pack.packing import Plan, choose_target_capacity, permutation, plan_packing
-from sft_jax.data.pack.prepare import check_vocabulary, describe
+from sft_jax.data.pack.prepare import check_vocabulary, describe_counts
 from sft_jax.data.pack.store import Chosen, Joined, Store
 from sft_jax.distributed.agree import GetsOn, decided_by_first
 from sft_jax.errors import BadInput
@@ -164,7 +164,7 @@ def read_inputs(
         plan = plan_packing(held_out.lengths, held_out.targets, length, capacity, packing)
         pairs = LOSSES.settings_type(config.loss.kind).reads_pairs
         evaluation = batches_of(held_out, plan, config.train.batch_size, config.train.accumulation, pairs)
-        notes += [f"held out: {line}" for line in (*describe(counts, dropped), plan.describe())]
+        notes += [f"held out: {line}" for line in (*describe_counts(counts, dropped), plan.summary())]
     resolved = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, target_capacity=source.targets_per_row),
@@ -216,7 +216,7 @@ def _packed(
     steps = config.train.steps or of_epochs
     # The resolved config names both: a run of whole epochs ends with padding there too, not with rows of one more.
     source.total_rows = config.train.epochs * source.rows_per_epoch if steps == of_epochs else None
-    notes = [*describe(*account(stores)), *_describe_limit(config, stores), *notes]
+    notes = [*describe_counts(*account(stores)), *_describe_limit(config, stores), *notes]
     if isinstance(source, Mixture):
         notes += describe_mixture(config, source, steps)
     return source, steps, record, notes
@@ -282,9 +282,9 @@ def pack(
         for number, (group, plan) in enumerate(zip(groups, plans, strict=True))
     ]
     if not data.weights:
-        return sources[0], plans, [plans[0].describe(rows)]
+        return sources[0], plans, [plans[0].summary(rows)]
     shares = row_shares(sources, data.weights, data.weights_count)
-    notes = [f"{entry}: {plan.describe(rows)}" for entry, plan in zip(data.train, plans, strict=True)]
+    notes = [f"{entry}: {plan.summary(rows)}" for entry, plan in zip(data.train, plans, strict=True)]
     return Mixture(sources, shares, rows, parts), plans, notes
 
 

@@ -201,7 +201,7 @@ def _initialise(seed: int, architecture: Architecture, layout: Mapping[str, Name
     return jax.jit(make, out_shardings=dict(layout))()
 
 
-def describe(path: str) -> Architecture:
+def architecture_at(path: str) -> Architecture:
     """What decoder MODEL is, from as little as tells it: a directory needs nothing but its config.json.
 
     Raises:
@@ -234,7 +234,7 @@ def laid_out(architecture: Architecture, config: RunConfig, mesh: AnyMesh) -> Ar
     return as_trained(architecture, config).padded_to(axis_parts("vocab", config.sharding, mesh))
 
 
-def place(
+def put_on_devices(
     pretrained: Pretrained, config: RunConfig, mesh: jax.sharding.Mesh
 ) -> tuple[Architecture, dict[str, jax.Array]]:
     """Load the parameters onto the mesh by the config's layout: (architecture as laid out, parameters)."""

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from sft_jax.ceiling.page import ceiling_page, ceiling_tables
 from sft_jax.ceiling.scaling import measure_scaling
-from sft_jax.ceiling.verdict import judge, measure_quality
+from sft_jax.ceiling.verdict import measure_quality, reach_verdict
 from sft_jax.evaluate.as_json import plain
 
 
@@ -22,7 +22,7 @@ def result() -> dict:
     sample = {"prompt": "2 < 3?", "demonstration": "<yes>", "greedy": "no", "sampled": ["yes", "[b]no[/b]"]}
     return plain(
         {
-            "config": "runs/mine", "verdict": judge(scaling, quality), "scaling": scaling, "quality": quality,
+            "config": "runs/mine", "verdict": reach_verdict(scaling, quality), "scaling": scaling, "quality": quality,
             "score": "exact", "samples": [sample],
         }
     )  # fmt: skip

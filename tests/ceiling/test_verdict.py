@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sft_jax.ceiling.scaling import Scaling
-from sft_jax.ceiling.verdict import best_of, check_scores, judge, measure_quality
+from sft_jax.ceiling.verdict import best_of, check_scores, measure_quality, reach_verdict
 from sft_jax.evaluate.bootstrap import Interval
 
 
@@ -53,7 +53,7 @@ def test_the_expected_best_of_k_is_pass_at_k_for_right_and_wrong():
     ],
 )  # fmt: skip
 def test_the_verdict_follows_from_the_evidence(scaling, quality, answer):
-    verdict = judge(scaling, quality)
+    verdict = reach_verdict(scaling, quality)
     assert verdict.answer == answer and verdict.words
     assert "twice the 100 demonstrations" in verdict.evidence[0]
 
@@ -70,7 +70,7 @@ def test_the_verdict_follows_from_the_evidence(scaling, quality, answer):
 )
 @pytest.mark.parametrize("quality", [None, _quality(0.9, 0.7, 0.7, prompts=8)])
 def test_a_larger_model_that_takes_off_more_than_twice_the_demonstrations_decides(quality, scaling, larger, answer):
-    assert judge(scaling, quality, larger=Interval(*larger, 100)).answer == answer
+    assert reach_verdict(scaling, quality, larger=Interval(*larger, 100)).answer == answer
 
 
 def test_scores_beyond_one_are_refused():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.evaluate.task import Completion, Task
+from sft_jax.evaluate.task import Answer, Task
 
 
 @pytest.fixture
@@ -21,4 +21,4 @@ def task():
 @pytest.fixture
 def said():
     """text -> a completion."""
-    return lambda text, raw="": Completion(text, True, 3, raw)
+    return lambda text, raw="": Answer(text, True, 3, raw)

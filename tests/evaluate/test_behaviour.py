@@ -9,7 +9,8 @@ import pytest
 from sft_jax.demonstrations import HELD_OUT
 from sft_jax.demonstrations.house_style import REFUSAL
 from sft_jax.errors import BadInput
-from sft_jax.evaluate.behaviour import Completion, measure, prompt_of
+from sft_jax.evaluate.behaviour import behaviour_of, prompt_of
+from sft_jax.evaluate.task import Answer
 
 TIMER = "/timer minutes: 12 | label: rice"
 SHOP = "/shop item: milk"
@@ -30,7 +31,7 @@ CALL, CALLS, REFUSE, ANSWER = (
 
 def test_the_demonstrator_scores_one_on_the_shipped_rows() -> None:
     rows = [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
-    found = measure(rows, [Completion(prompt_of(row)[1], stopped=True) for row in rows])
+    found = behaviour_of(rows, [Answer(prompt_of(row)[1], stopped=True) for row in rows])
     assert found.as_dict() == {
         "tool_call_exact_match": 1.0,
         "well_formed": 1.0,
@@ -45,8 +46,8 @@ def test_the_demonstrator_scores_one_on_the_shipped_rows() -> None:
 def test_each_share_has_its_own_rows() -> None:
     said = [TIMER, "I set it.", "No.", f"{REFUSAL} {TIMER}"]
     rows = [CALL, CALLS, REFUSE, ANSWER]
-    found = measure(
-        rows, [Completion(text, stopped) for text, stopped in zip(said, (True, True, True, False), strict=True)]
+    found = behaviour_of(
+        rows, [Answer(text, stopped) for text, stopped in zip(said, (True, True, True, False), strict=True)]
     )
     assert found.as_dict() == {
         "tool_call_exact_match": 0.5,
@@ -82,7 +83,7 @@ def test_each_share_has_its_own_rows() -> None:
     ],
 )
 def test_calls_match_only_when_they_are_the_demonstrated_ones(text: str, match: bool, well_formed: bool) -> None:
-    found = measure([CALLS, REFUSE], [Completion(text, stopped=True), Completion(REFUSAL, stopped=True)])
+    found = behaviour_of([CALLS, REFUSE], [Answer(text, stopped=True), Answer(REFUSAL, stopped=True)])
     assert found.tool_call_exact_match == float(match)
     assert found.well_formed == (1.0 if well_formed else 0.5)
 
@@ -92,7 +93,7 @@ def test_calls_match_only_when_they_are_the_demonstrated_ones(text: str, match: 
     [(REFUSAL, True), (f" {REFUSAL}\n", True), (f"Sorry, {REFUSAL}", False), (TIMER, False), (REFUSAL[:-1], False)],
 )
 def test_a_refusal_is_the_house_sentence_and_nothing_else(text: str, right: bool) -> None:
-    found = measure([CALL, REFUSE], [Completion(TIMER, stopped=True), Completion(text, stopped=True)])
+    found = behaviour_of([CALL, REFUSE], [Answer(TIMER, stopped=True), Answer(text, stopped=True)])
     assert found.correct_refusal == float(right)
 
 
@@ -106,17 +107,17 @@ def test_a_refusal_is_the_house_sentence_and_nothing_else(text: str, right: bool
 )
 def test_a_share_of_no_rows_is_an_error(rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        measure(rows, [Completion("Yes.", stopped=True)] * len(rows))
+        behaviour_of(rows, [Answer("Yes.", stopped=True)] * len(rows))
 
 
 def test_every_row_needs_one_completion() -> None:
     with pytest.raises(BadInput, match="1 completions for 2 rows"):
-        measure([CALL, REFUSE], [Completion(TIMER, stopped=True)])
+        behaviour_of([CALL, REFUSE], [Answer(TIMER, stopped=True)])
 
 
 def test_a_demonstration_that_breaks_the_style_is_an_error() -> None:
     with pytest.raises(BadInput, match="row call: the demonstrated turn"):
-        measure([row("call", f"Sure: {TIMER}"), REFUSE], [Completion(TIMER, stopped=True)] * 2)
+        behaviour_of([row("call", f"Sure: {TIMER}"), REFUSE], [Answer(TIMER, stopped=True)] * 2)
 
 
 def test_the_prompt_ends_before_the_first_assistant_turn() -> None:

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from sft_jax.errors import BadInput
-from sft_jax.evaluate.checks import called_for, judge, make_checks, summarise
+from sft_jax.evaluate.checks import called_for, check_answers, make_checks, summarise
 from sft_jax.evaluate.constraints import is_json, json_schema, length, regex
 from sft_jax.evaluate.register import register
 
@@ -23,7 +23,7 @@ def test_auto_takes_what_the_rows_call_for(task):
 
 def test_auto_leaves_out_rows_that_do_not_say_which_calls_are_wanted(task, said):
     tasks = [task("/timer minutes: 5 | label: tea"), task("No."), task()]
-    rows = judge(tasks, [said("x")] * 3, make_checks(["auto"], tasks=tasks))
+    rows = check_answers(tasks, [said("x")] * 3, make_checks(["auto"], tasks=tasks))
     assert [(row["tool_call"], row["no_call"]) for row in rows] == [(0.0, None), (None, 1.0), (None, None)]
 
 
@@ -35,7 +35,7 @@ def test_auto_looks_for_calls_where_tools_are_given_and_none_is_needed(task):
 
 def test_scores_are_means_over_the_rows_that_a_check_says_something_of(task, said):
     tasks = [task("x", regex="^x"), task("x"), task("x", regex="y")]
-    rows = judge(tasks, [said("x"), said("x"), said("x")], make_checks(["regex", "exact"]))
+    rows = check_answers(tasks, [said("x"), said("x"), said("x")], make_checks(["regex", "exact"]))
     assert [row["regex"] for row in rows] == [1.0, None, 0.0]
     found = summarise(rows)
     assert (found["regex"].value, found["regex"].n) == (0.5, 2)
@@ -62,17 +62,17 @@ def test_a_scorer_of_the_users_own_judges_too(tmp_path, task, said):
         "def array(text, row):\n    import numpy\n    return {'a': numpy.float32(0.5), 'b': numpy.bool_(True)}\n"
     )
     one = task("x", long=True)
-    [row] = judge([one], [said("please")], make_checks([], f"{path}:polite"))
+    [row] = check_answers([one], [said("please")], make_checks([], f"{path}:polite"))
     assert row["please"] == 1.0 and row["short"] is None
-    assert judge([one], [said("abc")], make_checks([], f"{path}:count"))[0]["count"] == 3.0
-    [row] = judge([one], [said("abc")], make_checks([], f"{path}:array"))
+    assert check_answers([one], [said("abc")], make_checks([], f"{path}:count"))[0]["count"] == 3.0
+    [row] = check_answers([one], [said("abc")], make_checks([], f"{path}:array"))
     assert (row["a"], row["b"]) == (0.5, 1.0)
     for name, message in (
         *(("broken", "raised KeyError"), ("wrong", "returned 'much'"), ("infinite", "returned nan")),
         ("huge", "returned 1000"),
     ):
         with pytest.raises(BadInput, match=rf"rows.jsonl:1: --scorer .*{name} {message}"):
-            judge([one], [said("x")], make_checks([], f"{path}:{name}"))
+            check_answers([one], [said("x")], make_checks([], f"{path}:{name}"))
     with pytest.raises(BadInput, match=r"--scorer: .*has no function 'other'"):
         make_checks([], f"{path}:other")
 

@@ -7,7 +7,7 @@ from sft_jax.config import Data
 from sft_jax.data.read.rows import Record
 from sft_jax.errors import BadInput, BadRow
 from sft_jax.evaluate.complete import prompts_of, task_tokens
-from sft_jax.evaluate.measure import has_demonstrations, read_tasks
+from sft_jax.evaluate.evaluation import has_demonstrations, read_tasks
 from sft_jax.evaluate.task import task_of
 
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data.chat.encode import encode
-from sft_jax.data.forms.formats import Completion, Pair
+from sft_jax.data.forms.formats import Pair, PromptCompletion
 from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput, BadRow
 from sft_jax.handoff.reward import choose_pad, ends_of, reward_documents, with_reward_head
@@ -16,7 +16,7 @@ from sft_jax.model.families import architecture_of, as_reward, config_of
 from sft_jax.model.layers import Compute
 from sft_jax.parallel.rules import ONE_DEVICE, Layout
 from sft_jax.weights.export import export
-from sft_jax.weights.pretrained import open_pretrained, place
+from sft_jax.weights.pretrained import open_pretrained, put_on_devices
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_an_exported_reward_model_comes_back_the_same(reward, tokenizer, tmp_pat
     assert pretrained.architecture == architecture
     from sft_jax.config import RunConfig
 
-    _, again = place(pretrained, RunConfig(), mesh_of())
+    _, again = put_on_devices(pretrained, RunConfig(), mesh_of())
     assert again.keys() == parameters.keys()
     assert all(np.array_equal(again[name], parameters[name]) for name in again)
 
@@ -105,15 +105,17 @@ def test_padding_has_an_embedding(tokenizer):
 
 
 def test_a_pair_is_two_documents_whose_last_tokens_count(tokenizer):
-    from sft_jax.data.chat.rendering import Policy
+    from sft_jax.data.chat.rendering import RenderOptions
 
-    pair = Pair(Completion("Q", " yes"), Completion("Q", " no"), margin=0.5)
-    encoded = encode("f:1", pair, tokenizer, "assistant", Policy())
+    pair = Pair(PromptCompletion("Q", " yes"), PromptCompletion("Q", " no"), margin=0.5)
+    encoded = encode("f:1", pair, tokenizer, "assistant", RenderOptions())
     chosen, rejected = ends_of(Example("x", "f", 1, encoded.tokens, encoded.weights))
     assert tokenizer.decode(chosen) == "Q yes<|im_end|>" and tokenizer.decode(rejected) == "Q no<|im_end|>"
     assert encoded.weights[np.flatnonzero(encoded.weights)].tolist() == [1.0, 1.5]
     with pytest.raises(BadRow, match="are the same tokens"):
-        encode("f:1", Pair(Completion("Q", "a"), Completion("Q", "a")), tokenizer, "assistant", Policy())
+        encode(
+            "f:1", Pair(PromptCompletion("Q", "a"), PromptCompletion("Q", "a")), tokenizer, "assistant", RenderOptions()
+        )
 
 
 def test_the_head_follows_the_layout(reward, mesh_of):

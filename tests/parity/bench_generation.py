@@ -21,7 +21,7 @@ from sft_jax.parallel.mesh import make_mesh
 from sft_jax.parallel.rules import Layout
 from sft_jax.sample.draw import Sampling
 from sft_jax.sample.generate import PROMPT_BUCKET, Generator
-from sft_jax.weights.pretrained import open_pretrained, place
+from sft_jax.weights.pretrained import open_pretrained, put_on_devices
 
 MODEL = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -69,7 +69,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {"ours": [], "transformers": []}
     compute = Compute(layout=Layout(mesh, config.sharding))
     with torch.no_grad():
-        architecture, parameters = place(pretrained, config, mesh)
+        architecture, parameters = put_on_devices(pretrained, config, mesh)
         # No stop token: every row makes as many tokens on both sides.
         vocab = vocabulary_size(pretrained.tokenizer)
         generator = Generator(architecture, compute, [], vocab, batch_size=options.batch)

@@ -19,7 +19,7 @@ from sft_jax.data.read.readers import read_records
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import ACCEPTED, bfcl_task
 from sft_jax.evaluate.calls import tool_calls
-from sft_jax.evaluate.task import Completion, Task
+from sft_jax.evaluate.task import Answer, Task
 
 PYTHON = {
     "simple_python": 400,
@@ -103,7 +103,7 @@ def test_every_verdict_on_right_and_changed_calls_is_the_leaderboards(category, 
         right = [{"name": name, "arguments": _plain(arguments)} for name, arguments in wanted]
         for number in range(6):
             calls = _changed(right, draw) if number else right
-            ours = tool_calls(task, Completion(json.dumps(calls), True, 1))["tool_call"]
+            ours = tool_calls(task, Answer(json.dumps(calls), True, 1))["tool_call"]
             assert bool(ours) == their_verdict(task, category, calls), (task.where, calls)
             accepted += bool(ours)
     # Nearly every first accepted answer is accepted (the leaderboard refuses a few of its own), most changes are not.
@@ -115,8 +115,8 @@ def test_where_no_function_fits_a_sentence_is_right_and_a_call_wrong(category, r
     tasks = _tasks(category)
     assert len(tasks) == rows
     for task in tasks:
-        assert tool_calls(task, Completion("None of them fits.", True, 1))["no_call"] == 1.0
-        assert tool_calls(task, Completion("[f(a=1)]", True, 1))["no_call"] == 0.0
+        assert tool_calls(task, Answer("None of them fits.", True, 1))["no_call"] == 1.0
+        assert tool_calls(task, Answer("[f(a=1)]", True, 1))["no_call"] == 0.0
 
 
 @pytest.mark.parametrize("category", ["simple_java", "simple_javascript"])
@@ -125,9 +125,9 @@ def test_other_languages_are_judged_by_their_values(category):
     for task in _tasks(category):
         [(name, arguments)] = task.row[ACCEPTED][0].items()
         calls = [{"name": name, "arguments": {key: _first(choices) for key, choices in arguments.items()}}]
-        scores.append(tool_calls(task, Completion(json.dumps(calls), True, 1))["tool_call"])
+        scores.append(tool_calls(task, Answer(json.dumps(calls), True, 1))["tool_call"])
         spoilt = [{"name": name, "arguments": {**calls[0]["arguments"], "no_such": 1}}]
-        assert tool_calls(task, Completion(json.dumps(spoilt), True, 1))["tool_call"] == 0.0
+        assert tool_calls(task, Answer(json.dumps(spoilt), True, 1))["tool_call"] == 0.0
     print(f"{category}: {sum(scores):.0f} of {len(scores)} first accepted answers accepted")
     assert sum(scores) >= 0.7 * len(scores)
 

@@ -14,7 +14,7 @@ from sft_jax.parallel.rules import Layout
 from sft_jax.sample.draw import Sampling, filtered
 from sft_jax.sample.generate import PROMPT_BUCKET, Generator
 from sft_jax.sample.score import score_examples
-from sft_jax.weights.pretrained import open_pretrained, place
+from sft_jax.weights.pretrained import open_pretrained, put_on_devices
 
 NEW_TOKENS = 64
 BATCH_SIZE = 4
@@ -42,7 +42,7 @@ def ours(model_path, mesh_of):
     """(what it is, architecture, parameters, how it computes)."""
     config, mesh = RunConfig(), mesh_of()
     pretrained = open_pretrained(str(model_path))
-    return (pretrained, *place(pretrained, config, mesh), Compute(layout=Layout(mesh, config.sharding)))
+    return (pretrained, *put_on_devices(pretrained, config, mesh), Compute(layout=Layout(mesh, config.sharding)))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from sft_jax.model.families import config_of
 from sft_jax.model.layers import Compute
 from sft_jax.parallel.rules import ONE_DEVICE, Layout
 from sft_jax.weights.export import export, save_tokenizer
-from sft_jax.weights.pretrained import open_pretrained, place
+from sft_jax.weights.pretrained import open_pretrained, put_on_devices
 
 STEPS, ROWS = 8, 6
 PAD = "<|pad|>"
@@ -78,7 +78,7 @@ def test_the_real_model_gets_a_head_that_transformers_reads_alike(model_path, tm
     assert "padding is <|endoftext|> instead of <|im_end|>" in capsys.readouterr().out
     config, mesh = RunConfig(), mesh_of()
     pretrained = open_pretrained(str(out))
-    architecture, parameters = place(pretrained, config, mesh)
+    architecture, parameters = put_on_devices(pretrained, config, mesh)
     texts = ("Paris is the capital of France.<|im_end|>", "No.<|im_end|>", "It rains " * 20 + "<|im_end|>")
     documents = [np.array(pretrained.tokenizer(text)["input_ids"], np.int32) for text in texts]
     ours = list(reward_documents(architecture, Compute(layout=Layout(mesh, config.sharding)), parameters, documents))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data.chat.encode import encode, generation_prompt, rendered
-from sft_jax.data.chat.rendering import Policy
+from sft_jax.data.chat.rendering import RenderOptions
 from sft_jax.data.forms.formats import Conversation
 from sft_jax.data.forms.messages import check_messages
 from sft_jax.errors import BadInput
@@ -44,11 +44,11 @@ def test_templates_that_print_the_date_print_the_configs(stock: str, tokenizer: 
     loaded, _ = load(FAMILIES[tokenizer])
     loaded.chat_template = template_text(f"{stock}.jinja")
     talk, _ = CASES["one turn"]
-    policy = Policy(date="2026-02-03")
+    options = RenderOptions(date="2026-02-03")
     written = "03 Feb 2026" if stock == "llama3_2" else "2026-02-03"
-    assert written in rendered("x", talk, loaded, policy)
-    assert written in loaded.decode(generation_prompt("x", talk[:1], None, loaded, policy))
-    encoded = encode("x:1", Conversation(talk), loaded, "assistant", policy)
+    assert written in rendered("x", talk, loaded, options)
+    assert written in loaded.decode(generation_prompt("x", talk[:1], None, loaded, options))
+    encoded = encode("x:1", Conversation(talk), loaded, "assistant", options)
     assert written in loaded.decode(encoded.tokens)
     assert loaded.decode(encoded.tokens[encoded.weights > 0]).count("Paris.") == 1
     assert date.today().strftime("%Y") in loaded.apply_chat_template(talk, tokenize=False)
@@ -62,12 +62,12 @@ def test_special_text_in_a_message_is_text_where_the_config_says_so(name: str):
         talk, _ = CASES[case]
         harmless = [{**m, "content": m["content"].replace("<", "(").replace(">", ")")} for m in talk]
         tokens, plain = (
-            encode("x:1", Conversation(m), loaded, "assistant", policy).tokens.tolist()
-            for m, policy in ((talk, Policy(special_text="text")), (harmless, Policy()))
+            encode("x:1", Conversation(m), loaded, "assistant", options).tokens.tolist()
+            for m, options in ((talk, RenderOptions(special_text="text")), (harmless, RenderOptions()))
         )
         assert [i for i in tokens if i in special] == [i for i in plain if i in special]
         with pytest.raises(BadInput, match=r"x:1: messages\[\d\] .* contains"):
-            encode("x:1", Conversation(talk), loaded, "assistant", Policy(special_text="refuse"))
+            encode("x:1", Conversation(talk), loaded, "assistant", RenderOptions(special_text="refuse"))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_a_stock_template_loses_is_told_where_that_is_allowed(name: str, ca
     loaded, _ = load(FAMILIES[name])
     talk, tools = CASES[case]
     encoded = encode(
-        "x:1", Conversation(check_messages("x:1", talk), tools), loaded, "assistant", Policy(allow_lossy=True)
+        "x:1", Conversation(check_messages("x:1", talk), tools), loaded, "assistant", RenderOptions(allow_lossy=True)
     )
     assert any(lost in told for told in encoded.lost), encoded.lost
     assert trains in loaded.decode(encoded.tokens[np.flatnonzero(encoded.weights)])

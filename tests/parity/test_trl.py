@@ -20,7 +20,7 @@ from sft_jax.api.run import Run
 from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
 from sft_jax.data.chat.tokenizer import load_tokenizer
 from sft_jax.weights.export import export
-from sft_jax.weights.pretrained import open_pretrained, place
+from sft_jax.weights.pretrained import open_pretrained, put_on_devices
 
 STEPS, ROWS = 10, 8
 LOSS, GRAD_NORM = 1e-3, 1e-2
@@ -76,7 +76,7 @@ def message_rows(count: int) -> list[dict]:
 def exported(model_path: Path, mesh):
     """The real model in transformers, by way of our export: transformers trains nothing it read from GGUF itself."""
     pretrained = open_pretrained(str(model_path))
-    architecture, parameters = place(pretrained, RunConfig(), mesh)
+    architecture, parameters = put_on_devices(pretrained, RunConfig(), mesh)
     with tempfile.TemporaryDirectory() as directory:  # half a gigabyte that pytest would keep for three sessions
         out = Path(directory) / "model"
         export(parameters, architecture, pretrained.hf_config, pretrained.tokenizer, out)

@@ -16,7 +16,7 @@ from sft_jax.model.architecture import Architecture
 from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned, plan_analytic, plan_compiled
-from sft_jax.weights.pretrained import describe
+from sft_jax.weights.pretrained import architecture_at
 
 
 class Case(NamedTuple):
@@ -66,8 +66,8 @@ def request_of(case: Case) -> Request:
 
 def _architecture(model: str) -> Architecture:
     if model == "mistral-7b":  # Llama's shapes, with another vocabulary
-        return replace(describe("configs/architectures/llama-3.1-8b"), vocab=32000)
-    return describe(f"configs/architectures/{model}")
+        return replace(architecture_at("configs/architectures/llama-3.1-8b"), vocab=32000)
+    return architecture_at(f"configs/architectures/{model}")
 
 
 def line(name: str, plan: Planned) -> str:

@@ -10,7 +10,7 @@ from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned
 from sft_jax.plan.search import search
 from sft_jax.report.plan import spelled_mesh
-from sft_jax.weights.pretrained import describe
+from sft_jax.weights.pretrained import architecture_at
 
 LENGTH = 4096
 WEAK_ROWS, STRONG_ROWS = 4, 1024
@@ -29,7 +29,7 @@ def request_of(model: str, on: Topology, rows: int) -> Request:
         train=Train(steps=100, batch_size=rows),
         mesh=Mesh(),
     )
-    architecture = describe(config.model.path)
+    architecture = architecture_at(config.model.path)
     return Request(config, architecture, batch_shapes(config, architecture), on)
 
 

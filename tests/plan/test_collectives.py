@@ -12,7 +12,7 @@ import pytest
 
 from sft_jax.config import Mesh
 from sft_jax.parallel.mesh import make_mesh
-from sft_jax.plan.collectives import Collective, collectives, describe
+from sft_jax.plan.collectives import Collective, collective_lines, collectives
 from tests.plan.conftest import SMALL, compile_small
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,7 +53,7 @@ def layout(request):
 def test_a_layout_sends_what_its_golden_file_says_and_why(layout):
     name, text, mesh = layout
     golden = _lines(name)
-    assert describe(collectives(text, mesh)) == [line for line, _ in golden]
+    assert collective_lines(collectives(text, mesh)) == [line for line, _ in golden]
     assert all(len(reason) > 10 for _, reason in golden), "each collective has a reason"
 
 
@@ -128,7 +128,7 @@ def record() -> None:
     for name in LAYOUTS:
         path = GOLDEN / f"{name}.txt"
         reasons = dict(_lines(name)) if path.is_file() else {}
-        found = describe(collectives(*compiled(name)))
+        found = collective_lines(collectives(*compiled(name)))
         path.write_text("".join(f"{line:<84}  # {reasons.get(line, '')}\n" for line in found), encoding="utf-8")
 
 

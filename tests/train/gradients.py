@@ -19,7 +19,7 @@ from sft_jax.train.inputs import read_inputs
 from sft_jax.train.program import compute_of, make_objective
 from sft_jax.train.sharding import batch_shapes_of, batch_shardings
 from sft_jax.train.step import accumulate
-from sft_jax.weights.pretrained import place
+from sft_jax.weights.pretrained import put_on_devices
 
 
 def main(config_file: str, out: str, *options: str) -> None:
@@ -28,7 +28,7 @@ def main(config_file: str, out: str, *options: str) -> None:
     inputs = read_inputs(config, Location(config.workdir))
     mesh = make_mesh(config.mesh)
     shapes = batch_shapes_of(inputs.source)
-    architecture, parameters = place(inputs.pretrained, config, mesh)
+    architecture, parameters = put_on_devices(inputs.pretrained, config, mesh)
     batch = put_batch(inputs.source, 0, shapes, batch_shardings(mesh, config.sharding))
     objective = make_objective(config, architecture, shapes, compute_of(config, mesh))
     (loss, weight, _), gradients = jax.jit(functools.partial(accumulate, objective))(parameters, {}, batch)

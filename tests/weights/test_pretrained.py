@@ -10,7 +10,7 @@ from sft_jax.config import Data, Model, RunConfig, Sharding, Train, validate
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
 from sft_jax.train.inputs import Inputs, read_inputs
-from sft_jax.weights.pretrained import open_base, place
+from sft_jax.weights.pretrained import open_base, put_on_devices
 
 
 @pytest.fixture
@@ -27,17 +27,19 @@ def test_random_weights_need_no_weights_and_are_the_same_on_every_mesh(config, t
             (bare / path.name).write_bytes(path.read_bytes())
     config = dataclasses.replace(config, model=Model(str(bare), weights="random"))
     base = open_base(config)
-    architecture, alone = place(base, config, mesh_of())
+    architecture, alone = put_on_devices(base, config, mesh_of())
     assert alone["embedding"].std() == pytest.approx(0.02, rel=0.05)
     vocabulary_alone = Sharding(heads="none", kv_heads="none", mlp="none")
-    padded, divided = place(base, dataclasses.replace(config, sharding=vocabulary_alone), mesh_of(fsdp=2, tensor=3))
+    padded, divided = put_on_devices(
+        base, dataclasses.replace(config, sharding=vocabulary_alone), mesh_of(fsdp=2, tensor=3)
+    )
     assert padded.rows == 261
     for name, value in alone.items():
         rows = len(value) if name == "embedding" else None
         np.testing.assert_array_equal(np.asarray(divided[name])[:rows], value)
     assert not np.asarray(divided["embedding"])[architecture.vocab :].any()
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1))
-    assert not np.array_equal(place(open_base(other), other, mesh_of())[1]["embedding"], alone["embedding"])
+    assert not np.array_equal(put_on_devices(open_base(other), other, mesh_of())[1]["embedding"], alone["embedding"])
 
 
 def _inputs(config: RunConfig) -> Inputs:

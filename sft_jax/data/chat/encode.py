@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sft_jax.data.chat.render_process import Batch, Rendered, Request
-from sft_jax.data.chat.rendering import Policy, Template, request_for
+from sft_jax.data.chat.rendering import RenderOptions, Template, request_for
 from sft_jax.data.chat.spans import NoExactSpan, NoStop, Span, find_span, find_start
 from sft_jax.data.chat.special_text import (
     Tokens,
@@ -21,12 +21,12 @@ from sft_jax.data.chat.special_text import (
 )
 from sft_jax.data.chat.template_coverage import losses, things_said
 from sft_jax.data.chat.tokenizer import offset_backend
-from sft_jax.data.forms.formats import Completion, Conversation, Demonstration, Pair, Text
+from sft_jax.data.forms.formats import Conversation, Demonstration, Pair, PromptCompletion, Text
 from sft_jax.data.forms.messages import message_weight
 from sft_jax.errors import BadInput, BadRow
 
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
-DEFAULT = Policy()
+DEFAULT = RenderOptions()
 
 
 class Encoded(NamedTuple):
@@ -53,21 +53,25 @@ class Written(NamedTuple):
 
 
 def encode(
-    where: str, demonstration: Demonstration, tokenizer: Any, train_on: TrainOn, policy: Policy = DEFAULT
+    where: str, demonstration: Demonstration, tokenizer: Any, train_on: TrainOn, options: RenderOptions = DEFAULT
 ) -> Encoded:
     """Tokens and loss weights of one demonstration: `write`, then `tokenise`.
 
     Raises:
       BadInput: as `write`.
     """
-    return tokenise([write(where, demonstration, tokenizer, train_on, policy)], tokenizer)[0]
+    return tokenise([write(where, demonstration, tokenizer, train_on, options)], tokenizer)[0]
 
 
 class Ahead:
     """Conversations that are being rendered for `write` while this process does something else."""
 
     def __init__(
-        self, demonstrations: Iterable[Demonstration], tokenizer: Any, train_on: TrainOn, policy: Policy = DEFAULT
+        self,
+        demonstrations: Iterable[Demonstration],
+        tokenizer: Any,
+        train_on: TrainOn,
+        options: RenderOptions = DEFAULT,
     ):
         """Begin with those among the demonstrations, which must live as long as this."""
         requests: dict[int, Request] = {}
@@ -76,8 +80,10 @@ class Ahead:
             for part in parts:
                 if isinstance(part, Conversation):
                     with suppress(BadInput, ValueError):  # `write` says what is wrong
-                        turns = _turns("", part, "all" if len(parts) > 1 else train_on, policy)[1]
-                        requests[id(part)] = request_for(part.messages, part.tools, tokenizer, policy.date, turns=turns)
+                        turns = _turns("", part, "all" if len(parts) > 1 else train_on, options)[1]
+                        requests[id(part)] = request_for(
+                            part.messages, part.tools, tokenizer, options.date, turns=turns
+                        )
         self._places = {number: place for place, number in enumerate(requests)}
         self._batch = Batch(list(requests.values())) if requests else None
 
@@ -92,7 +98,7 @@ def write(
     demonstration: Demonstration,
     tokenizer: Any,
     train_on: TrainOn,
-    policy: Policy = DEFAULT,
+    options: RenderOptions = DEFAULT,
     ahead: Ahead | None = None,
 ) -> Written | Encoded:
     """What a demonstration says and what of it trains; every message about it begins with `where`.
@@ -107,7 +113,7 @@ def write(
     trains what a template writes after the stop token (ChatML's newline), this does not. docs/templates.md has more.
 
     Args:
-      policy: `rendering.policy_of(config.data)`.
+      options: `rendering.render_options_of(config.data)`.
       ahead: made with this demonstration, and the same other arguments.
 
     Raises:
@@ -115,18 +121,20 @@ def write(
         exactly what the assistant says.
     """
     if isinstance(demonstration, Conversation):
-        return _conversation(where, demonstration, tokenizer, train_on, policy, ahead)
-    if isinstance(demonstration, Completion):
-        return _strings(where, demonstration.prompt, demonstration.completion, tokenizer, train_on, policy)
+        return _conversation(where, demonstration, tokenizer, train_on, options, ahead)
+    if isinstance(demonstration, PromptCompletion):
+        return _strings(where, demonstration.prompt, demonstration.completion, tokenizer, train_on, options)
     if isinstance(demonstration, Text):
-        return _strings(where, "", demonstration.text, tokenizer, train_on, policy)
+        return _strings(where, "", demonstration.text, tokenizer, train_on, options)
     if isinstance(demonstration, Pair):
-        return _pair(where, demonstration, tokenizer, policy, ahead)
+        return _pair(where, demonstration, tokenizer, options, ahead)
     weights = np.ones_like(demonstration.weights) if train_on == "all" else demonstration.weights
     return Encoded(demonstration.tokens, weights)
 
 
-def _strings(where: str, prompt: str, completion: str, tokenizer: Any, train_on: TrainOn, policy: Policy) -> Written:
+def _strings(
+    where: str, prompt: str, completion: str, tokenizer: Any, train_on: TrainOn, options: RenderOptions
+) -> Written:
     eos = tokenizer.eos_token
     if not eos:
         raise BadInput(f"{where}: the tokenizer has no EOS token, so the model could never learn to stop")
@@ -134,16 +142,16 @@ def _strings(where: str, prompt: str, completion: str, tokenizer: Any, train_on:
         completion += eos
     start = 0 if train_on == "all" else len(prompt)
     end = len(prompt) + len(completion)
-    stop = [] if policy.end_of_turn else [((end - len(eos), end), 0.0)]
+    stop = [] if options.end_of_turn else [((end - len(eos), end), 0.0)]
     return Written(prompt + completion, [((start, end), 1.0), *stop], is_chat=False)
 
 
-def _pair(where: str, pair: Pair, tokenizer: Any, policy: Policy, ahead: Ahead | None) -> Encoded:
+def _pair(where: str, pair: Pair, tokenizer: Any, options: RenderOptions, ahead: Ahead | None) -> Encoded:
     """Both documents behind one another: `weights` is 0 but at their last tokens, where the reward is read.
 
     The chosen one's end weighs 1 and the rejected one's 1 + margin; `losses/bradley_terry.py` reads them so.
     """
-    written = [write(where, one, tokenizer, "all", policy, ahead) for one in (pair.chosen, pair.rejected)]
+    written = [write(where, one, tokenizer, "all", options, ahead) for one in (pair.chosen, pair.rejected)]
     chosen, rejected = tokenise(written, tokenizer)
     if min(len(chosen.tokens), len(rejected.tokens)) < 2:
         raise BadRow(f"{where}: an answer of one token, expected at least two with the prompt")
@@ -181,40 +189,45 @@ def _appends_eos(encoding: Any, eos: int) -> bool:
 
 
 def _conversation(
-    where: str, conversation: Conversation, tokenizer: Any, train_on: TrainOn, policy: Policy, ahead: Ahead | None
+    where: str,
+    conversation: Conversation,
+    tokenizer: Any,
+    train_on: TrainOn,
+    options: RenderOptions,
+    ahead: Ahead | None,
 ) -> Written | Encoded:
     """A conversation, of which the assistant turns from message `first` on train."""
-    weights, wanted = _turns(where, conversation, train_on, policy)
+    weights, wanted = _turns(where, conversation, train_on, options)
     template = Template(
         where,
         conversation.messages,
         conversation.tools,
         tokenizer,
-        policy.date,
+        options.date,
         turns=wanted,
         rendered=ahead.of(conversation) if ahead else None,
     )
     trained = [i for i in wanted if weights[i]]
-    spans, lost = _turn_spans(template, list(weights), wanted, trained, policy.allow_lossy, train_on == "all")
+    spans, lost = _turn_spans(template, list(weights), wanted, trained, options.allow_lossy, train_on == "all")
     places: list[tuple[Span, float]] = [((0, len(template.whole)), 1.0)] if train_on == "all" else []
     for i, span in spans.items():
         places.append((span, weights[i]))
-        stop = None if policy.end_of_turn else _stop_in(template.whole, span, tokenizer)
+        stop = None if options.end_of_turn else _stop_in(template.whole, span, tokenizer)
         if stop:
             places.append((stop, 0.0))
-    tokens = tokens_apart(template, policy.special_text)
+    tokens = tokens_apart(template, options.special_text)
     if tokens is not None:
         return Encoded(tokens.ids, _weights(tokens, places, _special(tokenizer)), tuple(lost))
     return Written(template.whole, places, tuple(lost))
 
 
 def _turns(
-    where: str, conversation: Conversation, train_on: TrainOn, policy: Policy
+    where: str, conversation: Conversation, train_on: TrainOn, options: RenderOptions
 ) -> tuple[dict[int, float], list[int]]:
     """Weight of every assistant message, and those whose places must be known."""
     weights = _turn_weights(where, conversation.messages, conversation.first, train_on)
     usual = 1.0 if train_on == "all" else 0.0
-    return weights, [i for i, weight in weights.items() if weight != usual or (weight and not policy.end_of_turn)]
+    return weights, [i for i, weight in weights.items() if weight != usual or (weight and not options.end_of_turn)]
 
 
 def _turn_spans(
@@ -330,13 +343,13 @@ def _stop_in(text: str, span: Span, tokenizer: Any) -> Span | None:
     return next((stop.span() for stop in stops if stop.end() == span[1]), None)
 
 
-def rendered(where: str, messages: list[dict[str, Any]], tokenizer: Any, policy: Policy = DEFAULT) -> str:
+def rendered(where: str, messages: list[dict[str, Any]], tokenizer: Any, options: RenderOptions = DEFAULT) -> str:
     """A conversation's text by the tokenizer's own template.
 
     Raises:
       BadInput: no chat template, or one that fails on this conversation; begins with `where`.
     """
-    return Template(where, messages, None, tokenizer, policy.date).whole
+    return Template(where, messages, None, tokenizer, options.date).whole
 
 
 def generation_prompt(
@@ -344,15 +357,15 @@ def generation_prompt(
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None,
     tokenizer: Any,
-    policy: Policy = DEFAULT,
+    options: RenderOptions = DEFAULT,
 ) -> list[int]:
     """Token ids of a conversation up to where the assistant speaks next, by the tokenizer's own template.
 
     Raises:
       BadInput: no chat template, or one that fails on this conversation; begins with `where`.
     """
-    template = Template(where, messages, tools, tokenizer, policy.date, generation_prompt=True)
-    tokens = tokens_apart(template, policy.special_text) or encoded(offset_backend(tokenizer), template.whole)
+    template = Template(where, messages, tools, tokenizer, options.date, generation_prompt=True)
+    tokens = tokens_apart(template, options.special_text) or encoded(offset_backend(tokenizer), template.whole)
     return tokens.ids.tolist()
 
 

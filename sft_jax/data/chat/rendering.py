@@ -27,7 +27,7 @@ from sft_jax.errors import BadInput, BadRow
 
 
 @dataclass(frozen=True)
-class Policy:
+class RenderOptions:
     """How a conversation is read; see the fields of the same names in `config.Data`."""
 
     end_of_turn: bool = True
@@ -37,9 +37,9 @@ class Policy:
     """The day that templates print, YYYY-MM-DD; empty means today."""
 
 
-def policy_of(data: Data) -> Policy:
+def render_options_of(data: Data) -> RenderOptions:
     """The part of the config that rendering and masks depend on."""
-    return Policy(data.end_of_turn, data.allow_lossy, data.special_text, data.template_date)
+    return RenderOptions(data.end_of_turn, data.allow_lossy, data.special_text, data.template_date)
 
 
 def request_for(

@@ -48,7 +48,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Completion:
+class PromptCompletion:
     """Two strings, no chat template between them; the second trains."""
 
     prompt: str
@@ -82,15 +82,15 @@ class Tokens:
 class Pair:
     """Two answers to one prompt, of which the first is preferred."""
 
-    chosen: Conversation | Completion | Text
-    rejected: Conversation | Completion | Text
+    chosen: Conversation | PromptCompletion | Text
+    rejected: Conversation | PromptCompletion | Text
     margin: float = 0.0
     """How much better it should score, at least 0."""
     id: str = ""
     form: Format = "pair"
 
 
-Demonstration = Conversation | Completion | Text | Tokens | Pair
+Demonstration = Conversation | PromptCompletion | Text | Tokens | Pair
 
 
 def check_settings(data: Data) -> None:
@@ -211,7 +211,7 @@ def _pair(record: Record, key: str, form: Format) -> Demonstration:
     """`prompt` and the answer at `key`: two strings as they are; otherwise a conversation that ends with it."""
     prompt, answer = record.value["prompt"], record.value[key]
     if isinstance(prompt, str) and isinstance(answer, str):
-        return Completion(prompt, _answer(record.where, answer, key), record_id(record), form)
+        return PromptCompletion(prompt, _answer(record.where, answer, key), record_id(record), form)
     turns = check_messages(record.where, _turns(record, "prompt", "user"), "prompt")
     rest = check_messages(record.where, _turns(record, key, "assistant"), key)
     if isinstance(prompt, str) and rest[0]["role"] != "assistant":

@@ -65,7 +65,7 @@ class Plan:
         """Share of the target slots that hold a trained token."""
         return self.targets / (self.rows * self.targets_per_row)
 
-    def describe(self, batch_size: int = 0) -> str:
+    def summary(self, batch_size: int = 0) -> str:
         """One line for the log; with `batch_size` (rows a step) also what a step and an epoch hold."""
         line = (
             f"{len(self.members):,} documents in {self.rows:,} rows of {self.tokens_per_row:,} tokens ({self.fill:.1%} "

@@ -12,7 +12,7 @@ import numpy as np
 
 from sft_jax.config import Data
 from sft_jax.data.chat.encode import Ahead, Encoded, Written, tokenise, write
-from sft_jax.data.chat.rendering import policy_of
+from sft_jax.data.chat.rendering import render_options_of
 from sft_jax.data.forms.formats import Demonstration, Text, check_settings, demonstrations
 from sft_jax.data.pack.store import Example, Store
 from sft_jax.data.read.readers import read_rows
@@ -139,7 +139,7 @@ class _Fitter:
 
     def __init__(self, data: Data, tokenizer: Any, keep_untrained: bool):
         self.data, self.tokenizer, self.keep_untrained = data, tokenizer, keep_untrained
-        self.policy = policy_of(data)
+        self.options = render_options_of(data)
         self.tally: Counter[str] = Counter()
         self.forms: Counter[str] = Counter()
         self.sources: dict[str, Counter[str]] = {}
@@ -170,7 +170,7 @@ class _Fitter:
         for block in blocks:
             parsed = [self._parse(row) for row in block]
             found = (one for pair in parsed if not isinstance(pair, BadInput) for one in pair[1])
-            ahead = Ahead(found, self.tokenizer, self.data.train_on, self.policy)
+            ahead = Ahead(found, self.tokenizer, self.data.train_on, self.options)
             if waiting is not None:
                 yield waiting[0], [self._write(one, waiting[2]) for one in waiting[1]]
             waiting = block, parsed, ahead
@@ -211,7 +211,7 @@ class _Fitter:
             return error
 
     def _text(self, record: Record, one: Demonstration, ahead: Ahead) -> Written | Encoded:
-        return write(record.where, one, self.tokenizer, self.data.train_on, self.policy, ahead)
+        return write(record.where, one, self.tokenizer, self.data.train_on, self.options, ahead)
 
     def _add(self, record: Record, found: list[Demonstration], encoded: list[Encoded], source: Counter[str]) -> None:
         self.tally["documents"] += len(found)
@@ -300,7 +300,7 @@ def check_vocabulary(examples: Sequence[Example], vocab: int, model: str) -> Non
         check_ids(example.where, example.tokens, vocab, model)
 
 
-def describe(counts: Counts, dropped: Sequence[Dropped], shown: int = 5) -> list[str]:
+def describe_counts(counts: Counts, dropped: Sequence[Dropped], shown: int = 5) -> list[str]:
     """Lines for the log: what is used, what is not and why, with the first `shown` rows left out."""
     share = counts.target_tokens / max(1, counts.tokens)
     forms = ", ".join(f"{rows:,} {form}" for form, rows in sorted(counts.by_format.items()))

@@ -18,7 +18,7 @@ import numpy as np
 
 from sft_jax.config import Data
 from sft_jax.data.pack.batches import Batch, check_batch_size, empty_batch
-from sft_jax.data.pack.prepare import Counts, Dropped, add, check_ids, describe, encode_rows
+from sft_jax.data.pack.prepare import Counts, Dropped, add, check_ids, describe_counts, encode_rows
 from sft_jax.data.pack.store import Example
 from sft_jax.data.read.readers import read_rows
 from sft_jax.data.read.rows import Row
@@ -136,7 +136,7 @@ class Streamed:
         """Lines about the rows that this process has read since it started, some of them ahead of the newest step: what
         was used, what was not and why."""
         dropped = [row for encode in self._encoders for row in encode.dropped]
-        return describe(add(encode.counts for encode in self._encoders), dropped)
+        return describe_counts(add(encode.counts for encode in self._encoders), dropped)
 
     def close(self) -> None:
         """End the threads that read ahead."""

@@ -10,8 +10,8 @@ import pytest
 
 from sft_jax.config import Data
 from sft_jax.data.chat.encode import Encoded, encode, generation_prompt
-from sft_jax.data.chat.rendering import Policy
-from sft_jax.data.forms.formats import Completion, Conversation, Text, demonstrations
+from sft_jax.data.chat.rendering import RenderOptions
+from sft_jax.data.forms.formats import Conversation, PromptCompletion, Text, demonstrations
 from sft_jax.data.forms.messages import check_messages, check_tools
 from sft_jax.data.pack.prepare import prepare
 from sft_jax.data.read.rows import Record
@@ -35,7 +35,7 @@ def chat(tokenizer: Any, messages: list[Any], train_on: Any = "assistant", **res
 
 
 def strings(tokenizer: Any, prompt: str, completion: str, train_on: Any = "assistant") -> Encoded:
-    return encode("demos.jsonl:17", Completion(prompt, completion), tokenizer, train_on)
+    return encode("demos.jsonl:17", PromptCompletion(prompt, completion), tokenizer, train_on)
 
 
 def row(value: dict[str, Any], tokenizer: Any) -> Encoded:
@@ -307,7 +307,7 @@ def test_truncation_leaves_what_trl_leaves(make_tokenizer, jsonl):
 
 
 def test_without_end_of_turn_the_stop_token_does_not_train(make_tokenizer, templates):
-    policy = Policy(end_of_turn=False)
+    policy = RenderOptions(end_of_turn=False)
     for template in (templates.CHATML, templates.MARKED, templates.CLOSES_TEXT):
         tokenizer = make_tokenizer(template)
         assert trained(tokenizer, encode("f:1", Conversation(TALK), tokenizer, "assistant", policy)) == [
@@ -316,7 +316,7 @@ def test_without_end_of_turn_the_stop_token_does_not_train(make_tokenizer, templ
         ]
     every = encode("f:1", Conversation(TALK), make_tokenizer(), "all", policy)
     assert [make_tokenizer().decode(i) for i in every.tokens[every.weights == 0]] == ["<|im_end|>"] * 2
-    for demonstration in (Completion("hello", " world"), Text("hello")):
+    for demonstration in (PromptCompletion("hello", " world"), Text("hello")):
         encoded = encode("f:1", demonstration, tokenizer, "assistant", policy)
         assert encoded.tokens[-1] == tokenizer.eos_token_id
         assert encoded.weights[-1] == 0 and encoded.weights[-2] == 1

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sft_jax.data.chat.encode import encode
-from sft_jax.data.chat.rendering import Policy
+from sft_jax.data.chat.rendering import RenderOptions
 from sft_jax.data.forms.formats import Conversation
 
 PIECES = (
@@ -128,7 +128,7 @@ def overlapping(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> list
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_as_text_no_message_makes_a_special_token(make_tokenizer, templates, template, talk):
     tokenizer = make_tokenizer(getattr(templates, template))
-    encoded = encode("f:1", Conversation(talk), tokenizer, "assistant", Policy(special_text="text"))
+    encoded = encode("f:1", Conversation(talk), tokenizer, "assistant", RenderOptions(special_text="text"))
     empty = [{**message, "content": ""} for message in talk]
     special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     own = [i for i in tokenizer.apply_chat_template(empty, return_dict=False) if i in special]

@@ -11,7 +11,7 @@ import pytest
 from sft_jax.config import Data
 from sft_jax.data.chat import render_process
 from sft_jax.data.chat.encode import encode, generation_prompt, rendered
-from sft_jax.data.chat.rendering import Policy, policy_of
+from sft_jax.data.chat.rendering import RenderOptions, render_options_of
 from sft_jax.data.forms.formats import Conversation
 from sft_jax.errors import BadInput
 
@@ -20,12 +20,12 @@ DATED = "{{ 'Today is ' + strftime_now('%d %b %Y') + '.' if strftime_now is defi
 ENDLESS = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
 
 
-def text(tokenizer: Any, policy: Policy) -> str:
+def text(tokenizer: Any, policy: RenderOptions) -> str:
     return tokenizer.decode(encode("f:1", Conversation(TALK), tokenizer, "assistant", policy)[0])
 
 
 def test_a_template_prints_the_date_of_the_config(make_tokenizer, templates):
-    policy = Policy(date="2026-02-03")
+    policy = RenderOptions(date="2026-02-03")
     for template in (DATED + templates.CHATML, DATED + templates.MARKED):
         tokenizer = make_tokenizer(template)
         assert text(tokenizer, policy).startswith("Today is 03 Feb 2026.<|im_start|>")
@@ -37,10 +37,10 @@ def test_a_template_prints_the_date_of_the_config(make_tokenizer, templates):
 
 def test_without_a_date_a_template_prints_today_also_after_a_fixed_one(make_tokenizer, templates):
     tokenizer = make_tokenizer(DATED + templates.CHATML)
-    assert "03 Feb 2026" in text(tokenizer, Policy(date="2026-02-03"))
+    assert "03 Feb 2026" in text(tokenizer, RenderOptions(date="2026-02-03"))
     for _ in range(2):  # twice: midnight may pass in between
         before = date.today().strftime("Today is %d %b %Y.")
-        found = text(tokenizer, Policy())
+        found = text(tokenizer, RenderOptions())
         if found.startswith(before):
             break
     assert found.startswith(before)
@@ -49,8 +49,8 @@ def test_without_a_date_a_template_prints_today_also_after_a_fixed_one(make_toke
 
 def test_the_policy_is_that_of_the_config():
     data = Data(end_of_turn=False, allow_lossy=True, special_text="text", template_date="2026-02-03")
-    assert policy_of(data) == Policy(False, True, "text", "2026-02-03")
-    assert policy_of(Data()) == Policy()
+    assert render_options_of(data) == RenderOptions(False, True, "text", "2026-02-03")
+    assert render_options_of(Data()) == RenderOptions()
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_policy_is_that_of_the_config():
     ],
 )
 def test_a_template_cannot_reach_into_python(make_tokenizer, attack: str):
-    for policy in (Policy(), Policy(date="2026-02-03")):
+    for policy in (RenderOptions(), RenderOptions(date="2026-02-03")):
         with pytest.raises(
             BadInput, match=r"f:1: the chat template fails on this conversation: SecurityError: .*unsafe"
         ):
@@ -74,7 +74,7 @@ def test_an_endless_template_is_refused_naming_it_and_the_limit(make_tokenizer, 
     monkeypatch.setattr(render_process, "SECONDS", 0.2)
     begun = time.monotonic()
     with pytest.raises(BadInput, match=r"f:1: the chat template [0-9a-f]{8} of .*\{% for i .* within 0.2 s"):
-        text(make_tokenizer(ENDLESS), Policy())
+        text(make_tokenizer(ENDLESS), RenderOptions())
     assert time.monotonic() - begun < 5
     with pytest.raises(BadInput, match=r"within 0.2 s"):
         rendered("f:1", TALK, make_tokenizer(ENDLESS))
@@ -86,7 +86,7 @@ def test_a_template_that_needs_too_much_memory_is_refused_naming_it_and_the_limi
         BadInput,
         match=r"f:1: the chat template [0-9a-f]{8} of .* needs more than 2 GiB of memory on .*data.chat_template",
     ):
-        text(make_tokenizer("{{ 'a' * 10**12 }}"), Policy())
+        text(make_tokenizer("{{ 'a' * 10**12 }}"), RenderOptions())
 
 
 def test_an_endless_template_is_refused_in_any_thread(make_tokenizer, monkeypatch):
@@ -95,10 +95,10 @@ def test_an_endless_template_is_refused_in_any_thread(make_tokenizer, monkeypatc
 
     def read() -> None:
         try:
-            text(make_tokenizer(ENDLESS), Policy())
+            text(make_tokenizer(ENDLESS), RenderOptions())
         except BadInput as error:
             found.append(str(error))
-        found.append(text(make_tokenizer(), Policy()))
+        found.append(text(make_tokenizer(), RenderOptions()))
 
     thread = threading.Thread(target=read)
     thread.start()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data.chat.encode import Encoded, encode, generation_prompt
-from sft_jax.data.chat.rendering import Policy
+from sft_jax.data.chat.rendering import RenderOptions
 from sft_jax.data.forms.formats import Conversation
 from sft_jax.errors import BadInput
 
@@ -17,10 +17,10 @@ TALK = [
     {"role": "user", "content": "hello"},
     {"role": "assistant", "content": "world"},
 ]
-TEXT, REFUSE = Policy(special_text="text"), Policy(special_text="refuse")
+TEXT, REFUSE = RenderOptions(special_text="text"), RenderOptions(special_text="refuse")
 
 
-def chat(tokenizer: Any, messages: list[Any], policy: Policy = TEXT) -> Encoded:
+def chat(tokenizer: Any, messages: list[Any], policy: RenderOptions = TEXT) -> Encoded:
     return encode("f:1", Conversation(messages), tokenizer, "assistant", policy)
 
 
@@ -39,7 +39,7 @@ def test_as_text_only_the_templates_own_tokens_are_special(make_tokenizer, templ
     tokenizer = make_tokenizer(getattr(templates, template), add_bos=True)
     harmless = [{**m, "content": m["content"].replace("<|", "[").replace("|>", "]")} for m in TALK]
     encoded = chat(tokenizer, TALK)
-    assert specials(tokenizer, encoded.tokens) == specials(tokenizer, chat(tokenizer, harmless, Policy()).tokens)
+    assert specials(tokenizer, encoded.tokens) == specials(tokenizer, chat(tokenizer, harmless, RenderOptions()).tokens)
     assert tokenizer.decode(encoded.tokens) == tokenizer.apply_chat_template(TALK, tokenize=False)
     first, second = trained(tokenizer, encoded)
     last = "<|endoftext|>" if template == "TWO_STOPS" else "<|im_end|>"
@@ -61,7 +61,7 @@ def test_text_around_the_look_alike_is_tokenised_with_it(make_tokenizer, templat
 def test_by_default_it_becomes_the_token_as_in_transformers(make_tokenizer):
     tokenizer = make_tokenizer()
     expected = tokenizer.apply_chat_template(TALK, return_dict=False)
-    assert chat(tokenizer, TALK, Policy()).tokens.tolist() == expected
+    assert chat(tokenizer, TALK, RenderOptions()).tokens.tolist() == expected
     assert chat(tokenizer, TALK).tokens.tolist() != expected
     assert chat(tokenizer, TALK[2:]).tokens.tolist() == tokenizer.apply_chat_template(TALK[2:], return_dict=False)
 
@@ -130,7 +130,7 @@ def test_tokens_that_swallow_white_space_are_cut_with_it(make_tokenizer):
     tokenizer.add_tokens([AddedToken("<|nl|>", special=True, normalized=False, rstrip=True)], special_tokens=True)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|nl|>")
     talk = [{"role": "user", "content": "a <|nl|> b"}, TALK[3]]
-    usual, plain = chat(tokenizer, talk, Policy()), chat(tokenizer, talk)
+    usual, plain = chat(tokenizer, talk, RenderOptions()), chat(tokenizer, talk)
     assert specials(tokenizer, usual.tokens).count("<|nl|>") == 3
     assert specials(tokenizer, plain.tokens).count("<|nl|>") == 2
     assert trained(tokenizer, plain) == ["world<|nl|>"]

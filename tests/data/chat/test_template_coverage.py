@@ -6,11 +6,11 @@ import pytest
 
 from sft_jax.config import Data
 from sft_jax.data.chat.encode import Encoded, encode
-from sft_jax.data.chat.rendering import Policy
+from sft_jax.data.chat.rendering import RenderOptions
 from sft_jax.data.chat.template_coverage import losses
 from sft_jax.data.forms.formats import Conversation
 from sft_jax.data.forms.messages import check_messages
-from sft_jax.data.pack.prepare import describe, prepare
+from sft_jax.data.pack.prepare import describe_counts, prepare
 from sft_jax.errors import BadInput
 from tests.data.chat.test_encode import TALK, chat, trained, weather
 
@@ -64,7 +64,7 @@ def test_a_dropped_call_that_trains_nothing_is_no_loss(make_tokenizer, templates
     assert encoded.weights.any()
 
 
-LOSSY = Policy(allow_lossy=True)
+LOSSY = RenderOptions(allow_lossy=True)
 
 
 def lossy(tokenizer: Any, messages: list[Any], train_on: Any = "assistant") -> Encoded:
@@ -128,7 +128,7 @@ def test_a_lossy_row_is_counted_once(make_tokenizer, templates, jsonl):
     data = Data(train=(jsonl(rows),), allow_lossy=True)
     prepared = prepare(data, make_tokenizer(templates.DROPS_CALLS))
     assert prepared.counts.lossy == 1 and prepared.counts.used == 2
-    told = describe(prepared.counts, prepared.dropped)
+    told = describe_counts(prepared.counts, prepared.dropped)
     assert "1 rows of which the chat template leaves out a part (data.allow_lossy)" in told
 
 

@@ -13,8 +13,8 @@ from sft_jax.config import Data, Format
 from sft_jax.data.chat.encode import encode
 from sft_jax.data.forms.formats import (
     KEYS,
-    Completion,
     Conversation,
+    PromptCompletion,
     Text,
     Tokens,
     check_settings,
@@ -104,7 +104,7 @@ def test_a_seed_tasks_instances_are_demonstrations_with_ids_of_their_own():
 
 
 def test_strings_stay_strings_and_message_lists_remember_where_the_answer_begins():
-    assert made({"prompt": "a", "completion": " b", "id": 3}) == [Completion("a", " b", "3", "prompt_completion")]
+    assert made({"prompt": "a", "completion": " b", "id": 3}) == [PromptCompletion("a", " b", "3", "prompt_completion")]
     assert made({"text": "a"}) == [Text("a", "demos.jsonl:17", "text")]
     [one] = made(FORMS["prompt_completion"]["rows"][2])
     assert isinstance(one, Conversation) and one.first == 3 and len(one.messages) == 4
@@ -112,7 +112,7 @@ def test_strings_stay_strings_and_message_lists_remember_where_the_answer_begins
 
 def test_the_preferred_answer_is_what_trains():
     strings, _, _, whole, text = FORMS["preference"]["rows"]
-    assert made(strings) == [Completion("A quick lunch?", " Bread with an egg.", "demos.jsonl:17", "preference")]
+    assert made(strings) == [PromptCompletion("A quick lunch?", " Bread with an egg.", "demos.jsonl:17", "preference")]
     [one] = made(whole)
     assert [m["role"] for m in one.messages] == ["user", "assistant"], "the answer repeats the prompt"
     assert made(text) == [Text("Q: lunch? A: bread.", "demos.jsonl:17", "preference")]
@@ -207,7 +207,7 @@ def test_an_unknown_form_lists_the_keys_found_and_expected():
 
 def test_a_field_map_decides_the_form():
     value = {"question": "a", "answer": {"text": " b"}, "text": "c", "id": "x"}
-    assert made(value, fields=("prompt=question", "completion=answer.text")) == [Completion("a", " b", "x")]
+    assert made(value, fields=("prompt=question", "completion=answer.text")) == [PromptCompletion("a", " b", "x")]
     assert made({**value, "messages": 3}, fields=("text=answer.text",))[0] == Text(" b", "x")
     tools = [{"type": "function", "function": {"name": "f"}}]
     [one] = made({"talk": [{"role": "user", "content": "a"}], "tools": tools}, fields=("messages=talk",))

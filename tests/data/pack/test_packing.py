@@ -205,4 +205,4 @@ def test_two_hundred_thousand_documents_are_packed_well_and_in_seconds():
     seconds = time.process_time() - start
     assert plan.fill > 0.98 and plan.target_fill > 0.3
     assert seconds < 15, f"{seconds:.1f} s"
-    assert "200,000 documents in" in plan.describe()
+    assert "200,000 documents in" in plan.summary()

@@ -9,15 +9,14 @@ import pytest
 from sft_jax.config import Data
 from sft_jax.data.chat import render_process
 from sft_jax.data.pack import prepare as module
-from sft_jax.data.pack.prepare import Prepared, add, check_vocabulary, prepare
-from sft_jax.data.pack.prepare import describe as lines_of
+from sft_jax.data.pack.prepare import Prepared, add, check_vocabulary, describe_counts, prepare
 from sft_jax.errors import BadInput
 
 ENDLESS = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
 
 
 def describe(prepared: Prepared, shown: int = 5) -> list[str]:
-    return lines_of(prepared.counts, prepared.dropped, shown)
+    return describe_counts(prepared.counts, prepared.dropped, shown)
 
 
 ROWS = [

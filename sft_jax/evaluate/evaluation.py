@@ -13,11 +13,11 @@ from sft_jax.data.read.rows import Record
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import bfcl_task, is_bfcl
 from sft_jax.evaluate.bootstrap import Interval, paired_difference
-from sft_jax.evaluate.checks import Check, Scores, judge, summarise
+from sft_jax.evaluate.checks import Check, Scores, check_answers, summarise
 from sft_jax.evaluate.complete import complete, prompts_of
 from sft_jax.evaluate.held_out import DocumentLoss, document_losses, summarise_losses
 from sft_jax.evaluate.register import register
-from sft_jax.evaluate.task import Completion, Task, task_of
+from sft_jax.evaluate.task import Answer, Task, task_of
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.layers import Compute
 from sft_jax.sample.draw import Sampling
@@ -38,7 +38,7 @@ class Measured:
     """What one model made of the rows."""
 
     losses: list[DocumentLoss]
-    completions: list[Completion]
+    completions: list[Answer]
     scores: list[Scores]
 
 
@@ -76,7 +76,7 @@ def has_demonstrations(data: Data, files: tuple[str, ...]) -> bool:
     return not is_bfcl(record.value) and (task.demonstration is not None or earlier)
 
 
-def measure(
+def evaluate(
     rows: Rows,
     pretrained: Pretrained,
     architecture: Architecture,
@@ -98,7 +98,7 @@ def measure(
     generator = generator_of(pretrained, architecture, compute, batch_size)
     made = complete(generator, parameters, pretrained.tokenizer, prompts, sampling)
     completions = [one for [one] in made]
-    return Measured(losses, completions, judge(rows.tasks, completions, checks))
+    return Measured(losses, completions, check_answers(rows.tasks, completions, checks))
 
 
 def summary(rows: Rows, found: Measured) -> dict[str, Any]:

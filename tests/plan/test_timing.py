@@ -9,8 +9,8 @@ from rich.console import Console
 from sft_jax.config import Mesh
 from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
-from sft_jax.plan.measure import devices_here, measured_seconds
 from sft_jax.plan.planned import plan_analytic
+from sft_jax.plan.timing import devices_here, measured_seconds
 from sft_jax.report.plan import measured_table
 
 
