@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from sft_jax.config import LOSSES, Data, RunConfig, from_json, identity_differences, to_json
 from sft_jax.data.pack.batches import Batches, batches_of
-from sft_jax.data.pack.dataset import Progress, account, open_entry
+from sft_jax.data.pack.dataset import Locate, Progress, account, open_entry, prepare_entry
 from sft_jax.data.pack.mixture import Mixture, row_shares
 from sft_jax.data.pack.packing import Plan, choose_target_capacity, permutation, plan_packing
 from sft_jax.data.pack.prepare import check_vocabulary, describe_counts
-from sft_jax.data.pack.store import Chosen, Joined, Store
-from sft_jax.distributed.agree import GetsOn, decided_by_first
+from sft_jax.data.pack.store import INFO, Chosen, Joined, Store, is_store
+from sft_jax.distributed.agree import GetsOn, decided_by_first, wait_for
 from sft_jax.errors import BadInput
 from sft_jax.losses.kinds import check_head
 from sft_jax.storage.atomic import write_whole
@@ -27,8 +27,6 @@ from sft_jax.weights.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open
 
 if TYPE_CHECKING:
     from sft_jax.data.pack.streaming import Streamed
-
-Locate = Callable[[str], Location]
 
 TARGET_MULTIPLE = 32
 """M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its products are aligned
@@ -101,16 +99,21 @@ def read_demonstrations(
     date = decided_by_first("tells the date", lambda _: template_date(config, pretrained.tokenizer, begun), seconds)
     data = dataclasses.replace(read_as(config).data, template_date=date)
 
-    def opened(entries: Sequence[str]) -> tuple[Store, ...]:
-        stores = [
-            open_entry(data, pretrained.tokenizer, entry, workdir / PREPARED, seconds, progress, locate)
-            for entry in entries
-        ]
-        for store in stores:
-            check_vocabulary(store, pretrained.architecture.vocab, config.model.path)
-        return tuple(stores)
+    def opened(entry: str) -> Store:
+        tokenizer, cache = pretrained.tokenizer, workdir / PREPARED
+        name = decided_by_first(
+            "prepares the data",
+            lambda gets_on: prepare_entry(data, tokenizer, entry, cache, progress, locate, gets_on),
+            seconds,
+        )
+        if name:
+            wait_for(lambda: is_store(cache / name), cache / name / INFO, seconds)
+        store = open_entry(data, tokenizer, entry, cache, name, locate)
+        check_vocabulary(store, pretrained.architecture.vocab, config.model.path)
+        return store
 
-    return Demonstrations(pretrained, data, () if data.streaming else opened(data.train), opened(data.eval))
+    train, held_out = (tuple(map(opened, entries)) for entries in ((() if data.streaming else data.train), data.eval))
+    return Demonstrations(pretrained, data, train, held_out)
 
 
 def read_as(config: RunConfig) -> RunConfig:

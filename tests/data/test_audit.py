@@ -8,7 +8,7 @@ import pytest
 from sft_jax.config import Data
 from sft_jax.data.audit import audit_split, distribution, overlap, packing_of, pieces, shown_examples, shown_rows
 from sft_jax.data.pack.batches import Batches
-from sft_jax.data.pack.dataset import open_entry
+from sft_jax.data.pack.dataset import open_entry, prepare_entry
 from sft_jax.data.pack.packing import plan_packing
 from sft_jax.data.pack.store import Example, Joined
 from sft_jax.storage.location import Location
@@ -26,14 +26,9 @@ ROWS = [
 @pytest.fixture
 def store(make_tokenizer, jsonl, tmp_path: Path):
     def make(rows, name="demos.jsonl", **settings):
-        path = jsonl(rows, name)
-        return open_entry(
-            Data(train=(path,), sequence_length=32, **settings),
-            make_tokenizer(),
-            path,
-            Location(tmp_path / "c"),
-            1,
-        )
+        path, place = jsonl(rows, name), Location(tmp_path / "c")
+        data, tokenizer = Data(train=(path,), sequence_length=32, **settings), make_tokenizer()
+        return open_entry(data, tokenizer, path, place, prepare_entry(data, tokenizer, path, place))
 
     return make
 

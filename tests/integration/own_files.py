@@ -5,15 +5,14 @@ import sys
 from sft_jax.cli.main import main
 from sft_jax.train import inputs
 
-opened = inputs.open_entry
+MINE = "ab"[int(sys.argv[sys.argv.index("--distributed.process-id") + 1])]
 
 
-def open_entry(data, tokenizer, entry, *rest):
-    mine = "ab"[int(sys.argv[sys.argv.index("--distributed.process-id") + 1])]
-    return opened(data, tokenizer, entry.replace("/local/", f"/{mine}/"), *rest)
+def of_this_host(work):
+    return lambda data, tokenizer, entry, *rest: work(data, tokenizer, entry.replace("/local/", f"/{MINE}/"), *rest)
 
 
-inputs.open_entry = open_entry  # type: ignore[assignment]
+inputs.open_entry, inputs.prepare_entry = map(of_this_host, (inputs.open_entry, inputs.prepare_entry))
 
 if __name__ == "__main__":
     main()

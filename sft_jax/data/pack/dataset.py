@@ -20,11 +20,10 @@ import sft_jax
 from sft_jax.config import Data
 from sft_jax.data.chat.tokenizer import fingerprint as tokenizer_fingerprint
 from sft_jax.data.pack.prepare import Counts, Dropped, add, check_any_used, encode_rows
-from sft_jax.data.pack.store import INFO, Store, finish, finish_split, is_store, write_part
+from sft_jax.data.pack.store import Store, finish, finish_split, is_store, write_part
 from sft_jax.data.read.readers import read_rows
 from sft_jax.data.read.rows import Row, cut
 from sft_jax.data.read.sources import content_digest, find_files
-from sft_jax.distributed.agree import GetsOn, decided_by_first, wait_for
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
 
@@ -40,6 +39,7 @@ _VERSION = 2
 _DROPPED_KEPT = 10_000
 """So many rows that were left out are remembered by name; the counts are always whole."""
 
+Locate = Callable[[str], Location]
 Progress = Callable[[int], None]
 """Called with the number of rows that have been read and encoded so far."""
 
@@ -93,7 +93,9 @@ def prepare_split(
     return made
 
 
-def provenance(data: Data, tokenizer: Any, files: tuple[str, ...], gets_on: GetsOn = lambda: None) -> dict[str, Any]:
+def provenance(
+    data: Data, tokenizer: Any, files: tuple[str, ...], gets_on: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """What the examples depend on: the files' contents, how they are read, the tokenizer, this code.
 
     Args:
@@ -199,59 +201,35 @@ def _make_part(stem: Path, rows: list[Row]) -> None:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def open_entry(
+def prepare_entry(
     data: Data,
     tokenizer: Any,
     entry: str,
     cache: Location,
-    timeout_seconds: float,
     progress: Progress | None = None,
-    locate: Callable[[str], Location] = Location,
-) -> Store:
-    """The store of one entry of data.train or data.eval: a prepared data set (`DIR` or `DIR:split`), or files, which
-    are prepared once under `cache`. The first process alone reads the files, and does it; the others wait.
+    locate: Locate = Location,
+    gets_on: Callable[[], None] = lambda: None,
+) -> str:
+    """Make sure that an entry of data.train or data.eval is prepared: files are, once, under `cache`.
 
     Args:
-      timeout_seconds: how long the others wait where it does not get on, and for the directory to be seen.
       locate: gives the same Location for a name again where entries share what they copy from a bucket.
+      gets_on: called now and then, as long as the work gets on.
+
+    Returns:
+      The name of the data set under `cache`; empty where the entry is a prepared data set itself (`DIR`, `DIR:split`).
 
     Raises:
-      BadInput: anything wrong with the entry, on every process; a data set that was prepared with other settings.
+      BadInput: anything wrong with the entry.
     """
-
-    def find_or_prepare(gets_on: GetsOn) -> str:
-        """The name of the data set under `cache`; empty where the entry is one."""
-        return "" if _prepared(entry, locate) else _prepare_entry(data, tokenizer, entry, cache, progress, gets_on)
-
-    key = decided_by_first("prepares the data", find_or_prepare, timeout_seconds)
-    if key:
-        wait_for(lambda: is_store(cache / key), cache / key / INFO, timeout_seconds)
-        return Store(cache / key)
-    if (found := _prepared(entry, locate)) is None:
-        raise BadInput(f"{entry}: process 0 sees a prepared data set there, and this process none")
-    store = Store(*found)
-    check_settings(store, data, tokenizer)
-    return store
-
-
-def _prepared(entry: str, locate: Callable[[str], Location]) -> tuple[Location, str] | None:
-    """Directory and split of an entry that is a prepared data set."""
-    if is_store(locate(entry)):
-        return locate(entry), "train"
-    directory, _, split = entry.rpartition(":")
-    return (locate(directory), split) if directory and is_store(locate(directory)) else None
-
-
-def _prepare_entry(
-    data: Data, tokenizer: Any, entry: str, cache: Location, progress: Progress | None, gets_on: GetsOn
-) -> str:
-    """The name of the entry's data set under `cache`, which is made unless it is there."""
 
     def encoded(rows: int) -> None:
         gets_on()
         if progress is not None:
             progress(rows)
 
+    if _prepared(entry, locate):
+        return ""
     about = provenance(data, tokenizer, (entry,), gets_on)
     place = cache / _key(about)
     if not is_store(place):
@@ -260,6 +238,29 @@ def _prepare_entry(
         finish(directory, {"train": made}, f"Tokenised by sft_jax from {entry}", "")
         place.publish(gets_on)
     return _key(about)
+
+
+def open_entry(data: Data, tokenizer: Any, entry: str, cache: Location, name: str, locate: Locate = Location) -> Store:
+    """The store of an entry that `prepare_entry` has prepared, and named so.
+
+    Raises:
+      BadInput: no such data set; one that was prepared with other settings.
+    """
+    if name:
+        return Store(cache / name)
+    if (found := _prepared(entry, locate)) is None:
+        raise BadInput(f"{entry}: process 0 sees a prepared data set there, and this process none")
+    store = Store(*found)
+    check_settings(store, data, tokenizer)
+    return store
+
+
+def _prepared(entry: str, locate: Locate) -> tuple[Location, str] | None:
+    """Directory and split of an entry that is a prepared data set."""
+    if is_store(locate(entry)):
+        return locate(entry), "train"
+    directory, _, split = entry.rpartition(":")
+    return (locate(directory), split) if directory and is_store(locate(directory)) else None
 
 
 def check_settings(store: Store, data: Data, tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sft_jax.config import Data
 from sft_jax.data.pack import dataset as module
-from sft_jax.data.pack.dataset import account, open_entry, prepare_split
+from sft_jax.data.pack.dataset import account, open_entry, prepare_entry, prepare_split
 from sft_jax.data.pack.prepare import prepare
 from sft_jax.data.pack.store import Store, finish, is_store
 from sft_jax.errors import BadInput
@@ -32,7 +32,8 @@ def made(data: Data, tokenizer: Any, directory: Path) -> Store:
 
 
 def opened(data: Data, tokenizer: Any, cache: Path) -> Store:
-    return open_entry(data, tokenizer, data.train[0], Location(cache), 1)
+    [entry], place = data.train, Location(cache)
+    return open_entry(data, tokenizer, entry, place, prepare_entry(data, tokenizer, entry, place))
 
 
 @pytest.fixture
@@ -148,20 +149,20 @@ def test_a_prepared_directory_is_a_source_by_itself(make_tokenizer, jsonl, tmp_p
     data = Data(train=(jsonl(MANY),))
     store = made(data, make_tokenizer(), tmp_path / "set")
     for entry in (str(tmp_path / "set"), f"{tmp_path / 'set'}:train"):
-        found = open_entry(replace(data, train=(entry,)), make_tokenizer(), entry, Location(tmp_path / "cache"), 1)
+        found = opened(replace(data, train=(entry,)), make_tokenizer(), tmp_path / "cache")
         assert found.fingerprint == store.fingerprint
     assert not (tmp_path / "cache").exists()
     with pytest.raises(BadInput, match=r"no split 'eval'. .*train"):
-        open_entry(data, make_tokenizer(), f"{tmp_path / 'set'}:eval", Location(tmp_path / "cache"), 1)
+        opened(replace(data, train=(f"{tmp_path / 'set'}:eval",)), make_tokenizer(), tmp_path / "cache")
 
 
 def test_a_set_that_was_prepared_otherwise_is_refused_setting_by_setting(make_tokenizer, jsonl, templates, tmp_path):
     data = Data(train=(jsonl(MANY),))
     made(data, make_tokenizer(), tmp_path / "set")
     entry = str(tmp_path / "set")
-    other = replace(data, sequence_length=64, train_on="all")
+    other = replace(data, train=(entry,), sequence_length=64, train_on="all")
     with pytest.raises(BadInput) as caught:
-        open_entry(other, make_tokenizer(templates.DROPS_CALLS), entry, Location(tmp_path), 1)
+        opened(other, make_tokenizer(templates.DROPS_CALLS), tmp_path)
     message = str(caught.value)
     assert "data.train_on: prepared with 'assistant', the config says 'all'" in message
     assert "data.sequence_length: prepared with 1024, the config says 64" in message
