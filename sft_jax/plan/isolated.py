@@ -24,7 +24,13 @@ from sft_jax.plan.aot import Memory, OutOfMemory, compile_traced, memory_of, top
 from sft_jax.plan.chips import Topology
 from sft_jax.plan.work import Stretch, causal_unevenness
 
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # What is compiled for devices that are not there cannot be read back from a cache: JAX would warn and go on.
+    "JAX_ENABLE_COMPILATION_CACHE": "0",
+}
 LAST_LINES = 60
 """Of what a compiler wrote that died."""
 

@@ -66,7 +66,7 @@ def temporaries(layers: tuple[LayerSpec, ...], scan: bool = True) -> int:
         vocab=64, embed=64, mlp=256, layers=layers, heads=4, kv_heads=4, head_dim=16, max_positions=512, tied=True
     )
     compute = Compute(remat="full", scan_layers=scan, attention="reference")
-    tokens = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((16, 128), jnp.int32)
 
     def loss(parameters, tokens, where):
         return forward(a, compute, parameters, tokens, where)[0].sum()
@@ -77,17 +77,18 @@ def temporaries(layers: tuple[LayerSpec, ...], scan: bool = True) -> int:
 
 def test_remat_wraps_one_layer_whatever_the_period():
     """Eight layers keep eight layer inputs; a policy around a period would keep all that is inside it: 2.8 and 5 times
-    as much."""
+    as much. (In a batch of two rows the kernels of four layers, which a period takes out of their stacks together, are
+    a third of all there is: 1.28 times.)"""
     four = tuple(LayerSpec(window=w) for w in (8, 9, 10, 11)) * 2
     found = {
         "period 1": temporaries((FULL,) * 8),
         "period 4": temporaries(four),
         "4 full, 4 windowed": temporaries((FULL,) * 4 + (WINDOW,) * 4),
     }
-    assert max(found.values()) <= 1.3 * min(found.values()), found
+    assert max(found.values()) <= 1.1 * min(found.values()), found
 
 
 def test_unrolled_layers_are_rematerialised_too():
     """Without a barrier the compiler finds the recomputation equal to the forward pass and keeps everything."""
     scanned, unrolled = temporaries((FULL,) * 8), temporaries((FULL,) * 8, scan=False)
-    assert unrolled <= 1.3 * scanned, (unrolled, scanned)
+    assert unrolled <= 1.1 * scanned, (unrolled, scanned)
