@@ -13,7 +13,7 @@ TOKENIZERS := $(patsubst %,.cache/tokenizers/%/package/package.json,llama2 llama
 # A file's tests run in one worker, in the order of the files: they share what its fixtures make.
 BY_FILE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: install quickstart ceiling solutions plan-configs test slow check parity bench bench-data bench-generation
+.PHONY: install quickstart ceiling solutions plan-configs test slow long check parity bench bench-data bench-generation
 .PHONY: dev environments gpu-wheels gpu-check clean
 
 install: $(VENV)/.installed
@@ -35,7 +35,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(BY_FILE) $(ARGS)
 # whichever worker is free takes the next test; those that need ports and clocks for themselves are one group
 slow: $(VENV)/.dev $(MODEL) $(LAUNCHERS) $(XPK)
-	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not long" -n $(WORKERS) --dist loadgroup $(ARGS)
+# minutes each, so outside CI: before a release, and where one of them may have changed (last result: docs/benchmarks.md)
+long: $(VENV)/.dev $(MODEL)
+	$(BIN)/python -m pytest -m long -n $(WORKERS) --dist loadgroup $(ARGS)
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -47,6 +47,7 @@ def test_a_ceiling_is_measured_written_down_and_goes_on_where_it_was_stopped(con
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("name", "answer"), [("few", "more data"), ("systematic", "preferences"), ("small", "larger model")]

@@ -14,6 +14,7 @@ MESHES = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_quickstart_runs_unchanged_on_eight_simulated_devices(process, tmp_path, rows_of):
     losses = {}

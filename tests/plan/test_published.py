@@ -7,6 +7,8 @@ from tests.plan.published import CASES, FITTED, request_of
 
 
 @pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", FITTED)
 def test_the_compiled_plan_is_within_a_quarter_of_what_was_published(name):
     pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 alone")

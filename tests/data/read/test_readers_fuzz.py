@@ -180,6 +180,7 @@ def test_any_values_under_the_keys_of_every_form_are_refused_or_encoded(make_tok
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @bounded(LONG)
 @given(data=st.data())
 def test_the_same_for_longer(tmp_path_factory, make_tokenizer, templates, data):

@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.xdist_group("machine")  # its processes keep to seconds: one such test at a time
 ROOT = Path(__file__).resolve().parents[3]
 HOSTS = 3
-SILENCE = 6
+SILENCE, STEPS = 6, 60
 _numbers = itertools.count()
 
 
@@ -66,7 +66,7 @@ def start(hosts, config_file):
                  "--distributed.processes", str(HOSTS), "--distributed.process-id", str(i),
                  "--distributed.cpu-devices", "1", "--distributed.devices", str(HOSTS),
                  "--distributed.silence-seconds", str(SILENCE), "--mesh.data", str(HOSTS), "--mesh.fsdp", "1",
-                 "--train.batch-size", "12", "--train.steps", "120", "--train.save-every", "5",
+                 "--train.batch-size", "12", "--train.steps", str(STEPS), "--train.save-every", "5",
                  "--train.eval-every", "0"],
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 text=True,
@@ -95,31 +95,34 @@ def losses(workdir) -> list[tuple[int, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [2, 0], ids=["a host", "the coordinator's host"])
-def test_a_host_that_is_cut_off_ends_all_in_time_and_the_run_goes_on_with_the_same_losses(
-    hosts, start, tmp_path, victim
-):
+@pytest.mark.timeout(900)
+def test_a_host_that_is_cut_off_ends_all_in_time_and_the_run_goes_on_with_the_same_losses(hosts, start, tmp_path):
     _, link = hosts
-    statuses, said = ends(start(tmp_path / "whole"), within=120)
+    statuses, said = ends(start(tmp_path / "whole"), within=240)
     assert statuses == [0, 0, 0], said
-    processes = start(tmp_path / "cut")
-    end = time.monotonic() + 60
-    while len(losses(tmp_path / "cut")) < 8:
-        assert time.monotonic() < end and all(process.poll() is None for process in processes), ends(processes, 1)
-        time.sleep(0.02)
-    link(victim)
-    # The silence, a beat to find it out, three to tell it, and as much again for a slow machine.
-    statuses, said = ends(processes, within=3 * SILENCE)
-    assert statuses == [42, 42, 42], said
-    assert 8 <= len(losses(tmp_path / "cut")) < 120
+    for victim in (2, 0):
+        workdir = tmp_path / f"cut-{victim}"
+        processes = start(workdir)
+        end = time.monotonic() + 120
+        while len(losses(workdir)) < 8:
+            assert time.monotonic() < end and all(process.poll() is None for process in processes), ends(processes, 1)
+            time.sleep(0.02)
+        link(victim)
+        # The silence, a beat to find it out, three to tell it, and as much again for a slow machine.
+        statuses, said = ends(processes, within=3 * SILENCE)
+        assert statuses == [42, 42, 42], said
+        assert 8 <= len(losses(workdir)) < STEPS
+        _check_what_is_said(said, victim, (workdir / "logs" / "process-1.log").read_text())
+        link(victim, up=True)
+        statuses, said = ends(start(workdir), within=240)
+        assert statuses == [0, 0, 0], said
+        assert losses(workdir) == losses(tmp_path / "whole")
+
+
+def _check_what_is_said(said: list[str], victim: int, log: str) -> None:
     others = [text for i, text in enumerate(said) if i != victim]
     if victim:
         assert all("process 2 has been silent for more than 6 s" in text for text in others), said
     else:
         assert all("the coordinator 10.77.0.1:" in text and "has not answered for 6 s" in text for text in others), said
-    log = (tmp_path / "cut" / "logs" / "process-1.log").read_text()
     assert "sft_jax.distributed.watchdog: process 1 of 3 leaves: " in log
-    link(victim, up=True)
-    statuses, said = ends(start(tmp_path / "cut"), within=120)
-    assert statuses == [0, 0, 0], said
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
