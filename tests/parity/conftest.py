@@ -6,6 +6,9 @@ import jax
 import pytest
 import torch
 
+from sft_jax.api import run
+from sft_jax.parallel.mesh import make_mesh
+
 ROOT = Path(__file__).parents[2]
 MODEL = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -32,6 +35,12 @@ def one_thread_of_torch():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def on_one_device(monkeypatch):
+    """Runs take one of the eight simulated devices, as the others do: their batches divide among no more."""
+    monkeypatch.setattr(run, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
 
 
 @pytest.fixture(scope="session")

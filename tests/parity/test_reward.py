@@ -28,7 +28,7 @@ PAD = "<|pad|>"
 """Added to the byte tokenizer, for which the tiny model has a row. Torch trains no embedding of a padding token, so it
 must occur in no document."""
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread_of_torch")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread_of_torch", "on_one_device")]
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ TWIN = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread_of_torch")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread_of_torch", "on_one_device")]
 
 
 @dataclass(frozen=True)
