@@ -38,14 +38,14 @@ slow: $(VENV)/.dev $(MODEL) $(LAUNCHERS) $(XPK)
 	$(BIN)/python -m pytest -m "slow and not long" -n $(WORKERS) --dist loadgroup $(ARGS)
 # minutes each, so outside CI: before a release, and where one of them may have changed (last result: docs/benchmarks.md)
 long: $(VENV)/.dev $(MODEL)
-	$(BIN)/python -m pytest -m long -n $(WORKERS) --dist loadgroup $(ARGS)
+	OPTIMISED=1 $(BIN)/python -m pytest -m long -n $(WORKERS) --dist loadgroup $(ARGS)
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 parity: $(VENV)/.parity $(MODEL) $(TOKENIZERS)
-	$(BIN)/python -m pytest tests/parity -o addopts="-ra --import-mode=importlib" $(BY_FILE) $(ARGS)
+	OPTIMISED=1 $(BIN)/python -m pytest tests/parity -o addopts="-ra --import-mode=importlib" $(BY_FILE) $(ARGS)
 bench-generation: $(VENV)/.parity $(MODEL)
 	$(BIN)/python -m tests.parity.bench_generation $(ARGS)
 bench-data: $(VENV)/.parity $(MODEL)

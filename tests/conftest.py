@@ -22,10 +22,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 FAST_TO_COMPILE = ["--xla_backend_optimization_level=0"]
 """Most of the tests' time is XLA's compiler, and their programs run for milliseconds: with these the compiler takes a
-quarter of the time, here and in every process that is started."""
+quarter of the time, here and in every process that is started. OPTIMISED=1 leaves them out, for tests in which a real
+model computes for minutes (make parity, make long)."""
 if jax.__version_info__ < (0, 11):  # later ones do not know it, and a flag that XLA does not know ends the process
     FAST_TO_COMPILE.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([*FAST_TO_COMPILE, os.environ.get("XLA_FLAGS", "")]).strip()
+if not os.environ.get("OPTIMISED"):
+    os.environ["XLA_FLAGS"] = " ".join([*FAST_TO_COMPILE, os.environ.get("XLA_FLAGS", "")]).strip()
 
 
 def _share_compiled_programs() -> None:
