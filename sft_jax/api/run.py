@@ -30,13 +30,14 @@ from sft_jax.storage.atomic import write_whole
 from sft_jax.storage.location import Location
 from sft_jax.train import checkpoint
 from sft_jax.train.evaluation import make_held_out
-from sft_jax.train.inputs import Inputs, Locate, claim_workdir, read_inputs
+from sft_jax.train.inputs import Inputs, Locate, read_inputs
 from sft_jax.train.loop import Hooks, Intervals, Loop
 from sft_jax.train.metrics import MetricsRow, has_evaluation
 from sft_jax.train.program import TrainProgram, activations_of, make_initial_state, make_program
 from sft_jax.train.sharding import batch_shapes_of, check_batch
 from sft_jax.train.sinks import Sink, open_sinks
 from sft_jax.train.step import TrainState
+from sft_jax.train.workdir import claim_workdir
 from sft_jax.weights.fingerprint import weights_fingerprint
 from sft_jax.weights.pretrained import MODEL_FILES, check_base
 from sft_jax.weights.restore import newest_step

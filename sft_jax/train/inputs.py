@@ -3,27 +3,25 @@
 import dataclasses
 import datetime
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_jax.config import LOSSES, Data, RunConfig, from_json, identity_differences, to_json
+from sft_jax.config import LOSSES, Data, RunConfig
 from sft_jax.data.pack.batches import Batches, batches_of
 from sft_jax.data.pack.dataset import Locate, Progress, account, open_entry, prepare_entry
 from sft_jax.data.pack.mixture import Mixture, row_shares
 from sft_jax.data.pack.packing import Plan, choose_target_capacity, permutation, plan_packing
 from sft_jax.data.pack.prepare import check_vocabulary, describe_counts
 from sft_jax.data.pack.store import INFO, Chosen, Joined, Store, is_store
-from sft_jax.distributed.agree import GetsOn, decided_by_first, wait_for
+from sft_jax.distributed.agree import decided_by_first, wait_for
 from sft_jax.errors import BadInput
 from sft_jax.losses.kinds import check_head
-from sft_jax.storage.atomic import write_whole
 from sft_jax.storage.location import Location
-from sft_jax.weights.export import save_tokenizer
-from sft_jax.weights.pretrained import MODEL_FILES, RUN_CONFIG, Pretrained, open_base, read_run_config
+from sft_jax.train.workdir import begun_as_first_sees_it, check_same_record, check_same_run
+from sft_jax.weights.pretrained import Pretrained, open_base
 
 if TYPE_CHECKING:
     from sft_jax.data.pack.streaming import Streamed
@@ -32,8 +30,6 @@ TARGET_MULTIPLE = 32
 """M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its products are aligned
 to 128 from four rows on, and a multiple of 128 itself would leave two thirds of the head idle on short rows."""
 
-RECORD = "record.json"
-"""In a workdir: the fingerprints of its data and packing plan."""
 PREPARED = "prepared"
 """In a workdir: the tokenised demonstrations."""
 
@@ -149,7 +145,7 @@ def read_inputs(
       BadInput: as `read_demonstrations`; a workdir that holds another run, or lies in a bucket and cannot be written.
     """
     config = read_as(config)
-    begun = _begun_as_first_sees_it(config, workdir)
+    begun = begun_as_first_sees_it(config, workdir)
     check_same_run(config, begun)
     found = read_demonstrations(config, workdir, progress, locate, begun)
     config = dataclasses.replace(config, data=found.data)
@@ -175,22 +171,6 @@ def read_inputs(
     )
     check_same_run(resolved, begun)
     return Inputs(resolved, workdir, found.pretrained, source, evaluation, record, notes)
-
-
-def _begun_as_first_sees_it(config: RunConfig, workdir: Location) -> RunConfig | None:
-    """`begun_run`, the same on every process, also where their listings of the workdir differ for a while.
-
-    Raises:
-      BadInput: the workdir cannot be written.
-    """
-
-    def look(_: GetsOn) -> str:
-        workdir.check_writable()
-        begun = begun_run(workdir)
-        return to_json(begun) if begun else ""
-
-    text = decided_by_first("looks at the workdir", look, config.distributed.timeout_seconds)
-    return from_json(text, str(workdir / RUN_CONFIG)) if text else None
 
 
 def _packed(
@@ -301,101 +281,3 @@ def describe_mixture(config: RunConfig, source: Mixture, steps: int) -> list[str
             config.data.train, config.data.weights, taken.tolist(), source.sources, strict=True
         )
     ]
-
-
-def begun_run(workdir: Location) -> RunConfig | None:
-    """The resolved config of the run in `workdir`; None where none has taken a step."""
-    return read_run_config(workdir) if has_begun(workdir) else None
-
-
-def has_begun(workdir: Location) -> bool:
-    """Whether a run has taken a step here; one that was refused before its first may be started anew."""
-    folder = workdir.local()
-    if not (folder / RUN_CONFIG).is_file():
-        return False
-    rows = folder / "metrics.jsonl"
-    if rows.exists() and rows.stat().st_size:
-        return True
-    checkpoints = workdir / "checkpoints"
-    if checkpoints.kind() != "directory":
-        return False
-    with workdir.reaching():
-        return any(path.is_dir() for path in checkpoints.epath.iterdir())
-
-
-def check_same_run(config: RunConfig, before: RunConfig | None) -> None:
-    """Refuse the workdir of another run: at once for what the config says, and again for what was resolved from it.
-
-    A workdir whose run never took a step is free: what it holds is of a start that was refused.
-
-    Args:
-      before: the resolved config of the run that is continued, if one is.
-
-    Raises:
-      BadInput: a diff of the identity fields.
-    """
-    if before is None:
-        return
-    # Not known yet where the config leaves them open; the capacity is then that of the run that began.
-    steps = config.train.steps or before.train.steps
-    capacity = config.data.target_capacity or before.data.target_capacity
-    date = config.data.template_date or before.data.template_date
-    chosen = dataclasses.replace(
-        config,
-        train=dataclasses.replace(config.train, steps=steps),
-        data=dataclasses.replace(config.data, target_capacity=capacity, template_date=date),
-    )
-    differences = identity_differences(before, chosen)
-    if differences:
-        listed = "\n  ".join(differences)
-        raise BadInput(
-            f"{config.workdir} holds another run; these fields differ:\n  {listed}\nChoose another --workdir."
-        )
-
-
-CHANGED = {
-    "data": "the demonstrations changed since this run began; restore the files",
-    "plan": "the rows are packed otherwise than when this run began; go on with the version of sft_jax that began it",
-}
-"""What a difference in each entry of the record means, and the cure."""
-
-
-def check_same_record(workdir: Location | None, found: dict[str, str]) -> None:
-    """Refuse data or rows that changed since the run in the workdir began.
-
-    Raises:
-      BadInput: with both fingerprints.
-    """
-    if workdir is None or not (path := workdir.local() / RECORD).is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in found.items():
-        if before[name] != value:
-            raise BadInput(
-                f"{workdir}: {CHANGED[name]}, or choose another --workdir (fingerprint {before[name][:12]}, now "
-                f"{value[:12]})"
-            )
-
-
-def claim_workdir(inputs: Inputs) -> None:
-    """Write what makes the run independent of its inputs; process 0 alone calls it.
-
-    Raises:
-      BadInput: the workdir cannot be written.
-    """
-    workdir = inputs.workdir.local()
-    model = workdir / MODEL_FILES
-    try:
-        model.mkdir(parents=True, exist_ok=True)
-        save_tokenizer(inputs.pretrained.tokenizer, model)
-        for path, text in (
-            (model / "config.json", json.dumps(inputs.pretrained.hf_config, indent=2)),
-            (model / "generation_config.json", json.dumps(inputs.pretrained.generation_config, indent=2)),
-            (workdir / RECORD, json.dumps(inputs.record)),
-            (workdir / RUN_CONFIG, to_json(inputs.config)),
-        ):
-            content = f"{text.rstrip()}\n".encode()
-            write_whole(path, lambda file, content=content: file.write(content))
-    except OSError as error:
-        raise BadInput(f"workdir {workdir} cannot be written: {error}") from error
-    inputs.workdir.publish()

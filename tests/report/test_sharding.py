@@ -8,26 +8,16 @@ import pytest
 
 from sft_jax.config import Mesh, Model, RunConfig, Train
 from sft_jax.data.pack.batches import Batch
-from sft_jax.model.architecture import Architecture, LayerSpec
 from sft_jax.plan.sharding import Placed, abstract_mesh, named_devices, place_all, shards_of
 from sft_jax.report.sharding import part_of, sharding_page
+from tests.plan.conftest import SMALL
 
 SIZES = {"data": 2, "fsdp": 4, "tensor": 2}
 
 
 @pytest.fixture(scope="module")
 def placed() -> list[Placed]:
-    architecture = Architecture(
-        vocab=512,
-        embed=64,
-        mlp=192,
-        layers=(LayerSpec(),) * 4,
-        heads=8,
-        kv_heads=4,
-        head_dim=16,
-        max_positions=512,
-        tied=True,
-    )
+    architecture = replace(SMALL, vocab=512)
     shapes = Batch(*((1, 16, 128),) * 6)  # type: ignore[arg-type]
     config = RunConfig(model=Model(path="none"), mesh=Mesh(**SIZES), train=Train(steps=3))
     return place_all(config, architecture, shapes, abstract_mesh(config, 16), "cpu")

@@ -11,6 +11,7 @@ import datetime, json, sys, time
 from dataclasses import replace
 from sft_jax.config import Data, Distributed, Model, RunConfig, Train
 from sft_jax.data.pack import dataset
+from sft_jax.distributed import agree
 from sft_jax.distributed.start import start
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
@@ -21,7 +22,8 @@ met = Distributed(coordinator=f"127.0.0.1:{port}", processes=2, process_id=int(p
                   timeout_seconds=60)
 start(met)
 data = Data(train=(good,), sequence_length=128, chat_template=template, workers=1)
-config = RunConfig(workdir, Model(model), data, train=Train(batch_size=2), distributed=replace(met, timeout_seconds=2))
+config = RunConfig(workdir, Model(model), data, train=Train(batch_size=2), distributed=replace(met, timeout_seconds=4))
+agree.ASK_SECONDS = 0.5
 make_part = dataset._make_part
 dataset.PART_ROWS = 8
 
@@ -35,12 +37,12 @@ def read(config):
 
 
 def slow(stem, rows):
-    time.sleep(0.7)  # of six
+    time.sleep(0.9)  # of six
     make_part(stem, rows)
 
 
 def stuck(stem, rows):
-    time.sleep(5 * (stem.name == "000000"))
+    time.sleep(7 * (stem.name == "000000"))
     make_part(stem, rows)
 
 
@@ -87,7 +89,7 @@ def test_process_0_reads_the_files_and_the_clock_and_is_waited_for_as_long_as_it
     (slow, refused, first_stuck), (other_slow, other_refused, other_stuck) = (
         [json.loads(line) for line in out.splitlines()] for out, _ in said
     )
-    assert slow["date"] == "2031-01-01" and slow == other_slow  # four seconds of parts, two of patience
+    assert slow["date"] == "2031-01-01" and slow == other_slow  # five seconds of parts, four of patience
     assert "robot" in refused["refused"] and refused == other_refused
     assert "refused" not in first_stuck
-    assert "process 0 prepares the data and has not got on for 2 s" in other_stuck["refused"]
+    assert "process 0 prepares the data and has not got on for 4 s" in other_stuck["refused"]
