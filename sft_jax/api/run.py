@@ -19,7 +19,7 @@ from sft_jax.config import RunConfig, load_config, validate, with_overrides
 from sft_jax.data.pack.batches import PreparedRows
 from sft_jax.distributed import start as starting
 from sft_jax.distributed.agree import agree_on_options, agreed
-from sft_jax.distributed.watchdog import Leave, stay
+from sft_jax.distributed.watchdog import Leave, await_verdict, stay
 from sft_jax.errors import BadInput
 from sft_jax.handoff.artefact import describe_handoff, write_handoff
 from sft_jax.parallel.mesh import make_mesh
@@ -193,6 +193,7 @@ class Run:
         stack.enter_context(self.workdir.publishing())
         path = self.workdir.local_file(LOG.format(jax.process_index()))
         log = stack.enter_context(process_log(path, goes_with_the_process=self.workdir.is_remote))
+        stack.push(_verdict_before_the_log_closes)
         if starting.watch is not None:
             starting.watch.last_words = self.workdir.publish_results
 
@@ -273,6 +274,12 @@ class Run:
             about = describe_handoff(pretrained.tokenizer, pretrained.stop_ids, fingerprint, policy, MODEL_FILES, date)
             write_handoff(folder, about)
             write_whole(folder / REPORT, lambda file: file.write(run_page(folder).encode()))
+
+
+def _verdict_before_the_log_closes(kind: Any, error: BaseException | None, trace: Any) -> None:
+    """So that the log says which process was lost, not only which collective failed."""
+    if starting.watch is not None and error is not None:
+        await_verdict(starting.watch, error)
 
 
 def _read(config: RunConfig, workdir: Location, progress: Any, locate: Locate) -> Inputs:

@@ -23,16 +23,14 @@ def leave_the_others(status: int) -> None:
     start = sys.modules.get("sft_jax.distributed.start")
     if start is None or start.watch is None:
         return
-    from jax.errors import JaxRuntimeError
-
     from sft_jax.distributed.watchdog import await_verdict, farewell
 
     if error := sys.exception():
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    if isinstance(error, JaxRuntimeError):
-        await_verdict(start.watch)
+    if error:
+        await_verdict(start.watch, error)
     farewell(start.watch, status, f"status {status}; its console says why")
     os._exit(status)
 

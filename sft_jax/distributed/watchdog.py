@@ -28,6 +28,9 @@ INTERVAL_SECONDS = 1.0
 ROUNDS_TO_READ = 3
 """So many intervals a verdict stands before process 0 leaves: one to be read in, one in which a process may still end
 by itself, with a message of its own, and one to spare."""
+ROUNDS_TO_FIND = 4
+"""Intervals between the end of a silence and the verdict in each process: its beat, the one that finds it, the one that
+is read, and one to spare."""
 LAST_WORDS_SECONDS = 5.0
 PROCESSES_PER_SECOND = 250
 """So many beats a second process 0 reads at most: with more processes the interval is longer."""
@@ -59,6 +62,10 @@ class Watchdog:
     last_words: Callable[[], None] = lambda: None
     """Called before this process is ended, at most `LAST_WORDS_SECONDS` long."""
     leave: Leave = stay
+    leaving: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """The verdict is found: it is being told, and then this process is ended."""
+    awaited_for: BaseException | None = None
+    """The error for which `await_verdict` has waited."""
 
     @property
     def interval_seconds(self) -> float:
@@ -109,12 +116,17 @@ def farewell(watch: Watchdog, status: int, why: str) -> None:
     teller.join(2 * ROUNDS_TO_READ * watch.interval_seconds)
 
 
-def await_verdict(watch: Watchdog) -> None:
-    """Give the watchdog the time to find that another process is gone; returns when none is.
+def await_verdict(watch: Watchdog, error: BaseException) -> None:
+    """Give the watchdog the time to find that another process is gone; returns when none is, at once the second time.
 
-    For an error that may come of that: a collective whose peer has died raises in those that were in it.
+    For an error of the runtime, which may come of that: a collective whose peer has died raises in those that were in
+    it. Any other error returns at once.
     """
-    time.sleep(watch.silence_seconds + 3 * watch.interval_seconds)
+    if not isinstance(error, jax.errors.JaxRuntimeError) or watch.awaited_for is error:
+        return
+    watch.awaited_for = error
+    if watch.leaving.wait(watch.silence_seconds + ROUNDS_TO_FIND * watch.interval_seconds):
+        time.sleep((ROUNDS_TO_READ + ROUNDS_TO_FIND) * watch.interval_seconds + LAST_WORDS_SECONDS)
 
 
 def _beat(watch: Watchdog) -> None:
@@ -164,6 +176,7 @@ def _find_silent(watch: Watchdog, beats: dict[int, str], seen: dict[int, tuple[s
 
 def _pronounce(watch: Watchdog, status: int, why: str) -> None:
     """Write the verdict, and stay until the others have had the time to read it: process 0 serves the store."""
+    watch.leaving.set()
     _set(watch, f"{VERDICT}0", json.dumps({"status": status, "why": why}))
     time.sleep(ROUNDS_TO_READ * watch.interval_seconds)
 
@@ -180,6 +193,7 @@ def _listen(watch: Watchdog) -> None:
 
 
 def _leave(watch: Watchdog, status: int, why: str) -> None:
+    watch.leaving.set()
     if watch.over.wait(watch.interval_seconds):
         return  # this process ends by itself
     text = f"process {watch.process} of {watch.processes} leaves: {why}"

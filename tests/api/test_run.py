@@ -1,8 +1,10 @@
 """A run, stepped from Python."""
 
 import json
+import logging
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -54,6 +56,23 @@ def test_a_saved_run_goes_on(config):
     with sft.Run(config) as again:
         assert again.steps_done == 3
         assert [row["loss"] for row in again.step(3)] == expected
+
+
+def test_the_log_still_takes_what_the_watchdog_finds_when_a_collective_failed(config, monkeypatch):
+    """Its verdict comes seconds after the runtime's error in the process whose peer died."""
+    waited_for = []
+
+    def find(watch, error):
+        waited_for.append(error)
+        logging.getLogger("sft_jax.distributed.watchdog").info("process 2 is silent")
+
+    monkeypatch.setattr("sft_jax.api.run.await_verdict", find)
+    failed = jax.errors.JaxRuntimeError("all-reduce failed")
+    with pytest.raises(jax.errors.JaxRuntimeError), sft.Run(config) as run:
+        monkeypatch.setattr("sft_jax.distributed.start.watch", types.SimpleNamespace())
+        raise failed
+    log = (run.workdir.local() / "logs" / "process-0.log").read_text()
+    assert waited_for == [failed] and "process 2 is silent" in log
 
 
 def test_overrides_are_named_as_on_the_command_line(config):

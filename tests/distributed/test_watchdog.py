@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from sft_jax.distributed.relay import _copy, open_relay
+from sft_jax.distributed.watchdog import Watchdog, await_verdict
 from sft_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 
 pytestmark = pytest.mark.xdist_group("machine")  # its processes keep to seconds: one such test at a time
@@ -111,6 +113,17 @@ def test_the_others_leave_with_the_status_of_the_one_that_failed(members, who):
 def test_who_is_done_earlier_is_not_missed(members):
     found, said = statuses(members("1:0", "10:0", "1:0"), within=30)
     assert found == [EXIT_DONE] * 3, said
+
+
+def test_the_verdict_is_awaited_once_and_only_for_errors_of_the_runtime():
+    watch = Watchdog(None, 1, 2, "127.0.0.1:1", silence_seconds=0.1)  # type: ignore[arg-type]
+    failed = jax.errors.JaxRuntimeError("all-reduce failed")
+    took = []
+    for error in (ValueError("ours"), failed, failed):
+        begin = time.monotonic()
+        await_verdict(watch, error)
+        took.append(time.monotonic() - begin)
+    assert took[0] < 0.1 and took[1] >= 0.15 and took[2] < 0.1, took
 
 
 def test_a_relay_passes_bytes_both_ways_and_tells_who_closed_first():
