@@ -139,8 +139,7 @@ class Model:
         Raises:
           BadInput: a prompt that leaves no room for `sampling.max_new_tokens`.
         """
-        date = self.pretrained.template_date
-        return prompts_of(tasks, self.pretrained, self.architecture, sampling.max_new_tokens, date)
+        return prompts_of(tasks, self.pretrained, self.architecture, sampling.max_new_tokens)
 
     def generator(self, batch_size: int) -> Generator:
         """Generates in batches of this size; compiled programs are kept."""
@@ -169,9 +168,17 @@ class Model:
         return found
 
     def data(self, files: tuple[str, ...], train_on: str = "assistant") -> Data:
-        """How rows are read for this model: length is its limit alone, nothing is cut or left out."""
-        date = self.pretrained.template_date
-        return Data(files, train_on=train_on, sequence_length=sys.maxsize, template_date=date)  # type: ignore[arg-type]
+        """How rows are read for this model: as its training read them; nothing is cut or left out,
+        and only its positions limit the length."""
+        trained = self.pretrained.data
+        return Data(
+            files,
+            train_on=train_on,  # type: ignore[arg-type]
+            sequence_length=sys.maxsize,
+            template_date=trained.template_date,
+            template_kwargs=trained.template_kwargs,
+            special_text=trained.special_text,
+        )
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises BadInput where documents are longer, or have other tokens, than the model knows."""
@@ -208,8 +215,8 @@ class Model:
             )
             fingerprint = weights_fingerprint(self.parameters)
             if is_first_process():
-                stops, date = self.pretrained.stop_ids, self.pretrained.template_date
-                about = describe_handoff(self.tokenizer, stops, fingerprint, ".", ".", date)
+                stops, rendering = self.pretrained.stop_ids, self.pretrained.rendering
+                about = describe_handoff(self.tokenizer, stops, fingerprint, ".", ".", rendering)
                 write_handoff(location.local(), about)
             agree_on_written(location)
 

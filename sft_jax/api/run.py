@@ -16,6 +16,7 @@ import sft_jax
 from sft_jax.api.held_out import answer_held_out
 from sft_jax.api.model import Model
 from sft_jax.config import RunConfig, load_config, validate, with_overrides
+from sft_jax.data.chat.rendering import render_options_of
 from sft_jax.data.pack.batches import PreparedRows
 from sft_jax.distributed import start as starting
 from sft_jax.distributed.agree import agree_on_options, agreed
@@ -115,7 +116,8 @@ class Run:
     def model(self) -> Model:
         """The model as it is now, and as it will be after each step."""
         compute = dataclasses.replace(self.program.compute, remat="none")
-        return Model(self.inputs.pretrained, self.program.architecture, self._parameters, compute)
+        pretrained = dataclasses.replace(self.inputs.pretrained, data=self.config.data)
+        return Model(pretrained, self.program.architecture, self._parameters, compute)
 
     def _parameters(self) -> dict[str, jax.Array]:
         return {**self._loop.state.trainable, **self._loop.frozen}
@@ -270,8 +272,10 @@ class Run:
         fingerprint = weights_fingerprint(self._parameters())
         if jax.process_index() == 0:
             pretrained, folder = self.inputs.pretrained, self.workdir.local()
-            policy, date = f"checkpoints/{self.steps_done}", self.config.data.template_date
-            about = describe_handoff(pretrained.tokenizer, pretrained.stop_ids, fingerprint, policy, MODEL_FILES, date)
+            policy, rendering = f"checkpoints/{self.steps_done}", render_options_of(self.config.data)
+            about = describe_handoff(
+                pretrained.tokenizer, pretrained.stop_ids, fingerprint, policy, MODEL_FILES, rendering
+            )
             write_handoff(folder, about)
             write_whole(folder / REPORT, lambda file: file.write(run_page(folder).encode()))
 

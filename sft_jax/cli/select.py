@@ -100,7 +100,6 @@ def _own_number(record: Any, name: str, completion: Mapping[str, Any]) -> float:
 def _rewards(options: Select, records: Sequence[Any]) -> list[list[float]]:
     from sft_jax.config import Data
     from sft_jax.data.chat.encode import encode
-    from sft_jax.data.chat.rendering import RenderOptions
     from sft_jax.data.forms.formats import demonstrations
     from sft_jax.data.read.rows import Record
     from sft_jax.evaluate.sampled import as_demonstration, written
@@ -110,7 +109,7 @@ def _rewards(options: Select, records: Sequence[Any]) -> list[list[float]]:
     architecture = model.architecture
     if not architecture.reward:
         raise BadInput(f"--reward {options.reward} is a language model; train a reward model from sft-jax reward-init")
-    rendering = RenderOptions(date=model.pretrained.template_date)
+    rendering = model.pretrained.rendering
     documents = []
     for record in records:
         for one in record.value["completions"]:

@@ -100,6 +100,9 @@ class Data:
     that it is; or a refusal that names it."""
     template_date: str = identity("")
     """The day that chat templates print, YYYY-MM-DD; empty means today, written down when the run first starts."""
+    template_kwargs: tuple[str, ...] = identity(())
+    """Values for the chat template besides the conversation, `enable_thinking=false` (JSON, or else text); a row's own
+    `chat_template_kwargs` go first."""
     over_length: Literal["drop", "truncate", "error", "split"] = identity("drop")
     """What happens to an example longer than sequence_length; counts are printed. split cuts `text` into pieces that
     overlap by one token, so that nothing is lost, and drops conversations."""

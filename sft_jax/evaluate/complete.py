@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 
-from sft_jax.data.chat.encode import generation_prompt
+from sft_jax.data.chat.encode import DEFAULT, generation_prompt
 from sft_jax.data.chat.rendering import RenderOptions
+from sft_jax.data.chat.strings import prompt_ids
 from sft_jax.data.pack.prepare import check_ids
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.bfcl import system_prompt
@@ -17,37 +18,41 @@ from sft_jax.sample.generate import Generated, Generator
 from sft_jax.weights.pretrained import Pretrained
 
 
-def task_tokens(task: Task, tokenizer: Any, date: str = "") -> list[int]:
-    """Token ids of what the model is asked to continue.
+def task_tokens(task: Task, tokenizer: Any, options: RenderOptions = DEFAULT) -> list[int]:
+    """Token ids of what the model is asked to continue: those that training would see before the answer.
 
     Tools that the chat template has no place for go into the system turn, in words.
+
+    Args:
+      options: how the model's own training rendered conversations.
 
     Raises:
       BadInput: no chat template, or one that fails.
     """
     if not task.messages:
-        return tokenizer(task.prompt)["input_ids"]
-    messages, tools, options = list(task.messages), list(task.tools or ()), RenderOptions(date=date)
-    ids = generation_prompt(task.where, messages, tools or None, tokenizer, options)
-    if not tools or ids != generation_prompt(task.where, messages, None, tokenizer, options):
+        return prompt_ids(task.prompt, tokenizer)
+
+    def prompted(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
+        return generation_prompt(task.where, messages, tools, tokenizer, options, task.template_kwargs)
+
+    messages, tools = list(task.messages), list(task.tools or ())
+    ids = prompted(messages, tools or None)
+    if not tools or ids != prompted(messages, None):
         return ids
     given = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
     text = "\n\n".join(part for part in (given, system_prompt(tools)) if part)
-    return generation_prompt(task.where, [{"role": "system", "content": text}, *messages], None, tokenizer, options)
+    return prompted([{"role": "system", "content": text}, *messages], None)
 
 
 def prompts_of(
-    tasks: Sequence[Task], pretrained: Pretrained, architecture: Architecture, max_new_tokens: int, date: str
+    tasks: Sequence[Task], pretrained: Pretrained, architecture: Architecture, max_new_tokens: int
 ) -> list[list[int]]:
     """The prompts of all tasks, refused where one leaves no room for `max_new_tokens`.
-
-    Args:
-      date: the day that the chat template prints; "" for today.
 
     Raises:
       BadInput: names the task and the numbers.
     """
-    prompts = [task_tokens(task, pretrained.tokenizer, date) for task in tasks]
+    prompts = [task_tokens(task, pretrained.tokenizer, pretrained.rendering) for task in tasks]
     for task, prompt in zip(tasks, prompts, strict=True):
         check_ids(task.where, prompt, architecture.vocab, pretrained.origin)
         if not prompt or len(prompt) + max_new_tokens > architecture.max_positions:

@@ -10,14 +10,14 @@ from sft_jax.config import Data
 from sft_jax.data.pack.store import Example
 from sft_jax.data.read.readers import read_records
 from sft_jax.data.read.rows import Record
-from sft_jax.errors import BadInput
+from sft_jax.errors import BadInput, BadRow
 from sft_jax.evaluate.bfcl import bfcl_task, is_bfcl
 from sft_jax.evaluate.bootstrap import Interval, paired_difference
 from sft_jax.evaluate.checks import Check, Scores, check_answers, summarise
 from sft_jax.evaluate.complete import complete, prompts_of
 from sft_jax.evaluate.held_out import DocumentLoss, document_losses, summarise_losses
 from sft_jax.evaluate.register import register
-from sft_jax.evaluate.task import Answer, Task, task_of
+from sft_jax.evaluate.task import Answer, Task, tasks_of
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.layers import Compute
 from sft_jax.sample.draw import Sampling
@@ -46,34 +46,32 @@ def read_tasks(data: Data, files: tuple[str, ...], most: int = 0) -> tuple[Task,
     """The rows as tasks, the first `most` of them (0: all); those that ask for nothing (text, tokens) are left out.
 
     Raises:
-      BadInput: a row in no known form, or a question whose accepted answers are missing.
+      BadInput: a row in no known form unless data.bad_rows is "skip", or a question whose accepted answers are missing.
     """
-    tasks = []
+    tasks: list[Task] = []
     for record in read_records(files):
-        task = _task(record, data)
-        if task is not None:
-            tasks.append(task)
-        if most and len(tasks) == most:
-            break
+        try:
+            tasks += _tasks(record, data)
+        except BadRow:
+            if data.bad_rows == "error":
+                raise
+        if most and len(tasks) >= most:
+            return tuple(tasks[:most])
     return tuple(tasks)
 
 
-def _task(record: Record, data: Data) -> Task | None:
-    if is_bfcl(record.value):
-        return bfcl_task(record)
-    if data.format == "auto" and ("text" in record.value or {"input_ids", "tokens"} & record.value.keys()):
-        return None
-    return None if data.format in ("text", "tokens") else task_of(record, data)
+def _tasks(record: Record, data: Data) -> list[Task]:
+    return [bfcl_task(record)] if is_bfcl(record.value) else tasks_of(record, data)
 
 
 def has_demonstrations(data: Data, files: tuple[str, ...]) -> bool:
     """Whether the rows demonstrate answers, by the first: prompts alone and the leaderboard's questions do not."""
     record = next(iter(read_records(files)))
-    task = _task(record, data)
-    if task is None:
-        return True
-    earlier = any(message["role"] == "assistant" for message in task.messages)
-    return not is_bfcl(record.value) and (task.demonstration is not None or earlier)
+    if is_bfcl(record.value):
+        return False
+    tasks = tasks_of(record, data)
+    earlier = any(message["role"] == "assistant" for task in tasks for message in task.messages)
+    return not tasks or earlier or any(task.demonstration is not None for task in tasks)
 
 
 def evaluate(
@@ -94,7 +92,7 @@ def evaluate(
     losses = document_losses(architecture, compute, parameters, rows.examples, batch_size) if rows.examples else []
     if not rows.tasks:
         return Measured(losses, [], [])
-    prompts = prompts_of(rows.tasks, pretrained, architecture, sampling.max_new_tokens, pretrained.template_date)
+    prompts = prompts_of(rows.tasks, pretrained, architecture, sampling.max_new_tokens)
     generator = generator_of(pretrained, architecture, compute, batch_size)
     made = complete(generator, parameters, pretrained.tokenizer, prompts, sampling)
     completions = [one for [one] in made]

@@ -8,8 +8,13 @@ from sft_jax.errors import BadInput
 from sft_jax.evaluate.task import Task
 from sft_jax.sample.generate import Generated
 
-KEPT_KEYS = ("tools", "answer", "ground_truth", "reference", "regex", "json_schema", "min_words", "max_words")
-"""Keys of a prompt's row that say how its answers are judged; they go with its completions."""
+FOR_TEMPLATE = ("tools", "chat_template_kwargs")
+"""Keys of a prompt's row that its chat template needs besides the messages."""
+KEPT_KEYS = (
+    *FOR_TEMPLATE,
+    *("answer", "ground_truth", "reference", "regex", "json_schema", "min_words", "max_words"),
+)
+"""These, and those that say how its answers are judged: they go with its completions."""
 
 Keep = Literal["best", "passing", "all"]
 
@@ -22,6 +27,10 @@ def sampled_row(task: Task, completions: Sequence[Generated], tokenizer: Any) ->
     """
     asked: dict[str, Any] = {"messages": list(task.messages)} if task.messages else {"prompt": task.prompt}
     kept = {key: task.row[key] for key in KEPT_KEYS if key in task.row}
+    if task.tools:  # the row may have them under another name
+        kept["tools"] = list(task.tools)
+    if task.template_kwargs:
+        kept["chat_template_kwargs"] = dict(task.template_kwargs)
     answered = {"demonstration": task.shown} if task.shown else {}
     return {
         "id": task.id,
@@ -131,8 +140,7 @@ def _pair(row: Mapping[str, Any], chosen: str, rejected: str) -> dict[str, Any]:
         return {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
     answers = {"chosen": chosen, "rejected": rejected}
     turns = {key: [{"role": "assistant", "content": text}] for key, text in answers.items()}
-    tools = {"tools": row["tools"]} if "tools" in row else {}
-    return {"prompt": row["messages"], **turns, **tools}
+    return {"prompt": row["messages"], **turns, **{key: row[key] for key in FOR_TEMPLATE if key in row}}
 
 
 def check_sampled(where: str, row: Mapping[str, Any]) -> None:

@@ -5,18 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_jax.config import Data
-from sft_jax.data.forms.formats import (
-    KNOWN_KEYS,
-    Conversation,
-    PromptCompletion,
-    demonstrations,
-    detect_format,
-    record_id,
-)
-from sft_jax.data.forms.mapping import apply_function, parse_fields, rename
-from sft_jax.data.forms.messages import check_messages, check_tools
+from sft_jax.data.forms.prompts import prompts
 from sft_jax.data.read.rows import Record
-from sft_jax.errors import BadInput, BadRow
+from sft_jax.errors import BadRow
 
 
 @dataclass(frozen=True)
@@ -35,6 +26,8 @@ class Task:
     """The demonstrated assistant message; None where nobody shows one."""
     row: Mapping[str, Any]
     """The record as it stands in its file."""
+    template_kwargs: Mapping[str, Any] | None = None
+    """What the row gives its chat template besides."""
 
     @property
     def shown(self) -> str:
@@ -57,32 +50,41 @@ class Answer:
     """With special tokens: some families write tool calls with them."""
 
 
-def task_of(record: Record, data: Data) -> Task:
-    """The first trained assistant turn of a record as a task; a record that ends with the user's turn is one too.
+def tasks_of(record: Record, data: Data) -> list[Task]:
+    """What a record asks: its demonstrations up to their first trained turn, or a prompt alone; none where it asks for
+    nothing (text, tokens, what data.function leaves out).
 
     Raises:
-      BadInput: a record that asks for nothing (text, tokens), or in no known form; names file:line.
+      BadInput: as `forms.prompts.prompts`; names file:line.
     """
-    value = record.value
-    open_ended = _open_ended(record, data)
-    if open_ended is not None:
-        return open_ended
-    made = demonstrations(record, data)
-    if not made or not isinstance(made[0], Conversation | PromptCompletion):
-        form = detect_format(record, data.format) if made else "a row that data.function left out"
-        raise BadRow(
-            f"{record.where}: {form} has no prompt that a model could answer. Expected messages, prompt and "
-            "completion, question and answer, or another form with a prompt"
+    return [
+        Task(
+            record.where,
+            one.id or record.where,
+            tuple(one.messages),
+            one.text,
+            tuple(one.tools) if one.tools else None,
+            one.shown,
+            record.value,
+            one.template_kwargs,
         )
-    one = made[0]
-    if isinstance(one, PromptCompletion):
-        shown = {"role": "assistant", "content": one.completion}
-        return Task(record.where, one.id or record.where, (), one.prompt, None, shown, value)
-    turn = next((i for i, m in enumerate(one.messages) if i >= max(1, one.first) and m["role"] == "assistant"), None)
-    if turn is None:
-        raise BadRow(f"{record.where}: no assistant turn behind a user's, so there is nothing to compare with")
-    tools = tuple(one.tools) if one.tools else None
-    return Task(record.where, one.id or record.where, tuple(one.messages[:turn]), "", tools, one.messages[turn], value)
+        for one in prompts(record, data)
+    ]
+
+
+def task_of(record: Record, data: Data) -> Task:
+    """The first task of a record.
+
+    Raises:
+      BadInput: as `tasks_of`, and where there is none.
+    """
+    found = tasks_of(record, data)
+    if not found:
+        raise BadRow(
+            f"{record.where}: no prompt that a model could answer: text and tokens have none. Expected messages, "
+            "prompt and completion, question and answer, or another form with a prompt"
+        )
+    return found[0]
 
 
 def sampled_task(record: Record, data: Data) -> Task:
@@ -90,39 +92,3 @@ def sampled_task(record: Record, data: Data) -> Task:
     task = task_of(record, data)
     shown = record.value.get("demonstration")
     return replace(task, demonstration={"role": "assistant", "content": shown}) if isinstance(shown, str) else task
-
-
-def _open_ended(record: Record, data: Data) -> Task | None:
-    """A record of a prompt alone: `messages` that end with the user, or `prompt` in a record of no form with an answer.
-
-    Public data carry `prompt` beside a whole demonstration, and some repeat the answer in it: any form that the record
-    has goes first. What is looked at is what `data.function` and `data.fields` make of the record.
-    """
-    where, row = record.where, record.value
-    made = apply_function(record, data.function) if data.function else [record]
-    if not made:
-        return None
-    paths = parse_fields(data.fields, KNOWN_KEYS)
-    named = rename(made[0], paths) if paths else made[0]
-    value, form = named.value, _form(named, data, tuple(paths))
-    key = "messages" if form in ("messages", "") and "messages" in value else "prompt"
-    given = value.get(key)
-    if form not in ("", "text", "tokens", key) or not isinstance(given, str | list):
-        return None
-    if isinstance(given, str):
-        if not given:
-            raise BadInput(f"{where}: the prompt is empty")
-        return Task(where, record_id(record), (), given, None, None, row) if key == "prompt" else None
-    messages = check_messages(where, given, key)
-    if messages[-1]["role"] == "assistant":
-        return None
-    tools = check_tools(where, value.get("tools"))
-    return Task(where, record_id(record), tuple(messages), "", tuple(tools) if tools else None, None, row)
-
-
-def _form(record: Record, data: Data, mapped: tuple[str, ...]) -> str:
-    """The record's form; "" where it has none, or not the declared one."""
-    try:
-        return detect_format(record, data.format, mapped)
-    except BadRow:
-        return ""

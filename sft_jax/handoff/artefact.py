@@ -8,14 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_jax.data.chat.rendering import RenderOptions
 from sft_jax.data.chat.tokenizer import fingerprint as tokenizer_fingerprint
+from sft_jax.data.forms.template_kwargs import merged
 from sft_jax.storage.atomic import write_json
 
 HANDOFF = "handoff.json"
 
 
 def describe_handoff(
-    tokenizer: Any, stop_ids: tuple[int, ...], fingerprint: str, policy: str, tokenizer_directory: str, date: str
+    tokenizer: Any,
+    stop_ids: tuple[int, ...],
+    fingerprint: str,
+    policy: str,
+    tokenizer_directory: str,
+    rendering: RenderOptions,
 ) -> dict[str, Any]:
     """The content of handoff.json; paths are relative to where it lies."""
     return {
@@ -24,7 +31,8 @@ def describe_handoff(
         "tokenizer": tokenizer_directory,
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
         "chat_template": tokenizer.chat_template,
-        "template_date": date,
+        "template_date": rendering.date,
+        "template_kwargs": merged(rendering.template_kwargs, None) or {},
         "stop_token_ids": list(stop_ids),
         "stop_tokens": tokenizer.convert_ids_to_tokens(list(stop_ids)),
         "pad_token_id": tokenizer.pad_token_id,

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sft_jax.data.pack.prepare import NULLS, describe_unread
 from sft_jax.report.plots import histogram
 from sft_jax.report.render import render
 from sft_jax.report.tokens import tokens_text
@@ -22,6 +23,8 @@ SUMMARY = (
     ("truncated", "truncated"),
     ("split", "split into pieces"),
     ("dropped_no_target", "dropped: no trained token"),
+    ("empty_turns", "empty assistant turns, not trained"),
+    ("null_rows", "rows with nulls in tool calls or tool schemas"),
     ("lossy", "shown only in part by the chat template"),
     ("first_token_targets", "first token would train but has no context"),
 )
@@ -83,6 +86,7 @@ def _split_tables(name: str, split: dict[str, Any]) -> list[RenderableType]:
         table.add_row(f"  {d['edges'][0]:g} to {d['edges'][-1]:g}", _bars(d["counts"]))
     forms = ", ".join(f"{rows:,} {form}" for form, rows in split["counts"]["by_format"].items())
     lines = [f"  rows by format: {forms}"]
+    lines += [f"  note: {note}" for note in notes(split["counts"])]
     lines += [f"  {source}: {_of_source(about)}" for source, about in split["counts"]["by_source"].items()]
     lines += [f"  left out: {row['row']}: {row['reason']}" for row in split["dropped"]]
     for key, words in FINDINGS:
@@ -90,6 +94,12 @@ def _split_tables(name: str, split: dict[str, Any]) -> list[RenderableType]:
             same = f" (same as {row['same_as']})" if isinstance(row, dict) else ""
             lines.append(f"  {words}: {row['row'] if isinstance(row, dict) else row}{same}")
     return [table, Text("\n".join(lines))]
+
+
+def notes(counts: dict[str, Any]) -> list[str]:
+    """What a reader of the numbers should know: keys that nobody reads, and nulls that nobody may have meant."""
+    found = [f"keys that no form reads: {describe_unread(counts['unread'], 40)}"] if counts["unread"] else []
+    return found + ([f"{counts['null_rows']:,} {NULLS}"] if counts["null_rows"] else [])
 
 
 def _bars(counts: Sequence[int]) -> str:
@@ -133,6 +143,7 @@ def _split(name: str, split: dict[str, Any]) -> dict[str, Any]:
             for words, key in LENGTHS
         ],
         "dropped": split["dropped"],
+        "notes": notes(counts),
         "findings": [(split[key], words) for key, words in FINDINGS if split[key]["count"]],
     }
 

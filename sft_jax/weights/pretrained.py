@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from sft_jax.config import RunConfig, Sharding, from_json
-from sft_jax.data.chat.tokenizer import load_tokenizer
+from sft_jax.config import Data, RunConfig, Sharding, from_json
+from sft_jax.data.chat.rendering import RenderOptions, render_options_of
+from sft_jax.data.chat.tokenizer import load_tokenizer, with_stops
 from sft_jax.errors import BadInput
 from sft_jax.model.adapters import storage_of
 from sft_jax.model.architecture import Architecture
@@ -44,8 +45,18 @@ class Pretrained:
     tokenizer: Any
     load: Callable[[Architecture, Mapping[str, NamedSharding]], dict[str, jax.Array]]
     """(architecture as laid out, name -> sharding of all or some arrays) -> these arrays, straight in their shards."""
-    template_date: str = ""
-    """The day that the chat template printed in training, YYYY-MM-DD; empty means today's."""
+    data: Data = dataclasses.field(default_factory=Data)
+    """How the run that trained it read its data; the defaults where there was none."""
+
+    @property
+    def template_date(self) -> str:
+        """The day that the chat template printed in training, YYYY-MM-DD; empty means today's."""
+        return self.data.template_date
+
+    @property
+    def rendering(self) -> RenderOptions:
+        """How conversations become text for this model."""
+        return render_options_of(self.data)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -86,9 +97,9 @@ def open_pretrained(path: Location | str | Path, tokenizer: str = "", chat_templ
             architecture=as_trained(architecture_of(config, str(model)), run),
             hf_config=config,
             generation_config=generation,
-            tokenizer=load_tokenizer(tokenizer or str(model), chat_template),
+            tokenizer=with_stops(load_tokenizer(tokenizer or str(model), chat_template), generation),
             load=lambda architecture, shardings: _load_run(location, run, architecture, shardings),
-            template_date=run.data.template_date,
+            data=run.data,
         )
     with location.naming():
         files = open_model(_with_weights(location))
@@ -97,7 +108,7 @@ def open_pretrained(path: Location | str | Path, tokenizer: str = "", chat_templ
         architecture=files.architecture,
         hf_config=files.config,
         generation_config=files.generation_config,
-        tokenizer=load_tokenizer(tokenizer or files.origin, chat_template),
+        tokenizer=with_stops(load_tokenizer(tokenizer or files.origin, chat_template), files.generation_config),
         load=lambda architecture, shardings: load_parameters(files, architecture, shardings),
     )
 
@@ -136,7 +147,7 @@ def open_base(config: RunConfig, locate: Callable[[str], Location] = Location) -
         architecture=architecture_of(hf_config, config.model.path),
         hf_config=hf_config,
         generation_config=ids,
-        tokenizer=load_tokenizer(tokenizer or str(path), template),
+        tokenizer=with_stops(load_tokenizer(tokenizer or str(path), template), ids),
         load=partial(_initialise, config.train.seed),
     )
 

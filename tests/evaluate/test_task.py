@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from sft_jax.config import Data
+from sft_jax.data.chat.rendering import RenderOptions
 from sft_jax.data.read.rows import Record
 from sft_jax.errors import BadInput, BadRow
 from sft_jax.evaluate.complete import prompts_of, task_tokens
@@ -103,8 +104,8 @@ def test_tools_that_the_template_drops_stand_in_the_system_turn(tokenizer):
 def test_a_prompt_without_room_for_an_answer_is_refused(tokenizer, tiny):
     task = task_of(Record("f", 1, {"messages": [USER]}), Data(()))
     length = len(task_tokens(task, tokenizer))
-    model = SimpleNamespace(tokenizer=tokenizer, origin="MODEL")
+    model = SimpleNamespace(tokenizer=tokenizer, origin="MODEL", rendering=RenderOptions())
     room = dataclasses.replace(tiny, max_positions=length + 10)
-    assert len(prompts_of([task], model, room, 10, "")[0]) == length
+    assert len(prompts_of([task], model, room, 10)[0]) == length
     with pytest.raises(BadInput, match=rf"f:1: a prompt of {length} tokens and 11 new ones.* positions of MODEL"):
-        prompts_of([task], model, room, 11, "")
+        prompts_of([task], model, room, 11)

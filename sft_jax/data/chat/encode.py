@@ -1,31 +1,31 @@
 """A record becomes tokens and loss weights: one render, one tokenisation, spans of characters mapped to tokens."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from sft_jax.data.chat.last_stop import appended_stop
 from sft_jax.data.chat.render_process import Batch, Rendered, Request
 from sft_jax.data.chat.rendering import RenderOptions, Template, request_for
-from sft_jax.data.chat.spans import NoExactSpan, NoStop, Span, find_span, find_start
+from sft_jax.data.chat.spans import Span
 from sft_jax.data.chat.special_text import (
     Tokens,
-    added_pattern,
     encoded,
     special_ids,
-    special_pattern,
     tokens_apart,
     tokens_of,
 )
-from sft_jax.data.chat.template_coverage import losses, things_said
+from sft_jax.data.chat.strings import own_tokens, written_strings
 from sft_jax.data.chat.tokenizer import offset_backend
-from sft_jax.data.forms.formats import Conversation, Demonstration, Pair, PromptCompletion, Text
-from sft_jax.data.forms.messages import message_weight
+from sft_jax.data.chat.turns import is_open, stop_in, turn_spans
+from sft_jax.data.forms.demonstration import Conversation, Demonstration, Pair, PromptCompletion, Text
+from sft_jax.data.forms.messages import TrainOn, turn_weights
+from sft_jax.data.forms.template_kwargs import merged
 from sft_jax.errors import BadInput, BadRow
 
-TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 DEFAULT = RenderOptions()
 
 
@@ -38,6 +38,8 @@ class Encoded(NamedTuple):
     """float32 [length]; the weight of a token as a target, 0 where it is not trained."""
     lost: tuple[str, ...] = ()
     """What the chat template leaves out of what should train, a message each; empty unless `allow_lossy`."""
+    unused: tuple[str, ...] = ()
+    """Names of values that the chat template is given and never mentions."""
 
 
 class Written(NamedTuple):
@@ -50,6 +52,10 @@ class Written(NamedTuple):
     """As in `Encoded`."""
     is_chat: bool = True
     """A chat template has written it, with all special tokens that there are to be."""
+    unused: tuple[str, ...] = ()
+    """As in `Encoded`."""
+    stop: tuple[int, float] | None = None
+    """A stop token behind the text that the chat template does not write, and its weight."""
 
 
 def encode(
@@ -81,8 +87,9 @@ class Ahead:
                 if isinstance(part, Conversation):
                     with suppress(BadInput, ValueError):  # `write` says what is wrong
                         turns = _turns("", part, "all" if len(parts) > 1 else train_on, options)[1]
+                        kwargs = merged(options.template_kwargs, part.template_kwargs)
                         requests[id(part)] = request_for(
-                            part.messages, part.tools, tokenizer, options.date, turns=turns
+                            part.messages, part.tools, tokenizer, options.date, turns=turns, kwargs=kwargs
                         )
         self._places = {number: place for place, number in enumerate(requests)}
         self._batch = Batch(list(requests.values())) if requests else None
@@ -135,15 +142,8 @@ def write(
 def _strings(
     where: str, prompt: str, completion: str, tokenizer: Any, train_on: TrainOn, options: RenderOptions
 ) -> Written:
-    eos = tokenizer.eos_token
-    if not eos:
-        raise BadInput(f"{where}: the tokenizer has no EOS token, so the model could never learn to stop")
-    if not completion.endswith(eos):
-        completion += eos
-    start = 0 if train_on == "all" else len(prompt)
-    end = len(prompt) + len(completion)
-    stop = [] if options.end_of_turn else [((end - len(eos), end), 0.0)]
-    return Written(prompt + completion, [((start, end), 1.0), *stop], is_chat=False)
+    text, places = written_strings(where, prompt, completion, tokenizer, train_on == "all", options)
+    return Written(text, places, is_chat=False)
 
 
 def _pair(where: str, pair: Pair, tokenizer: Any, options: RenderOptions, ahead: Ahead | None) -> Encoded:
@@ -159,7 +159,8 @@ def _pair(where: str, pair: Pair, tokenizer: Any, options: RenderOptions, ahead:
         raise BadRow(f"{where}: chosen and rejected are the same tokens: nothing tells which is better")
     weights = np.zeros(len(chosen.tokens) + len(rejected.tokens), np.float32)
     weights[len(chosen.tokens) - 1], weights[-1] = 1.0, 1.0 + pair.margin
-    return Encoded(np.concatenate([chosen.tokens, rejected.tokens]), weights, chosen.lost + rejected.lost)
+    unused = tuple(dict.fromkeys(chosen.unused + rejected.unused))
+    return Encoded(np.concatenate([chosen.tokens, rejected.tokens]), weights, chosen.lost + rejected.lost, unused)
 
 
 def tokenise(documents: Sequence[Written | Encoded], tokenizer: Any) -> list[Encoded]:
@@ -174,8 +175,9 @@ def tokenise(documents: Sequence[Written | Encoded], tokenizer: Any) -> list[Enc
         special = _special(tokenizer) if is_chat else frozenset()
         for (k, one), encoding in zip(written, encodings, strict=True):
             tokens = tokens_of(encoding)
-            count = len(tokens.ids) - (not is_chat and _appends_eos(encoding, tokenizer.eos_token_id))
-            made[k] = Encoded(tokens.ids[:count], _weights(tokens, one.places, special)[:count], one.lost)
+            kept = slice(None) if is_chat else own_tokens(encoding, tokenizer)
+            weights = _weights(tokens, one.places, special)[kept]
+            made[k] = _stopped(Encoded(tokens.ids[kept], weights, one.lost, one.unused), one.stop)
     return [one for one in made if one is not None]
 
 
@@ -183,9 +185,12 @@ def _special(tokenizer: Any) -> frozenset[int]:
     return frozenset(special_ids(tokenizer).values())
 
 
-def _appends_eos(encoding: Any, eos: int) -> bool:
-    """Whether the tokenizer has put its EOS behind the one that the text ends with."""
-    return encoding.ids[-2:] == [eos, eos] and bool(encoding.special_tokens_mask[-1])
+def _stopped(encoded: Encoded, stop: tuple[int, float] | None) -> Encoded:
+    """The document with the stop token that its template does not write."""
+    if stop is None:
+        return encoded
+    tokens = np.append(encoded.tokens, np.int32(stop[0]))
+    return encoded._replace(tokens=tokens, weights=np.append(encoded.weights, np.float32(stop[1])))
 
 
 def _conversation(
@@ -206,141 +211,35 @@ def _conversation(
         options.date,
         turns=wanted,
         rendered=ahead.of(conversation) if ahead else None,
+        kwargs=merged(options.template_kwargs, conversation.template_kwargs),
     )
     trained = [i for i in wanted if weights[i]]
-    spans, lost = _turn_spans(template, list(weights), wanted, trained, options.allow_lossy, train_on == "all")
+    spans, lost = turn_spans(template, list(weights), wanted, trained, options.allow_lossy, train_on == "all")
+    last = len(template.messages) - 1
+    stop = None
+    if weights.get(last) and options.end_of_turn and is_open(template, last):
+        token = appended_stop(template.messages[last], tokenizer)
+        stop = None if token is None else (token, weights[last])
     places: list[tuple[Span, float]] = [((0, len(template.whole)), 1.0)] if train_on == "all" else []
     for i, span in spans.items():
         places.append((span, weights[i]))
-        stop = None if options.end_of_turn else _stop_in(template.whole, span, tokenizer)
-        if stop:
-            places.append((stop, 0.0))
+        end = None if options.end_of_turn else stop_in(template.whole, span, tokenizer)
+        if end:
+            places.append((end, 0.0))
     tokens = tokens_apart(template, options.special_text)
     if tokens is not None:
-        return Encoded(tokens.ids, _weights(tokens, places, _special(tokenizer)), tuple(lost))
-    return Written(template.whole, places, tuple(lost))
+        special = _special(tokenizer)
+        return _stopped(Encoded(tokens.ids, _weights(tokens, places, special), tuple(lost), template.unused), stop)
+    return Written(template.whole, places, tuple(lost), unused=template.unused, stop=stop)
 
 
 def _turns(
     where: str, conversation: Conversation, train_on: TrainOn, options: RenderOptions
 ) -> tuple[dict[int, float], list[int]]:
     """Weight of every assistant message, and those whose places must be known."""
-    weights = _turn_weights(where, conversation.messages, conversation.first, train_on)
+    weights = turn_weights(where, conversation.messages, conversation.first, train_on)
     usual = 1.0 if train_on == "all" else 0.0
     return weights, [i for i, weight in weights.items() if weight != usual or (weight and not options.end_of_turn)]
-
-
-def _turn_spans(
-    template: Template, turns: list[int], wanted: list[int], trained: list[int], allow_lossy: bool, all_needed: bool
-) -> tuple[dict[int, Span], list[str]]:
-    """Spans of the `wanted` ones of the assistant messages `turns`, and what the template loses of those `trained`.
-
-    A turn of which nothing is left has no span: it would only teach to stop. Unless `all_needed`: then what is in no
-    span trains.
-
-    Raises:
-      BadInput: a loss, unless `allow_lossy`; a span that cannot be told exactly, unless of a turn with losses.
-    """
-    lost = {i: losses(template.messages[i], template.whole) for i in trained}
-    # First: a template that drops a turn's text would be blamed for hiding where it stands.
-    if not allow_lossy:
-        _refuse_losses(template, lost)
-    spans: dict[int, Span] = {}
-    finding = _marked_spans(template, turns) if wanted and template.marks else None
-    for i in wanted:
-        try:
-            span = finding[i] if finding else _derived_span(template, i)
-        except NoStop as error:
-            if not allow_lossy or i not in lost:
-                raise _no_span(template, i, error) from error
-            span, lost[i] = error.span, [*lost[i], "the stop token"]
-        except NoExactSpan as error:
-            if not lost.get(i) or all_needed:
-                raise _no_span(template, i, error) from error
-            continue  # what is left of the turn cannot be told from the rest
-        missing = losses(template.messages[i], template.whole[slice(*span)]) if i in lost else []
-        if missing:
-            lost[i] = list(dict.fromkeys([*lost[i], *missing]))
-        if not missing or all_needed or len(missing) < things_said(template.messages[i]):
-            spans[i] = span
-    if not allow_lossy:
-        _refuse_losses(template, lost)
-    return spans, [_loss(template, i, parts) for i, parts in lost.items() if parts]
-
-
-def _loss(template: Template, i: int, parts: list[str]) -> str:
-    return f"{template.where}: messages[{i}] (assistant): the chat template drops {', '.join(parts[:5])}"
-
-
-def _refuse_losses(template: Template, lost: dict[int, list[str]]) -> None:
-    for i, parts in lost.items():
-        if parts:
-            raise BadRow(
-                f"{_loss(template, i, parts)}: it would never be trained ({template.name}). Use a template that "
-                "renders it (data.chat_template), write it into content, or set data.allow_lossy to go without it."
-            )
-
-
-def _no_span(template: Template, i: int, error: NoExactSpan) -> BadRow:
-    return BadRow(
-        f"{template.where}: messages[{i}]: cannot tell exactly which characters of the chat template's text "
-        f"are the assistant's: {error} ({template.name}). Use a template with {{% generation %}} marks "
-        "(data.chat_template)."
-    )
-
-
-def _derived_span(template: Template, i: int) -> Span:
-    stops, added = special_pattern(template.tokenizer), added_pattern(template.tokenizer)
-    return find_span(template.render, template.messages, i, template.whole, stops, added)
-
-
-def _marked_spans(template: Template, turns: list[int]) -> dict[int, Span]:
-    """Spans of assistant messages by the template's own marks, less the generation prompt before a turn and the white
-    space behind its stop token.
-
-    Raises:
-      BadInput: there are more or fewer marks than turns.
-    """
-    marked = template.marked()
-    if len(marked) != len(turns):  # a turn may be marked in pieces
-        marked = _joined(marked)
-    if len(marked) != len(turns):
-        raise BadRow(
-            f"{template.where}: the chat template marks {len(marked)} turns with {{% generation %}}, the "
-            f"conversation has {len(turns)} assistant messages: cannot tell which is which"
-        )
-    return {i: _less_given(template, i, span) for i, span in zip(turns, marked, strict=True)}
-
-
-def _less_given(template: Template, i: int, marked: Span) -> Span:
-    """The marked span of assistant message `i` from where its generation prompt ends, through its stop token."""
-    stops, added, whole = special_pattern(template.tokenizer), added_pattern(template.tokenizer), template.whole
-    start, end = marked
-    with suppress(NoExactSpan):  # the marks say it themselves
-        given = find_start(template.render, template.messages, i, whole, added)
-        start = given if start < given <= end else start
-    turn = whole[start:end].rstrip()
-    found = list(stops.finditer(turn))
-    if not found or found[-1].end() != len(turn):
-        return start, end
-    if len(found) > 1 and turn[found[-2].end() : found[-1].start()].isspace():
-        with suppress(NoExactSpan):  # the last token may close the whole text (Phi-3)
-            stop = _derived_span(template, i)[1]
-            return start, stop if start < stop < start + len(turn) else start + len(turn)
-    return start, start + len(turn)
-
-
-def _joined(spans: list[Span]) -> list[Span]:
-    joined: list[Span] = []
-    for start, end in spans:
-        joined[-1:] = [(joined[-1][0], end)] if joined and joined[-1][1] == start else [*joined[-1:], (start, end)]
-    return joined
-
-
-def _stop_in(text: str, span: Span, tokenizer: Any) -> Span | None:
-    """The stop token with which a turn ends."""
-    stops = special_pattern(tokenizer).finditer(text, *span)
-    return next((stop.span() for stop in stops if stop.end() == span[1]), None)
 
 
 def rendered(where: str, messages: list[dict[str, Any]], tokenizer: Any, options: RenderOptions = DEFAULT) -> str:
@@ -349,7 +248,8 @@ def rendered(where: str, messages: list[dict[str, Any]], tokenizer: Any, options
     Raises:
       BadInput: no chat template, or one that fails on this conversation; begins with `where`.
     """
-    return Template(where, messages, None, tokenizer, options.date).whole
+    kwargs = merged(options.template_kwargs, None)
+    return Template(where, messages, None, tokenizer, options.date, kwargs=kwargs).whole
 
 
 def generation_prompt(
@@ -358,29 +258,20 @@ def generation_prompt(
     tools: list[dict[str, Any]] | None,
     tokenizer: Any,
     options: RenderOptions = DEFAULT,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Token ids of a conversation up to where the assistant speaks next, by the tokenizer's own template.
+
+    Args:
+      template_kwargs: the row's own.
 
     Raises:
       BadInput: no chat template, or one that fails on this conversation; begins with `where`.
     """
-    template = Template(where, messages, tools, tokenizer, options.date, generation_prompt=True)
+    kwargs = merged(options.template_kwargs, template_kwargs)
+    template = Template(where, messages, tools, tokenizer, options.date, generation_prompt=True, kwargs=kwargs)
     tokens = tokens_apart(template, options.special_text) or encoded(offset_backend(tokenizer), template.whole)
     return tokens.ids.tolist()
-
-
-def _turn_weights(where: str, messages: list[dict[str, Any]], first: int, train_on: TrainOn) -> dict[int, float]:
-    """Weight of every assistant message, by index: 0 where it does not train."""
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    trained = {i for i in turns if i >= first}
-    if train_on == "last_assistant":
-        trained &= set(turns[-1:])
-    elif train_on == "completion":
-        last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
-        trained = {i for i in trained if i > last_user}
-    elif train_on == "all":
-        trained = set(turns)
-    return {i: message_weight(f"{where}: messages[{i}]", messages[i]) if i in trained else 0.0 for i in turns}
 
 
 def _weights(tokens: Tokens, places: list[tuple[Span, float]], special: Collection[int]) -> np.ndarray:

@@ -57,6 +57,8 @@ class Request(NamedTuple):
     """Of the conversation, to be rendered too."""
     marks: bool = False
     """Whether the template's `{% generation %}` blocks are asked for."""
+    kwargs: dict[str, Any] | None = None
+    """Values that the template may read besides."""
 
 
 class Rendered(NamedTuple):
@@ -67,6 +69,8 @@ class Rendered(NamedTuple):
     """None where the template fails."""
     marked: tuple[str, list[tuple[int, int]]] | None
     """The text again, and the spans of its `{% generation %}` blocks; None where they were not asked for."""
+    unused: tuple[str, ...] = ()
+    """Names of the request's `kwargs` that the template never mentions."""
 
 
 class TemplateFails(Exception):
@@ -107,7 +111,7 @@ def _rendered(request: Request, about: dict[str, Any], text: str) -> Rendered:
         raise TemplateFails(about["failure"], about["line"])
     texts = (text[:one] if isinstance(one, int) else one for one in about["beginnings"])
     marked = about["marked"] and (about["marked"][0], [(start, end) for start, end in about["marked"][1]])
-    return Rendered(text, dict(zip(request.beginnings, texts, strict=True)), marked)
+    return Rendered(text, dict(zip(request.beginnings, texts, strict=True)), marked, tuple(about.get("unused", ())))
 
 
 class Batch:

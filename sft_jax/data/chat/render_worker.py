@@ -55,6 +55,8 @@ class Renderer:
         self.templates = templates
         self.settings: list[tuple[str, dict[str, Any], str, float]] = []
         """Of each number: template, variables, date, seconds."""
+        self.names: dict[str, set[str]] = {}
+        """Template -> the names that it mentions."""
         self.failures = (  # what somebody else's program raises when it fails
             *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
             *(RuntimeError, SyntaxError),
@@ -68,25 +70,37 @@ class Renderer:
         generation_prompt: bool,
         beginnings: list[tuple[int, bool]],
         marks: bool,
+        kwargs: dict[str, Any] | None,
     ) -> tuple[dict[str, Any], str]:
         """The reply to one `render_process.Request`: what there is to say of the text, and the text."""
         try:
-            whole, _ = self.render(number, messages, tools, generation_prompt)
+            whole, _ = self.render(number, messages, tools, kwargs, generation_prompt)
             texts: list[int | str | None] = []
             for count, prompted in beginnings:
-                text = self.beginning(number, messages[:count], tools, prompted)
+                text = self.beginning(number, messages[:count], tools, kwargs, prompted)
                 # Most are beginnings of the whole text too, and need not be sent.
                 texts.append(len(text) if text is not None and whole.startswith(text) else text)
             marked = None
             if marks:
                 with contextlib.suppress(*self.failures):
-                    marked = self.render(number, messages, tools, marks=True)
+                    marked = self.render(number, messages, tools, kwargs, marks=True)
+            unused = [name for name in kwargs if name not in self.names_in(number)] if kwargs else []
         except MemoryError:
             return {"length": 0, "memory": True}, ""
         except self.failures as error:
             line = getattr(error, "lineno", None)
             return {"length": 0, "failure": f"{type(error).__name__}: {error}", "line": line}, ""
-        return {"length": len(whole), "beginnings": texts, "marked": marked}, whole
+        return {"length": len(whole), "beginnings": texts, "marked": marked, "unused": unused}, whole
+
+    def names_in(self, number: int) -> set[str]:
+        """The names that a template mentions; it has been compiled, so it can be parsed."""
+        from jinja2 import nodes
+
+        source = self.settings[number][0]
+        if source not in self.names:
+            tree = self.templates._compile_jinja_template(source).environment.parse(source)
+            self.names[source] = {name.name for name in tree.find_all(nodes.Name)}
+        return self.names[source]
 
     def beginning(self, *args: Any) -> str | None:
         """As `render`; None where the template fails."""
@@ -100,6 +114,7 @@ class Renderer:
         number: int,
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None,
+        kwargs: dict[str, Any] | None = None,
         generation_prompt: bool = False,
         marks: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
@@ -120,7 +135,7 @@ class Renderer:
                 chat_template=source,
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=marks,
-                **variables,
+                **{**variables, **(kwargs or {})},
             )
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)

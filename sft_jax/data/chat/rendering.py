@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 from sft_jax.config import Data
@@ -35,11 +36,15 @@ class RenderOptions:
     special_text: Literal["special", "text", "refuse"] = "special"
     date: str = ""
     """The day that templates print, YYYY-MM-DD; empty means today."""
+    template_kwargs: tuple[str, ...] = ()
+    """Values for the template besides the conversation; a row's own go first."""
 
 
 def render_options_of(data: Data) -> RenderOptions:
     """The part of the config that rendering and masks depend on."""
-    return RenderOptions(data.end_of_turn, data.allow_lossy, data.special_text, data.template_date)
+    return RenderOptions(
+        data.end_of_turn, data.allow_lossy, data.special_text, data.template_date, data.template_kwargs
+    )
 
 
 def request_for(
@@ -49,6 +54,7 @@ def request_for(
     date: str = "",
     generation_prompt: bool = False,
     turns: Sequence[int] = (),
+    kwargs: dict[str, Any] | None = None,
 ) -> Request:
     """What to ask `render_process` for; see `Template`.
 
@@ -62,8 +68,8 @@ def request_for(
         beginnings += [(i, True)] if i else []
         beginnings += [(i + 1, False)] if i + 1 < len(messages) and not marks else []
     settings = Settings(source, tuple(tokenizer.special_tokens_map.items()), date)
-    shown = _shown(messages, tokenizer)
-    return Request(settings, shown, tools, generation_prompt, tuple(beginnings), marks and bool(turns))
+    shown = _shown(messages, tokenizer, settings)
+    return Request(settings, shown, tools, generation_prompt, tuple(beginnings), marks and bool(turns), kwargs)
 
 
 @lru_cache(maxsize=16)
@@ -72,11 +78,36 @@ def has_marks(source: str) -> bool:
     return bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
 
 
-def _shown(messages: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
-    """The messages as `tokenizer.apply_chat_template` hands them on."""
+def _shown(messages: list[dict[str, Any]], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+    """The messages as `apply_chat_template` hands them on, with parts for contents where the template wants those."""
+    if _wants_parts(settings):
+        messages = [_in_parts(message) for message in messages]
     if not _deletes_nulls(tokenizer):
         return messages
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+@lru_cache(maxsize=16)
+def _wants_parts(settings: Settings) -> bool:
+    """Whether the template reads contents as lists of parts alone (SmolVLM, LLaVA): it does not write words that it is
+    given as a string, and writes them as a part."""
+    words = {"user": "Qz2Q", "assistant": "Zq3Z"}
+    talk = [{"role": role, "content": word} for role, word in words.items()]
+    for parts in (False, True):
+        try:
+            text = render(Request(settings, [_in_parts(message) for message in talk] if parts else talk)).text
+        except TemplateFails:
+            continue
+        except OverLimit:  # on the conversation itself, that is an error with a name
+            return False
+        if all(word in text for word in words.values()):
+            return parts
+    return False
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 @lru_cache(maxsize=4)
@@ -99,12 +130,14 @@ class Template:
         generation_prompt: bool = False,
         turns: Sequence[int] = (),
         rendered: Callable[[], Rendered] | None = None,
+        kwargs: dict[str, Any] | None = None,
     ):
         """Render the conversation.
 
         Args:
           turns: assistant messages whose places will be looked for: what this needs first is rendered along.
           rendered: gives what has been made of `request_for` the same arguments.
+          kwargs: what the template is given besides.
 
         Raises:
           BadInput: no chat template, or one that fails on this conversation or takes too much time or memory; begins
@@ -121,25 +154,25 @@ class Template:
         if not messages:
             raise BadRow(f"{where}: a conversation without a message")
         try:
-            self._request = request_for(messages, tools, tokenizer, date, generation_prompt, turns)
+            self._request = request_for(messages, tools, tokenizer, date, generation_prompt, turns, kwargs)
         except ValueError as error:
             raise BadInput(f"{where}: {error}") from error
         self.source = self._request.settings.source
         self.marks = has_marks(self.source)
-        self.whole, self._beginnings, self._marked = self._render_whole(rendered)
+        self.whole, self._beginnings, self._marked, self.unused = self._render_whole(rendered)
 
     @property
     def name(self) -> str:
         """Which template this is, for messages."""
         digest = hashlib.sha256(self.source.encode()).hexdigest()[:8]
-        return f"chat template {digest} of {self.tokenizer.name_or_path or 'this tokenizer'}: {self.source[:60]!r}"
+        return f"chat template {digest} of {Path(self.tokenizer.name_or_path).name or 'this tokenizer'}"
 
     def _render_whole(self, rendered: Callable[[], Rendered] | None) -> Rendered:
         problems = []
         for messages in _spellings(self.messages):
             request = self._request
             if messages is not self.messages:
-                rendered, request = None, request._replace(messages=_shown(messages, self.tokenizer))
+                rendered, request = None, request._replace(messages=_shown(messages, self.tokenizer, request.settings))
             try:
                 found = self._limited(rendered or partial(render, request))
             except TemplateFails as error:
@@ -156,9 +189,9 @@ class Template:
         asked = len(conversations[0]), generation_prompt
         if asked in self._beginnings and conversations == (self.messages[: asked[0]],):
             return [self._beginnings[asked]]
-        settings, tools = self._request.settings, self.tools
-        shown = [_shown(messages, self.tokenizer) for messages in conversations]
-        batch = Batch([Request(settings, messages, tools, generation_prompt) for messages in shown])
+        settings, tools, kwargs = self._request.settings, self.tools, self._request.kwargs
+        shown = [_shown(messages, self.tokenizer, settings) for messages in conversations]
+        batch = Batch([Request(settings, messages, tools, generation_prompt, kwargs=kwargs) for messages in shown])
         texts: list[str | None] = []
         for place in range(len(shown)):
             try:

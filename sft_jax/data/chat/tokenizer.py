@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ def load_tokenizer(path: str | Path, chat_template_file: str | Path = "") -> Any
     if chat_template_file:
         tokenizer.chat_template = read_template(str(chat_template_file), tokenizer)
     return tokenizer
+
+
+def with_stops(tokenizer: Any, generation_config: Mapping[str, Any]) -> Any:
+    """The tokenizer, which from now on knows the stop tokens that its model's generation config names."""
+    given = generation_config.get("eos_token_id")
+    tokenizer.model_stop_ids = tuple(given) if isinstance(given, list) else () if given is None else (given,)
+    return tokenizer
+
+
+def model_stops(tokenizer: Any) -> tuple[int, ...]:
+    """The stop tokens of the tokenizer's model, in its own order; () where nobody has said."""
+    return getattr(tokenizer, "model_stop_ids", ())
 
 
 GENERIC = "generic"

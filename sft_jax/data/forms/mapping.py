@@ -39,13 +39,16 @@ def rename(record: Record, paths: dict[str, tuple[str, ...]]) -> Record:
     """
     moved = {path[0] for path in paths.values()} | set(paths)
     value = {key: child for key, child in record.value.items() if key not in moved}
+    problems = {key: problem for key, problem in record.problems.items() if key not in moved}
     for ours, path in paths.items():
         found: Any = record.value
         for key in path:
             found = found.get(key) if isinstance(found, dict) else None
-        if found is not None:
+        if path[0] in record.problems:
+            value[ours], problems[ours] = record.value[path[0]], record.problems[path[0]]
+        elif found is not None:
             value[ours] = found
-    return Record(record.source, record.line, value)
+    return Record(record.source, record.line, value, problems)
 
 
 @lru_cache(maxsize=8)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from sft_jax.data.read import strict_json
 from sft_jax.data.read.strict_json import kind
@@ -30,33 +30,35 @@ def check_messages(where: str, messages: Any, key: str = "messages") -> list[dic
     """A conversation, checked: each message has a role of ROLES, its content as one string, and tool calls in OpenAI's
     form with arguments as an object.
 
-    Arguments given as a JSON string are parsed: chat templates serialise them, and would quote the string again. Parts
-    of a content become `reasoning_content`, `content` and `tool_calls`. ShareGPT's `from` and `value` become `role` and
-    `content`, its function calls `tool_calls`. The role `function` is `tool`.
+    Messages given as a JSON string are parsed, and so are arguments: chat templates serialise them, and would quote the
+    string again. Parts of a content become `reasoning_content`, `content` and `tool_calls`. ShareGPT's `from` and
+    `value` become `role` and `content`, its function calls `tool_calls`. The role `function` is `tool`.
 
     Raises:
       BadRow: not a non-empty list of messages, an unknown role, content that is missing or cannot be made a string,
         malformed tool calls, or a weight that is no number; names `where` and the message's index.
     """
+    if isinstance(messages, str) and messages.strip():
+        messages = _json_string(messages, f"{where}: {key}")
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"{where}: {key} is {kind(messages)}, expected a non-empty list of messages")
     return [_message(f"{where}: {key}[{i}]", message) for i, message in enumerate(messages)]
 
 
-def check_tools(where: str, tools: Any) -> list[dict[str, Any]] | None:
+def check_tools(where: str, tools: Any, key: str = "tools") -> list[dict[str, Any]] | None:
     """Tool schemas, given as a list or as a JSON string of one, in OpenAI's form; None where there are none.
 
     Raises:
       BadRow: not a list of objects.
     """
     if isinstance(tools, str):
-        tools = _json_string(tools, f"{where}: tools") if tools.strip() else None
+        tools = _json_string(tools, f"{where}: {key}") if tools.strip() else None
     if tools is None:
         return None
     if isinstance(tools, list):
-        tools = [_json_string(tool, f"{where}: tools") if isinstance(tool, str) else tool for tool in tools]
+        tools = [_json_string(tool, f"{where}: {key}") if isinstance(tool, str) else tool for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise BadRow(f"{where}: tools is {kind(tools)}, expected a list of objects or a JSON string of one")
+        raise BadRow(f"{where}: {key} is {kind(tools)}, expected a list of objects or a JSON string of one")
     bare = ("name" in tool and "function" not in tool and "type" not in tool for tool in tools)
     wrapped = ({"type": "function", "function": tool} if b else tool for tool, b in zip(tools, bare, strict=True))
     return list(wrapped) or None
@@ -79,6 +81,27 @@ def message_weight(where: str, message: dict[str, Any]) -> float:
             raise BadRow(f"{where} ({message['role']}): {key} is {value!r}: only assistant messages train")
         weight *= float(value)
     return weight
+
+
+TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
+
+
+def turn_weights(where: str, messages: list[dict[str, Any]], first: int, train_on: TrainOn) -> dict[int, float]:
+    """Weight of every assistant message, by index: 0 where it does not train.
+
+    Args:
+      first: assistant messages before this index are part of the prompt.
+    """
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    trained = {i for i in turns if i >= first}
+    if train_on == "last_assistant":
+        trained &= set(turns[-1:])
+    elif train_on == "completion":
+        last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+        trained = {i for i in trained if i > last_user}
+    elif train_on == "all":
+        trained = set(turns)
+    return {i: message_weight(f"{where}: messages[{i}]", messages[i]) if i in trained else 0.0 for i in turns}
 
 
 def says_nothing(message: dict[str, Any]) -> bool:
@@ -115,7 +138,8 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     content = checked.get("content")
     if not isinstance(content, str) and not (content is None and (calls or any(map(checked.get, _REASONING)))):
         found = "missing" if "content" not in checked else kind(content)
-        raise BadRow(f"{where} ({role}): content is {found}, expected a string (or null beside tool_calls)")
+        written = f'. Write it as "{json.dumps(content)}"' if isinstance(content, int | float) else ""
+        raise BadRow(f"{where} ({role}): content is {found}, expected a string (or null beside tool_calls){written}")
     message_weight(where, checked)
     if calls is None:
         return checked
@@ -189,7 +213,9 @@ def _tool_call(where: str, call: Any) -> dict[str, Any]:
             '{"type": "function", "function": {"name": …, "arguments": …}}'
         )
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
+    if isinstance(arguments, str) and not arguments.strip():
+        arguments = {}  # several APIs write a call without arguments so
+    elif isinstance(arguments, str):
         arguments = _json_string(arguments, f"{where} ({function['name']}): arguments")
     if not isinstance(arguments, dict):
         raise BadRow(

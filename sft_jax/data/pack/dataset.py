@@ -18,7 +18,9 @@ from typing import Any
 
 import sft_jax
 from sft_jax.config import Data
+from sft_jax.data.chat.last_stop import stops_that_matter
 from sft_jax.data.chat.tokenizer import fingerprint as tokenizer_fingerprint
+from sft_jax.data.forms.detect import columns_read
 from sft_jax.data.pack.prepare import Counts, Dropped, add, check_any_used, encode_rows
 from sft_jax.data.pack.store import Store, finish, finish_split, is_store, write_part
 from sft_jax.data.read.readers import read_rows
@@ -31,10 +33,10 @@ PART_ROWS, PART_BYTES = 8192, 2**25
 """A part ends at whichever comes first; bytes are those of the raw rows."""
 SETTINGS = (
     *("format", "fields", "function", "bad_rows", "train_on", "end_of_turn", "allow_lossy", "special_text"),
-    *("template_date", "over_length", "sequence_length"),
+    *("template_date", "template_kwargs", "over_length", "sequence_length"),
 )
 """What in `Data` decides the examples, besides the files and the tokenizer."""
-_VERSION = 2
+_VERSION = 3
 """Raise it when the code here makes other tokens or weights from the same files."""
 _DROPPED_KEPT = 10_000
 """So many rows that were left out are remembered by name; the counts are always whole."""
@@ -70,7 +72,7 @@ def prepare_split(
     except OSError as error:
         raise BadInput(f"{directory}: cannot be written: {error.strerror}") from error
     try:
-        stems = _make_parts(data, tokenizer, read_rows(files), folder, progress)
+        stems = _make_parts(data, tokenizer, read_rows(files, wanted=columns_read(data)), folder, progress)
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError where a file cannot be made
         if folder.is_dir():
             raise
@@ -106,6 +108,7 @@ def provenance(
         "sft_jax": sft_jax.__version__,
         "settings": {name: _plain(getattr(data, name)) for name in SETTINGS},
         "tokenizer": tokenizer_fingerprint(tokenizer),
+        "stops": stops_that_matter(tokenizer),
         "sources": [[name, content_digest(name, gets_on)] for name in find_files(files)],
         "function": _function_digest(data.function),
     }
@@ -269,7 +272,7 @@ def check_settings(store: Store, data: Data, tokenizer: Any) -> None:
     Raises:
       BadInput: a line for each setting that differs.
     """
-    prepared = store.about["settings"]
+    prepared = {"template_kwargs": [], **store.about["settings"]}  # older data sets know none
     wanted = {name: _plain(getattr(data, name)) for name in SETTINGS}
     # An open date is today's, and a data set keeps the day on which it was prepared.
     wanted["template_date"] = wanted["template_date"] or prepared["template_date"]
@@ -280,6 +283,9 @@ def check_settings(store: Store, data: Data, tokenizer: Any) -> None:
     ]
     if store.about["tokenizer"] != tokenizer_fingerprint(tokenizer):
         differences.append("the tokenizer or its chat template is another one")
+    stops = stops_that_matter(tokenizer)
+    if store.about.get("stops", stops) != stops:
+        differences.append(f"stop tokens: prepared with {store.about['stops']}, the model's are {stops}")
     if differences:
         listed = "\n  ".join(differences)
         raise BadInput(f"{store.name}: prepared otherwise than this run needs it:\n  {listed}\nPrepare it again.")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,12 +13,17 @@ import numpy as np
 from sft_jax.config import Data
 from sft_jax.data.chat.encode import Ahead, Encoded, Written, tokenise, write
 from sft_jax.data.chat.rendering import render_options_of
-from sft_jax.data.forms.formats import Demonstration, Text, check_settings, demonstrations
+from sft_jax.data.forms.demonstration import Conversation, Demonstration, Pair, Text
+from sft_jax.data.forms.detect import columns_read
+from sft_jax.data.forms.formats import Reading, check_settings
+from sft_jax.data.forms.formats import read as read_record
 from sft_jax.data.pack.store import Example, Store
 from sft_jax.data.read.readers import read_rows
 from sft_jax.data.read.rows import Record, Row, cut, parse
 from sft_jax.errors import BadInput, BadRow
 
+UNREAD_KEPT = 1000
+"""So many keys that no form reads are counted: rows may have names of their own as keys."""
 BLOCK_ROWS, BLOCK_BYTES = 256, 2**20
 """What is tokenised at once ends at whichever comes first: enough to keep every core busy, little enough to hold."""
 
@@ -51,6 +56,10 @@ class Counts:
     split: int = 0
     """Documents that were cut into several (data.over_length="split"); `used` counts the pieces."""
     dropped_no_target: int = 0
+    empty_turns: int = 0
+    """Assistant turns that say nothing: they do not train."""
+    null_rows: int = 0
+    """Rows with a null in the arguments of a tool call or in a tool's schema."""
     lossy: int = 0
     """Documents of which the chat template shows only a part (data.allow_lossy)."""
     first_token_targets: int = 0
@@ -63,6 +72,8 @@ class Counts:
     """Format -> rows."""
     by_source: dict[str, dict[str, int]] = field(default_factory=dict)
     """File -> rows, used, tokens, target_tokens."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Key that no form reads -> rows; `chat_template_kwargs.NAME` where the chat template mentions no such name."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +87,17 @@ class Prepared:
 
 def add(parts: Iterable[Counts]) -> Counts:
     """The sum of several accounts."""
-    total, forms = Counter(), Counter()
+    total, forms, unread = Counter(), Counter(), Counter()
     sources: dict[str, Counter[str]] = {}
     for part in parts:
         numbers = dataclasses.asdict(part)
         forms.update(numbers.pop("by_format"))
+        unread.update(numbers.pop("unread"))
         for source, about in numbers.pop("by_source").items():
             sources.setdefault(source, Counter()).update(about)
         total.update(numbers)
-    return Counts(**total, by_format=dict(forms), by_source={name: dict(about) for name, about in sources.items()})
+    by_source = {name: dict(about) for name, about in sources.items()}
+    return Counts(**total, by_format=dict(forms), by_source=by_source, unread=dict(unread))
 
 
 def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, keep_untrained: bool = False) -> Prepared:
@@ -98,7 +111,7 @@ def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, ke
         trained token.
     """
     files = data.train if files is None else files
-    prepared = encode_rows(read_rows(files), data, tokenizer, keep_untrained)
+    prepared = encode_rows(read_rows(files, wanted=columns_read(data)), data, tokenizer, keep_untrained)
     check_any_used(files, prepared.counts, prepared.dropped)
     return prepared
 
@@ -107,11 +120,24 @@ def check_any_used(files: Sequence[str], counts: Counts, dropped: Sequence[Dropp
     """Refuse data of which nothing trains.
 
     Raises:
-      BadInput: with the first reasons.
+      BadInput: with the first reason.
     """
     if not counts.used:
-        reasons = "; ".join(f"{row.where}: {row.reason}" for row in dropped[:3])
-        raise BadInput(f"{', '.join(files)}: no trained token in any of its {counts.rows:,} rows. {reasons}")
+        first = f" The first, {_line_of(dropped[0].where)}: {dropped[0].reason}" if dropped else ""
+        name = dropped[0].where.rpartition(":")[0] if dropped else files[0]
+        more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+        raise BadInput(f"{name}{more}: no trained token in any of {counts.rows:,} rows.{first}")
+
+
+def _line_of(where: str) -> str:
+    return f"line {where.rpartition(':')[2]}"
+
+
+def _reason(row: Row, error: BadRow) -> str:
+    """What is wrong with a bad row, without the file and the line that every list of such rows says before it."""
+    said = str(error).removeprefix(f"{row.source}:{row.line}:")
+    place, colon, rest = said.partition(": ")
+    return f"bad row: column {place}: {rest}" if colon and place.isdigit() else f"bad row: {said.lstrip()}"
 
 
 def encode_rows(rows: Iterable[Row], data: Data, tokenizer: Any, keep_untrained: bool = False) -> Prepared:
@@ -125,13 +151,14 @@ def encode_rows(rows: Iterable[Row], data: Data, tokenizer: Any, keep_untrained:
     fitter.add_all(rows)
     tally = {f.name: fitter.tally[f.name] for f in dataclasses.fields(Counts) if f.type is int}
     sources = {name: dict(about) for name, about in fitter.sources.items()}
-    counts = Counts(**tally, by_format=dict(fitter.forms), by_source=sources)
+    unread = dict(fitter.unread.most_common(UNREAD_KEPT))
+    counts = Counts(**tally, by_format=dict(fitter.forms), by_source=sources, unread=unread)
     return Prepared(tuple(fitter.examples), counts, tuple(fitter.dropped))
 
 
-_Parsed = tuple[Record, list[Demonstration]]
-_Read = tuple[Record, list[Demonstration], list[Written | Encoded]]
-"""A row's record, its demonstrations, and each of these as text."""
+_Parsed = tuple[Record, Reading]
+_Read = tuple[Record, Reading, list[Written | Encoded]]
+"""A row's record, what it says, and each of its demonstrations as text."""
 
 
 class _Fitter:
@@ -142,6 +169,7 @@ class _Fitter:
         self.options = render_options_of(data)
         self.tally: Counter[str] = Counter()
         self.forms: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
         self.sources: dict[str, Counter[str]] = {}
         self.examples: list[Example] = []
         self.dropped: list[Dropped] = []
@@ -169,7 +197,7 @@ class _Fitter:
         waiting = None
         for block in blocks:
             parsed = [self._parse(row) for row in block]
-            found = (one for pair in parsed if not isinstance(pair, BadInput) for one in pair[1])
+            found = (one for pair in parsed if not isinstance(pair, BadInput) for one in pair[1].demonstrations)
             ahead = Ahead(found, self.tokenizer, self.data.train_on, self.options)
             if waiting is not None:
                 yield waiting[0], [self._write(one, waiting[2]) for one in waiting[1]]
@@ -185,16 +213,19 @@ class _Fitter:
             self.tally["rows"] += 1
             if isinstance(one, BadRow):
                 self.tally["bad_rows"] += 1
-                self.dropped.append(Dropped(f"{row.source}:{row.line}", f"bad row: {one}"))
+                self.dropped.append(Dropped(f"{row.source}:{row.line}", _reason(row, one)))
             else:
                 record, found, texts = one
-                self._add(record, found, list(islice(encoded, len(texts))), source)
+                self.unread.update(found.unread)
+                if not self.data.function:  # which reads what it likes
+                    self.unread.update(row.unread)
+                self._add(record, found.demonstrations, list(islice(encoded, len(texts))), source)
 
     def _parse(self, row: Row) -> _Parsed | BadInput:
         """A row's demonstrations, or why there are none."""
         try:
             record = parse(row)
-            return record, demonstrations(record, self.data)
+            return record, read_record(record, self.data)
         except BadInput as error:
             return error
 
@@ -204,7 +235,7 @@ class _Fitter:
             if isinstance(parsed, BadInput):
                 raise parsed
             record, found = parsed
-            return record, found, [self._text(record, one, ahead) for one in found]
+            return record, found, [self._text(record, one, ahead) for one in found.demonstrations]
         except BadRow as error:
             if self.data.bad_rows == "error":
                 raise
@@ -218,12 +249,18 @@ class _Fitter:
         self.tally["left_out"] += not found
         for form in dict.fromkeys(one.form for one in found):
             self.forms[form] += 1
-        for one, (tokens, weights, lost) in zip(found, encoded, strict=True):
+        parts = [part for one in found for part in ((one.chosen, one.rejected) if isinstance(one, Pair) else (one,))]
+        talks = [part for part in parts if isinstance(part, Conversation)]
+        empty = sum(talk.empty for talk in talks)
+        self.tally["empty_turns"] += empty
+        self.tally["null_rows"] += any(talk.nulls for talk in talks)
+        self.unread.update({f"chat_template_kwargs.{name}" for one in encoded for name in one.unused})
+        for one, (tokens, weights, lost, _) in zip(found, encoded, strict=True):
             self.tally["lossy"] += bool(lost)
             example = Example(one.id or record.where, record.source, record.line, tokens, weights)
-            self._fit(example, isinstance(one, Text), source)
+            self._fit(example, isinstance(one, Text), source, empty)
 
-    def _fit(self, example: Example, is_text: bool, source: Counter[str]) -> None:
+    def _fit(self, example: Example, is_text: bool, source: Counter[str], empty: int) -> None:
         first, weights = bool(example.weights[:1].any()), example.weights.copy()
         weights[:1] = 0
         example = example._replace(weights=weights)
@@ -255,7 +292,8 @@ class _Fitter:
             self.tally["truncated"] += bool(kept[0].targets)
         if not example.targets and not self.keep_untrained:
             self.tally["dropped_no_target"] += 1
-            self.dropped.append(Dropped(example.where, f'no trained token (data.train_on="{self.data.train_on}")'))
+            why = "an empty assistant turn" if empty else f'data.train_on="{self.data.train_on}"'
+            self.dropped.append(Dropped(example.where, f"no trained token ({why})"))
             return
         self.tally["first_token_targets"] += first
         for piece in kept:
@@ -300,6 +338,19 @@ def check_vocabulary(examples: Sequence[Example], vocab: int, model: str) -> Non
         check_ids(example.where, example.tokens, vocab, model)
 
 
+NULLS = (
+    "rows with nulls in tool calls or tool schemas, trained as null. datasets.to_json writes them where other rows "
+    "have a key; --data.function sft_jax.data.forms.nulls:without_nulls takes them out"
+)
+
+
+def describe_unread(unread: Mapping[str, int], shown: int = 10) -> str:
+    """`source (120 rows), lang (3 rows)`: the keys that most rows have."""
+    most = sorted(unread.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{key} ({rows:,} rows)" for key, rows in most[:shown])
+    return listed + (f" and {len(most) - shown:,} more" if len(most) > shown else "")
+
+
 def describe_counts(counts: Counts, dropped: Sequence[Dropped], shown: int = 5) -> list[str]:
     """Lines for the log: what is used, what is not and why, with the first `shown` rows left out."""
     share = counts.target_tokens / max(1, counts.tokens)
@@ -315,11 +366,15 @@ def describe_counts(counts: Counts, dropped: Sequence[Dropped], shown: int = 5) 
         (counts.truncated, "rows truncated to data.sequence_length"),
         (counts.split, "rows split into pieces of data.sequence_length"),
         (counts.dropped_no_target, "rows dropped: no trained token"),
+        (counts.empty_turns, "empty assistant turns, not trained"),
+        (counts.null_rows, NULLS),
         (counts.lossy, "rows of which the chat template leaves out a part (data.allow_lossy)"),
         (counts.first_token_targets, "rows whose first token would train but has no context: it does not count"),
     ):
         if number:
             lines.append(f"{number:,} {words}")
+    if counts.unread:
+        lines.append(f"keys that no form reads: {describe_unread(counts.unread)}")
     lines += [f"  {row.where}: {row.reason}" for row in dropped[:shown]]
     left_out = counts.bad_rows + counts.dropped_over_length + counts.dropped_no_target
     if left_out > shown:

@@ -9,7 +9,7 @@ resume, as long as each holds whole streams.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from sft_jax.config import Data
+from sft_jax.data.forms.detect import columns_read
 from sft_jax.data.pack.batches import Batch, check_batch_size, empty_batch
 from sft_jax.data.pack.prepare import Counts, Dropped, add, check_ids, describe_counts, encode_rows
 from sft_jax.data.pack.store import Example
@@ -70,7 +71,7 @@ class Streamed:
         self._where: dict[int, list[str]] = {}
 
     def _pipeline(self, data: Data, files: list[str], tokenizer: Any, vocab: int, seed: int, number: int) -> Any:
-        dataset: Any = _Rows(files, number, data.streams)
+        dataset: Any = _Rows(files, number, data.streams, columns_read(data))
         if data.shuffle:
             dataset = grain.experimental.WindowShuffleIterDataset(dataset, window_size=WINDOW, seed=seed + number)
         encode = _Encode(data, tokenizer, vocab, self.targets_per_row)
@@ -218,20 +219,20 @@ def _document(example: Example) -> dict[str, Any]:
 class _Rows(grain.IterDataset[Row]):
     """The rows of one stream, over and over."""
 
-    def __init__(self, files: list[str], number: int, streams: int):
+    def __init__(self, files: list[str], number: int, streams: int, wanted: Collection[str] | None):
         super().__init__()
-        self._files, self._number, self._streams = files, number, streams
+        self._of = files, number, streams, wanted
 
     def __iter__(self) -> "_RowsIterator":
-        return _RowsIterator(self._files, self._number, self._streams)
+        return _RowsIterator(*self._of)
 
 
 class _RowsIterator(grain.DatasetIterator[Row]):
     """Knows where it is by file and row, so that going on skips whole files."""
 
-    def __init__(self, files: list[str], number: int, streams: int):
+    def __init__(self, files: list[str], number: int, streams: int, wanted: Collection[str] | None):
         super().__init__()
-        self._files, self._number, self._streams = files, number, streams
+        self._files, self._number, self._streams, self._wanted = files, number, streams, wanted
         self._place = Counter(epoch=0, file=0, row=0, given=0)
         self._open: Iterator[Row] | None = None
 
@@ -239,7 +240,7 @@ class _RowsIterator(grain.DatasetIterator[Row]):
         place = self._place
         while True:
             if self._open is None:
-                self._open = read_rows((self._files[place["file"]],), place["row"])
+                self._open = read_rows((self._files[place["file"]],), place["row"], self._wanted)
             for row in self._open:
                 place["row"] += 1
                 # Files of one row each would all begin with stream 0.

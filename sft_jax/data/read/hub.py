@@ -1,16 +1,19 @@
 """Rows of a data set on the Hugging Face hub, streamed by the optional package `datasets`."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from sft_jax.data.read.rows import Row
+from sft_jax.data.read.rows import Row, table_row
 from sft_jax.errors import BadInput
 
 _NAME = re.compile(r"hf://(?:datasets/)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[\w.-]+))?")
 
 
-def read_hub(source: str) -> Iterator[Row]:
+def read_hub(source: str, wanted: Collection[str] | None = None) -> Iterator[Row]:
     """The rows of `hf://org/name:split` or `hf://datasets/org/name:split` (no split means train).
+
+    Args:
+      wanted: columns that may be read; None reads all.
 
     Raises:
       BadInput: no such name, the package `datasets` is missing, or the hub cannot be reached.
@@ -31,7 +34,7 @@ def read_hub(source: str) -> Iterator[Row]:
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)
         for number, value in enumerate(rows, start=1):
-            yield Row(source, number, dict(value))
+            yield table_row(source, number, dict(value), wanted)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise BadInput(f"{source}: cannot be read from the hub: {lines[0]}. {advice}") from error

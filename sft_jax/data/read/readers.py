@@ -1,7 +1,7 @@
 """Names of files and data sets become rows, streamed: one row in memory at a time, whatever the size of the file."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import BinaryIO
 
@@ -31,46 +31,49 @@ def read_records(patterns: tuple[str, ...]) -> Iterator[Record]:
     return map(parse, read_rows(patterns))
 
 
-def read_rows(patterns: tuple[str, ...], start: int = 0) -> Iterator[Row]:
+def read_rows(patterns: tuple[str, ...], start: int = 0, wanted: Collection[str] | None = None) -> Iterator[Row]:
     """The rows of every file and data set that `patterns` name, from row `start` (0-based, over all of them) on.
 
     Blank lines are no rows. What is wrong with one row is left for `parse` to raise.
 
+    Args:
+      wanted: columns of tables that may be read (`forms.detect.columns_read`); None reads all.
+
     Raises:
       BadInput: a file is missing, cannot be read, is cut off, is of another kind than its name says, or holds no row.
     """
-    return islice((row for name in sources.find_files(patterns) for row in _rows_of(name)), start, None)
+    return islice((row for name in sources.find_files(patterns) for row in _rows_of(name, wanted)), start, None)
 
 
-def _rows_of(name: str) -> Iterator[Row]:
+def _rows_of(name: str, wanted: Collection[str] | None) -> Iterator[Row]:
     empty = True
     with sources.reading(name):
-        for row in _reader(name):
+        for row in _reader(name, wanted):
             empty = False
             yield row
     if empty:
         raise BadInput(f"{name}: holds no row, expected at least one")
 
 
-def _reader(name: str) -> Iterator[Row]:
+def _reader(name: str, wanted: Collection[str] | None) -> Iterator[Row]:
     # Only what is read is imported: pyarrow and TFDS take their time.
     if name.startswith("tfds://"):
         from sft_jax.data.read.tfds_source import read_tfds
 
-        return read_tfds(name)
+        return read_tfds(name, wanted)
     if name.startswith("hf://"):
         from sft_jax.data.read.hub import read_hub
 
-        return read_hub(name)
+        return read_hub(name, wanted)
     kind = sources.kind(name)
     if kind == ".parquet":
         from sft_jax.data.read.tables import read_parquet
 
-        return read_parquet(name)
+        return read_parquet(name, wanted)
     if not kind:
         from sft_jax.data.read.tables import read_saved
 
-        return read_saved(name)
+        return read_saved(name, wanted)
     return _read_json(name, kind)
 
 

@@ -1,8 +1,8 @@
 """A row as it stands in its file, and the record it is parsed into."""
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sft_jax.data.read import strict_json
@@ -29,6 +29,20 @@ class Row(NamedTuple):
     """Where `value` begins in the (uncompressed) file, in bytes."""
     problem: str = ""
     """Why the row could not even be read; `parse` raises it."""
+    unread: tuple[str, ...] = ()
+    """Columns of the table that no form reads: they are not in `value`."""
+
+
+class JsonText(str):
+    """A value that a table holds as JSON."""
+
+    __slots__ = ()
+
+
+class Undecodable(NamedTuple):
+    """Stands for a table's value that cannot be turned into Python."""
+
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class Record:
     source: str
     line: int
     value: dict[str, Any]
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Keys whose values no tokenizer or template can take, and why: an error once somebody reads them."""
 
     @property
     def where(self) -> str:
@@ -59,22 +75,39 @@ def cut(rows: Iterable[Row], most_rows: int, most_bytes: int) -> Iterator[list[R
         yield piece
 
 
+def table_row(source: str, line: int, value: dict[str, Any], wanted: Collection[str] | None) -> Row:
+    """A row of the columns that are `wanted`; None wants all."""
+    if wanted is None:
+        return Row(source, line, value)
+    kept = {key: child for key, child in value.items() if key in wanted}
+    return Row(source, line, kept, unread=tuple(key for key in value if key not in kept))
+
+
 def parse(row: Row) -> Record:
     """The record in a row.
 
+    What cannot be used of a table's row stands in `problems`, by column: nobody may read it.
+
     Raises:
-      BadRow: not valid UTF-8, not valid JSON, no object, or text that no tokenizer can take; names file, line and
-        column, what was found and what was expected.
+      BadRow: JSON that is not valid UTF-8, not valid JSON, no object, or text that no tokenizer can take; names file,
+        line and column, what was found and what was expected.
     """
     if row.problem:
         raise BadRow(f"{row.source}:{row.line}: {row.problem}")
     if isinstance(row.value, bytes):
         return Record(row.source, row.line, _object(row, row.value))
-    value = _plain(row, row.value)
-    problem = strict_json.unusable(value)
-    if problem:
-        raise BadRow(f"{row.source}:{row.line}: {problem}")
-    return Record(row.source, row.line, value)
+    value, problems = {}, {}
+    for key, child in row.value.items():
+        if child is None:
+            continue
+        try:
+            value[str(key)] = plain = _plain(child)
+            problem = strict_json.unusable(plain) or strict_json.unusable(str(key))
+        except ValueError as error:
+            value[str(key)], problem = child, str(error)
+        if problem:
+            problems[str(key)] = f"column {str(key)!r}: {problem}"
+    return Record(row.source, row.line, value, problems)
 
 
 def _object(row: Row, raw: bytes) -> dict[str, Any]:
@@ -103,20 +136,28 @@ def _object(row: Row, raw: bytes) -> dict[str, Any]:
     return value
 
 
-def _plain(row: Row, value: Any, depth: int = 0) -> Any:
-    """A table's value as JSON would have it: text decoded, and no null that stands only where others have a value."""
+def _plain(value: Any, depth: int = 1) -> Any:
+    """A table's value as JSON would have it: text decoded, and no null that stands only where others have a value.
+
+    Raises:
+      ValueError: it cannot be.
+    """
     if depth > strict_json.MAX_DEPTH:
-        raise BadRow(f"{row.source}:{row.line}: nested deeper than {strict_json.MAX_DEPTH} levels")
+        raise ValueError(f"nested deeper than {strict_json.MAX_DEPTH} levels")
+    if isinstance(value, JsonText):
+        return strict_json.load(value)
+    if isinstance(value, Undecodable):
+        raise ValueError(value.problem)
     if isinstance(value, dict):
-        return {str(key): _plain(row, child, depth + 1) for key, child in value.items() if child is not None}
+        return {str(key): _plain(child, depth + 1) for key, child in value.items() if child is not None}
     if isinstance(value, list | tuple):
-        return [_plain(row, child, depth + 1) for child in value]
+        return [_plain(child, depth + 1) for child in value]
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise BadRow(
-                f"{row.source}:{row.line}: a value is not valid UTF-8: byte 0x{value[error.start]:02x} at its byte "
-                f"{error.start}. Store text as strings."
+            raise ValueError(
+                f"a value (binary) is not valid UTF-8: byte 0x{value[error.start]:02x} at its byte {error.start}. "
+                "Store text as strings"
             ) from error
     return value

@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from sft_jax.data.read.rows import Row
+from sft_jax.data.read.rows import JsonText, Row, Undecodable
 from sft_jax.data.read.sources import open_file
 from sft_jax.errors import BadInput
 
@@ -13,8 +13,11 @@ _ROWS = 128
 """Rows turned into Python at once."""
 
 
-def read_parquet(name: str) -> Iterator[Row]:
+def read_parquet(name: str, wanted: Collection[str] | None = None) -> Iterator[Row]:
     """The rows of a Parquet file; `line` is the row's number, from 1.
+
+    Args:
+      wanted: columns that may be read; None reads all. The others are not decoded.
 
     Raises:
       BadInput: no Parquet file, or a damaged one.
@@ -26,13 +29,18 @@ def read_parquet(name: str) -> Iterator[Row]:
         with open_file(name) as file:
             # A buffer makes it read pages as they are needed, where it would take a whole row group.
             table = pyarrow.parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
-            yield from _numbered(name, table.iter_batches(batch_size=_ROWS), 1)
+            names = table.schema_arrow.names
+            batches = table.iter_batches(batch_size=_ROWS, columns=_taken(names, wanted))
+            yield from _numbered(name, batches, 1, _left(names, wanted))
     except pyarrow.ArrowException as error:
         raise BadInput(f"{name}: not a whole Parquet file: {error}. Write it again.") from error
 
 
-def read_saved(folder: str) -> Iterator[Row]:
+def read_saved(folder: str, wanted: Collection[str] | None = None) -> Iterator[Row]:
     """The rows of a directory that `datasets.Dataset.save_to_disk` wrote; `line` is the row's number, from 1.
+
+    Args:
+      wanted: as in `read_parquet`.
 
     Raises:
       BadInput: a file is missing or damaged.
@@ -51,21 +59,90 @@ def read_saved(folder: str) -> Iterator[Row]:
         path = os.path.join(folder, name)
         try:
             with open(path, "rb") as file, pyarrow.ipc.open_stream(file) as stream:
-                for row in _numbered(folder, stream, number):
+                columns = stream.schema.names
+                taken = _taken(columns, wanted)
+                batches = (batch if taken is None else batch.select(taken) for batch in stream)
+                for row in _numbered(folder, batches, number, _left(columns, wanted)):
                     number = row.line + 1
                     yield row
         except pyarrow.ArrowException as error:
             raise BadInput(f"{path}: not a whole Arrow file: {error}. Save the data set again.") from error
 
 
-def _numbered(source: str, batches: Any, number: int) -> Iterator[Row]:
+def _taken(names: list[str], wanted: Collection[str] | None) -> list[str] | None:
+    """The columns to read; None for all. A table of which nobody reads anything shows its columns all the same."""
+    taken = [name for name in names if wanted is None or name in wanted]
+    return None if len(taken) == len(names) else taken or names[:1]
+
+
+def _left(names: list[str], wanted: Collection[str] | None) -> tuple[str, ...]:
+    taken = _taken(names, wanted)
+    return () if taken is None else tuple(name for name in names if name not in taken)
+
+
+def _numbered(source: str, batches: Any, number: int, left: tuple[str, ...]) -> Iterator[Row]:
     for batch in batches:
+        columns = [_as_read(column) for column in batch.columns]
+        names = batch.schema.names
         for first in range(0, batch.num_rows, _ROWS):
-            try:
-                values = batch.slice(first, _ROWS).to_pylist()
-            except UnicodeDecodeError as error:  # Arrow does not look into texts when it reads them
-                end = number + min(_ROWS, batch.num_rows - first) - 1
-                raise BadInput(f"{source}: rows {number} to {end} hold text that is no UTF-8: {error}.") from error
-            for value in values:
-                yield Row(source, number, value)
+            parts = [_values(column.slice(first, _ROWS), convert) for column, convert in columns]
+            for values in zip(*parts, strict=True):
+                yield Row(source, number, dict(zip(names, values, strict=True)), unread=left)
                 number += 1
+
+
+_Convert = Callable[[Any], Any]
+
+
+def _as_read(column: Any) -> tuple[Any, _Convert | None]:
+    """A column as it is stored, without extension types, and what makes of a value what it means."""
+    stored, convert = _stored(column.type)
+    return column if stored == column.type else column.cast(stored), convert
+
+
+def _stored(kind: Any) -> tuple[Any, _Convert | None]:
+    """The type that an Arrow type is stored as, and what marks JSON text in its values; None where they hold none."""
+    import pyarrow
+    from pyarrow import types
+
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        stored, convert = _stored(kind.storage_type)
+        return stored, _json if kind.extension_name == "arrow.json" else convert
+    if types.is_struct(kind):
+        within = {field.name: _stored(field.type) for field in kind}
+        stored = pyarrow.struct([field.with_type(within[field.name][0]) for field in kind])
+        fields = {name: convert for name, (_, convert) in within.items() if convert}
+        return stored, _each_field(fields) if fields else None
+    if types.is_list(kind) or types.is_large_list(kind):
+        within, convert = _stored(kind.value_type)
+        field = kind.value_field.with_type(within)
+        stored = pyarrow.list_(field) if types.is_list(kind) else pyarrow.large_list(field)
+        return stored, convert and (lambda values: values and [convert(value) for value in values])
+    return kind, None
+
+
+def _each_field(fields: dict[str, _Convert]) -> _Convert:
+    def convert(value: Any) -> Any:
+        return value and {key: fields[key](child) if key in fields else child for key, child in value.items()}
+
+    return convert
+
+
+def _json(value: Any) -> Any:
+    return None if value is None else JsonText(value)
+
+
+def _values(column: Any, convert: _Convert | None) -> list[Any]:
+    """The values of a column; one that is no text where it should be is marked."""
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:  # Arrow does not look into texts when it reads them
+        values = [_value(one, column.type) for one in column]
+    return values if convert is None else [convert(value) for value in values]
+
+
+def _value(scalar: Any, kind: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return Undecodable(f"a value ({kind}) is not valid UTF-8: {error.reason} at its byte {error.start}")

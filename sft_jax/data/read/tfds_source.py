@@ -3,7 +3,7 @@
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from sft_jax.data.read.rows import Row
@@ -15,10 +15,13 @@ _NAME = re.compile(r"tfds://(?P<name>[^:].*?)(?::(?P<split>[A-Za-z_]\w*(?:\[[^\]
 _AT_ONCE = 64
 
 
-def read_tfds(source: str) -> Iterator[Row]:
+def read_tfds(source: str, wanted: Collection[str] | None = None) -> Iterator[Row]:
     """The rows of `tfds://name:split` or `tfds:///prepared/directory:split`; `line` is the row's number, from 1.
 
     A registered data set that is not yet prepared is prepared first, in TFDS' own directory, as ArrayRecord.
+
+    Args:
+      wanted: features that may be read; None reads all.
 
     Raises:
       BadInput: an unknown name or split (lists what exists), or a data set that cannot be prepared or read.
@@ -35,7 +38,9 @@ def read_tfds(source: str) -> Iterator[Row]:
         for first in range(0, len(data), _AT_ONCE):
             values = data.__getitems__(list(range(first, min(first + _AT_ONCE, len(data)))))
             for number, value in enumerate(values, start=first + 1):
-                yield Row(source, number, _python(feature, value))
+                read = {key: child for key, child in value.items() if wanted is None or key in wanted}
+                made = {key: _python(feature[key], child) for key, child in read.items()}
+                yield Row(source, number, made, unread=tuple(key for key in value if key not in read))
     except (ValueError, NotImplementedError, ImportError, RuntimeError) as error:
         raise BadInput(
             f"{source}: cannot be read: {_first_line(error)}. It must be prepared with file_format='array_record'."

@@ -1,0 +1,146 @@
+"""Where the trained turns of a conversation stand in its template's text, and what the template loses of them."""
+
+from contextlib import suppress
+from typing import Any
+
+from sft_jax.data.chat.last_stop import ends_with_special
+from sft_jax.data.chat.rendering import Template
+from sft_jax.data.chat.spans import NoExactSpan, NoStop, Span, find_span, find_start
+from sft_jax.data.chat.special_text import added_pattern, special_pattern
+from sft_jax.data.chat.template_coverage import losses, things_said
+from sft_jax.data.chat.tokenizer import model_stops
+from sft_jax.errors import BadRow
+
+
+def turn_spans(
+    template: Template,
+    turns: list[int],
+    wanted: list[int],
+    trained: list[int],
+    allow_lossy: bool,
+    all_needed: bool,
+) -> tuple[dict[int, Span], list[str]]:
+    """Spans of the `wanted` ones of the assistant messages `turns`, and what the template loses of those `trained`.
+
+    A turn of which nothing is left has no span: it would only teach to stop. Unless `all_needed`: then what is in no
+    span trains.
+
+    Raises:
+      BadInput: a loss, unless `allow_lossy`; a span that cannot be told exactly, unless of a turn with losses.
+    """
+    lost = {i: losses(template.messages[i], template.whole) for i in trained}
+    # First: a template that drops a turn's text would be blamed for hiding where it stands.
+    if not allow_lossy:
+        _refuse_losses(template, lost)
+    spans: dict[int, Span] = {}
+    finding = _marked_spans(template, turns) if wanted and template.marks else None
+    for i in wanted:
+        try:
+            span = finding[i] if finding else _derived_span(template, i)
+        except NoStop as error:
+            if i + 1 == len(template.messages) and model_stops(template.tokenizer):
+                span = error.span[0], len(template.whole)  # `encode` puts a stop token behind it
+            elif not allow_lossy or i not in lost:
+                raise _no_span(template, i, error) from error
+            else:
+                span, lost[i] = error.span, [*lost[i], "the stop token"]
+        except NoExactSpan as error:
+            if not lost.get(i) or all_needed:
+                raise _no_span(template, i, error) from error
+            continue  # what is left of the turn cannot be told from the rest
+        missing = losses(template.messages[i], template.whole[slice(*span)]) if i in lost else []
+        if missing:
+            lost[i] = list(dict.fromkeys([*lost[i], *missing]))
+        if not missing or all_needed or len(missing) < things_said(template.messages[i]):
+            spans[i] = span
+    if not allow_lossy:
+        _refuse_losses(template, lost)
+    return spans, [_loss(template, i, parts) for i, parts in lost.items() if parts]
+
+
+def is_open(template: Template, i: int) -> bool:
+    """Whether the template ends assistant message `i`, the last one, without a stop token."""
+    if template.marks or ends_with_special(template.whole, template.tokenizer):
+        return False
+    try:
+        _derived_span(template, i)
+    except NoStop:
+        return True
+    except NoExactSpan:
+        pass
+    return False
+
+
+def _loss(template: Template, i: int, parts: list[str]) -> str:
+    more = f" and {len(parts) - 2} more" if len(parts) > 2 else ""
+    return f"{template.where}: messages[{i}] (assistant): the chat template drops {', '.join(parts[:2])}{more}"
+
+
+def _refuse_losses(template: Template, lost: dict[int, list[str]]) -> None:
+    for i, parts in lost.items():
+        if parts:
+            raise BadRow(
+                f"{_loss(template, i, parts)}: it would never be trained ({template.name}). Use a template that "
+                "renders it (data.chat_template), write it into content, or set data.allow_lossy to go without it."
+            )
+
+
+def _no_span(template: Template, i: int, error: NoExactSpan) -> BadRow:
+    return BadRow(
+        f"{template.where}: messages[{i}]: cannot tell exactly which characters are the assistant's: {error} "
+        f"({template.name}). Use a template with {{% generation %}} marks (data.chat_template)."
+    )
+
+
+def _derived_span(template: Template, i: int) -> Span:
+    stops, added = special_pattern(template.tokenizer), added_pattern(template.tokenizer)
+    return find_span(template.render, template.messages, i, template.whole, stops, added)
+
+
+def _marked_spans(template: Template, turns: list[int]) -> dict[int, Span]:
+    """Spans of assistant messages by the template's own marks, less the generation prompt before a turn and the white
+    space behind its stop token.
+
+    Raises:
+      BadInput: there are more or fewer marks than turns.
+    """
+    marked = template.marked()
+    if len(marked) != len(turns):  # a turn may be marked in pieces
+        marked = _joined(marked)
+    if len(marked) != len(turns):
+        raise BadRow(
+            f"{template.where}: the chat template marks {len(marked)} turns with {{% generation %}}, the "
+            f"conversation has {len(turns)} assistant messages: cannot tell which is which"
+        )
+    return {i: _less_given(template, i, span) for i, span in zip(turns, marked, strict=True)}
+
+
+def _less_given(template: Template, i: int, marked: Span) -> Span:
+    """The marked span of assistant message `i` from where its generation prompt ends, through its stop token."""
+    stops, added, whole = special_pattern(template.tokenizer), added_pattern(template.tokenizer), template.whole
+    start, end = marked
+    with suppress(NoExactSpan):  # the marks say it themselves
+        given = find_start(template.render, template.messages, i, whole, added)
+        start = given if start < given <= end else start
+    turn = whole[start:end].rstrip()
+    found = list(stops.finditer(turn))
+    if not found or found[-1].end() != len(turn):
+        return start, end
+    if len(found) > 1 and turn[found[-2].end() : found[-1].start()].isspace():
+        with suppress(NoExactSpan):  # the last token may close the whole text (Phi-3)
+            stop = _derived_span(template, i)[1]
+            return start, stop if start < stop < start + len(turn) else start + len(turn)
+    return start, start + len(turn)
+
+
+def _joined(spans: list[Span]) -> list[Span]:
+    joined: list[Span] = []
+    for start, end in spans:
+        joined[-1:] = [(joined[-1][0], end)] if joined and joined[-1][1] == start else [*joined[-1:], (start, end)]
+    return joined
+
+
+def stop_in(text: str, span: Span, tokenizer: Any) -> Span | None:
+    """The stop token with which a turn ends."""
+    stops = special_pattern(tokenizer).finditer(text, *span)
+    return next((stop.span() for stop in stops if stop.end() == span[1]), None)
