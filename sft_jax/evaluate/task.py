@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_jax.config import Data
+from sft_jax.data.forms.formats import forms_of
 from sft_jax.data.forms.prompts import prompts
 from sft_jax.data.read.rows import Record
 from sft_jax.errors import BadRow
@@ -80,9 +81,11 @@ def task_of(record: Record, data: Data) -> Task:
     """
     found = tasks_of(record, data)
     if not found:
+        forms = [form for _, form in forms_of(record, data) if form]
+        what = forms[0] if forms else "a row that data.function leaves out"
         raise BadRow(
-            f"{record.where}: no prompt that a model could answer: text and tokens have none. Expected messages, "
-            "prompt and completion, question and answer, or another form with a prompt"
+            f"{record.where}: {what} has no prompt that a model could answer. Expected messages, prompt and completion, "
+            "question and answer, or another form with a prompt"
         )
     return found[0]
 

@@ -22,7 +22,7 @@ def losses(message: dict[str, Any], shown: str) -> list[str]:
         spellings = {str(leaf), written, json.dumps(leaf, ensure_ascii=False)}
         spellings |= {spelling[1:-1] for spelling in spellings if _is_text(leaf) and spelling[:1] == '"'}
         if max(shown.count(spelling) for spelling in spellings) < times:
-            lost.append(f"the {name} {leaf!r}")
+            lost.append(f"the {name} {leaf!r:.45}")
     return lost
 
 

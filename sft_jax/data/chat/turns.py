@@ -11,6 +11,9 @@ from sft_jax.data.chat.template_coverage import losses, things_said
 from sft_jax.data.chat.tokenizer import model_stops
 from sft_jax.errors import BadRow
 
+_LISTED = 80
+"""Characters of what a template loses that a message lists."""
+
 
 def turn_spans(
     template: Template,
@@ -72,16 +75,21 @@ def is_open(template: Template, i: int) -> bool:
 
 
 def _loss(template: Template, i: int, parts: list[str]) -> str:
-    more = f" and {len(parts) - 2} more" if len(parts) > 2 else ""
-    return f"{template.where}: messages[{i}] (assistant): the chat template drops {', '.join(parts[:2])}{more}"
+    shown = [parts[0]]
+    for part in parts[1:]:
+        if len(", ".join([*shown, part])) > _LISTED:
+            break
+        shown.append(part)
+    more = f" and {len(parts) - len(shown)} more" if len(parts) > len(shown) else ""
+    return f"{template.where}: messages[{i}] (assistant): the chat template drops {', '.join(shown)}{more}"
 
 
 def _refuse_losses(template: Template, lost: dict[int, list[str]]) -> None:
     for i, parts in lost.items():
         if parts:
             raise BadRow(
-                f"{_loss(template, i, parts)}: it would never be trained ({template.name}). Use a template that "
-                "renders it (data.chat_template), write it into content, or set data.allow_lossy to go without it."
+                f"{_loss(template, i, parts)}: it would never be trained ({template.name}). Use another template "
+                "(data.chat_template), write it into content, or go without it (data.allow_lossy)."
             )
 
 

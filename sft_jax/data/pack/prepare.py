@@ -125,8 +125,8 @@ def check_any_used(files: Sequence[str], counts: Counts, dropped: Sequence[Dropp
     if not counts.used:
         first = f" The first, {_line_of(dropped[0].where)}: {dropped[0].reason}" if dropped else ""
         name = dropped[0].where.rpartition(":")[0] if dropped else files[0]
-        more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
-        raise BadInput(f"{name}{more}: no trained token in any of {counts.rows:,} rows.{first}")
+        more, its = (f" and {len(files) - 1:,} more", "their") if len(files) > 1 else ("", "its")
+        raise BadInput(f"{name}{more}: no trained token in any of {its} {counts.rows:,} rows.{first}")
 
 
 def _line_of(where: str) -> str:

@@ -102,7 +102,7 @@ def parse(row: Row) -> Record:
             continue
         try:
             value[str(key)] = plain = _plain(child)
-            problem = strict_json.unusable(plain) or strict_json.unusable(str(key))
+            problem = strict_json.unusable({key: plain})
         except ValueError as error:
             value[str(key)], problem = child, str(error)
         if problem:

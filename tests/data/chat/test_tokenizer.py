@@ -176,7 +176,7 @@ def test_the_generic_template_trains_every_turn_through_eos(make_tokenizer, add_
             {"role": "tool", "content": "123"},
             {"role": "assistant", "content": "Paris"},
         ]
-        tokens, weights, lost = encode("x:1", Conversation(messages, [CALL]), tokenizer, "assistant")
+        tokens, weights, lost, _ = encode("x:1", Conversation(messages, [CALL]), tokenizer, "assistant")
         text = tokenizer.decode(tokens)
         assert text.startswith("<|endoftext|>" if add_bos else "Tools:") and text.count("<|endoftext|>") == add_bos
         ends = np.flatnonzero(np.diff(np.append(weights, 0)) < 0)

@@ -171,11 +171,6 @@ def test_tokenised_rows_that_do_not_fit_together_are_refused(rest, parts):
         ({"instruction": "a", "instances": []}, ("instances is an empty list",)),
         ({"chosen": "", "rejected": "b"}, ("chosen is empty",)),
         ({"chosen": 3, "rejected": "b"}, ("chosen is a number",)),
-        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": ""}]}, ("messages[1]", "empty")),
-        (
-            {"messages": [{"role": "assistant", "content": ""}]},
-            ("messages[0] (assistant): an empty answer", "weight 0"),
-        ),
         ({"messages": [], "tools": 3}, ("messages is an empty list",)),
         ({"messages": [{"role": "user", "content": "a"}], "tools": 3}, ("tools is a number",)),
         ({"conversations": [{"from": "human", "value": "a"}], "system": 3}, ("system is a number",)),

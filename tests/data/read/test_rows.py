@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sft_jax.data.read.rows import Row, parse
+from sft_jax.data.read.rows import JsonText, Row, parse
 from sft_jax.errors import BadRow
 
 
@@ -63,12 +63,18 @@ def test_what_could_not_even_be_read_is_refused():
 def test_a_tables_nulls_vanish_and_its_text_is_decoded():
     value = {"a": None, "b": [{"c": None, "d": b"\xc3\xa9"}, None], "e": ("f",)}
     assert parse(Row("t.parquet", 1, value)).value == {"b": [{"d": "é"}, None], "e": ["f"]}
-    refused({"a": [b"\xff"]}, "not valid UTF-8", "byte 0xff")
-    refused({"a": "b\0"}, "NUL character")
+
+
+def test_what_cannot_be_read_of_a_tables_row_is_a_problem_of_its_column():
     deep: Any = "x"
     for _ in range(2000):
         deep = [deep]
-    refused({"a": deep}, "nested deeper")
+    columns = {"bytes": [b"\xff"], "nul": "b\0", "deep": deep, "json": JsonText("{"), "fine": 1}
+    record = parse(Row("t.parquet", 1, columns))
+    assert record.value["fine"] == 1 and record.value["bytes"] == [b"\xff"], "for whoever can do something with it"
+    for column, said in {"bytes": "byte 0xff", "nul": "NUL character", "deep": "nested deeper"}.items():
+        assert record.problems[column].startswith(f"column {column!r}: ") and said in record.problems[column]
+    assert list(record.problems) == ["bytes", "nul", "deep", "json"]
 
 
 def test_text_that_looks_like_what_is_refused_is_kept():

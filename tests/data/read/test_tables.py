@@ -14,7 +14,7 @@ from sft_jax.config import Data
 from sft_jax.data.forms.formats import demonstrations
 from sft_jax.data.read.readers import read_records
 from sft_jax.data.read.sources import find_files
-from sft_jax.errors import BadInput
+from sft_jax.errors import BadInput, BadRow
 
 FORMS = json.loads((Path(__file__).parents[1] / "forms.json").read_text(encoding="utf-8"))
 CHAT = [
@@ -151,5 +151,7 @@ def test_a_text_that_is_no_utf8_is_refused_with_its_rows(tmp_path):
     )
     path = tmp_path / "broken.parquet"
     pq.write_table(pa.table({"text": texts}), path)
-    with pytest.raises(BadInput, match=r"broken\.parquet: rows 1 to 2 hold text that is no UTF-8: .*0x80"):
-        list(read_records((str(path),)))
+    first, second = read_records((str(path),))
+    assert first.value == {"text": "ok"} and demonstrations(first, Data())
+    with pytest.raises(BadRow, match=r"broken\.parquet:2: column 'text': a value \(string\) is not valid UTF-8"):
+        demonstrations(second, Data())
