@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sft_jax.cli.arguments import check_writable, config_with_options, require
-from sft_jax.config import RunConfig
+from sft_jax.config import RunConfig, Train, validate
 from sft_jax.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput, nearest
 from sft_jax.storage.location import Location, require_local
 
+USUAL = (
+    "model.path", "data.train", "data.eval", "data.sequence-length", "data.train-on", "data.over-length", "data.bad-rows",
+    "data.chat-template", "data.format", "data.fields", "data.function",
+)  # fmt: skip
+"""What `--help` shows of the sections."""
 USAGE = """\
 sft-jax data: what a config's demonstrations become
 
@@ -69,28 +74,34 @@ def data(arguments: Sequence[str]) -> int:
 
 
 def audit(arguments: Sequence[str]) -> int:
-    """sft-jax data audit CONFIG [--json] [--html F]"""
-    config, options = config_with_options(Audit, arguments, "sft-jax data audit")
+    """sft-jax data audit [CONFIG] [--json] [--html F]"""
+    given, options = config_with_options(Audit, arguments, "sft-jax data audit", USUAL, check=lambda _: None)
+    config = for_audit(given)
+    validate(config)
     require_local(options.html, "--html")
     check_writable(options.html, option="--html")
-    _refuse_streaming(config)
     if options.examples < 1:
         raise BadInput(f"--examples is {options.examples}, expected at least 1")
     from rich.console import Console
 
     from sft_jax.data import audit as checks
-    from sft_jax.report.audit import audit_page, audit_tables
+    from sft_jax.data.pack.prepare import NothingTrains
+    from sft_jax.report.audit import audit_page, audit_tables, faults_text
     from sft_jax.storage.atomic import write_whole
     from sft_jax.train.inputs import pack, read_demonstrations
 
-    found = read_demonstrations(config, Location(config.workdir), _progress())
+    try:
+        found = read_demonstrations(config, Location(config.workdir), _progress())
+    except NothingTrains as error:
+        print("\n".join(faults_text(checks.faults_of(error.dropped))))
+        raise
     config = dataclasses.replace(config, data=found.data)
     source, _, _ = pack(config, found.train)
-    stops = set(found.pretrained.stop_ids)
+    stops, limit = set(found.pretrained.stop_ids), config.data.sequence_length
     report: dict[str, Any] = {}
-    report["train"], digests = checks.audit_split(found.train, stops)
+    report["train"], digests = checks.audit_split(found.train, stops, limit)
     if found.eval:
-        report["eval"], _ = checks.audit_split(found.eval, stops)
+        report["eval"], _ = checks.audit_split(found.eval, stops, limit)
         report["overlap"] = checks.overlap(digests, found.eval)
     steps = config.train.steps or source.steps_for(config.train.epochs)
     report["packing"] = checks.packing_of(source, steps)
@@ -105,7 +116,23 @@ def audit(arguments: Sequence[str]) -> int:
         print(json.dumps(report, ensure_ascii=False))
     else:
         Console(soft_wrap=True, highlight=False).print(audit_tables(report))
+    refused = checks.refusals(given.data, [report[split] for split in ("train", "eval") if split in report])
+    if refused:
+        raise BadInput("\n".join(refused))
     return EXIT_DONE
+
+
+def for_audit(config: RunConfig) -> RunConfig:
+    """The config as an audit reads it: every row, whatever is wrong with it, and nothing of how a run trains."""
+    data, train = config.data, config.train
+    over_length = "drop" if data.over_length == "error" else data.over_length
+    return RunConfig(
+        workdir=config.workdir,
+        model=config.model,
+        data=dataclasses.replace(data, bad_rows="skip", over_length=over_length, streaming=False),
+        train=Train(train.objective, steps=train.steps, epochs=train.epochs, batch_size=train.batch_size, seed=train.seed),
+        loss=config.loss,
+    )
 
 
 def prepare(arguments: Sequence[str]) -> int:

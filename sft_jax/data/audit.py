@@ -2,14 +2,17 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from sft_jax.config import Data
 from sft_jax.data.pack.batches import Batches
 from sft_jax.data.pack.dataset import account
 from sft_jax.data.pack.mixture import Mixture
+from sft_jax.data.pack.prepare import Counts, Dropped
 from sft_jax.data.pack.store import Example, Joined, Store
 
 LISTED = 20
@@ -17,14 +20,18 @@ LISTED = 20
 BINS = 24
 
 
-def audit_split(stores: Sequence[Store], stop_ids: Collection[int]) -> tuple[dict[str, Any], dict[str, set[bytes]]]:
+def audit_split(
+    stores: Sequence[Store], stop_ids: Collection[int], limit: int
+) -> tuple[dict[str, Any], dict[str, set[bytes]]]:
     """Everything about one split, and the digests that `overlap` compares.
 
     Args:
       stop_ids: token ids at which generation ends.
+      limit: data.sequence_length.
 
     Returns:
-      JSON: `counts` (of `prepare.Counts`), `dropped` (where, reason), `lengths` and `targets` (quantiles, histogram),
+      JSON: `counts` (of `prepare.Counts`), `dropped` (where, reason), `faults` (of `faults_of`), `over_length` (of
+      `over_length_of`), `lengths` and `targets` (quantiles, histogram),
       `duplicates` (same tokens, same weights), `repeated_prompts` (same tokens up to the first trained one, another
       continuation) and `unstopped` (a trained run of tokens that ends in no stop token).
     """
@@ -47,6 +54,8 @@ def audit_split(stores: Sequence[Store], stop_ids: Collection[int]) -> tuple[dic
     report = {
         "counts": dataclasses.asdict(counts),
         "dropped": [{"row": row.where, "reason": row.reason} for row in dropped[:LISTED]],
+        "faults": faults_of(dropped),
+        "over_length": over_length_of(counts, limit),
         "lengths": distribution(examples.lengths),
         "targets": distribution(examples.targets),
         "duplicates": {"count": len(duplicates), "rows": duplicates[:LISTED]},
@@ -54,6 +63,53 @@ def audit_split(stores: Sequence[Store], stop_ids: Collection[int]) -> tuple[dic
         "unstopped": {"count": len(unstopped), "rows": unstopped[:LISTED]},
     }
     return report, {"examples": set(whole), "prompts": set(prompts)}
+
+
+def faults_of(dropped: Sequence[Dropped]) -> list[dict[str, Any]]:
+    """What is wrong with the rows left out, most frequent first: `reason` of the first such row, `count`, `rows`.
+
+    Reasons that differ only in numbers and quoted values are one fault.
+    """
+    kinds: dict[str, list[Dropped]] = {}
+    for row in dropped:
+        kinds.setdefault(_VALUES.sub("", row.reason), []).append(row)
+    found = sorted(kinds.values(), key=len, reverse=True)
+    return [{"reason": rows[0].reason, "count": len(rows), "rows": [row.where for row in rows[:5]]} for rows in found]
+
+
+_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*")
+
+
+def over_length_of(counts: Counts, limit: int) -> dict[str, Any] | None:
+    """Documents longer than data.sequence_length; None where there is none.
+
+    Returns:
+      `count`, `share` of all documents with a target, `longest`, and `keeps_99`: the sequence length at which at most 1 %
+      of the documents would be too long.
+    """
+    lengths = sorted((int(length) for length, n in counts.over_length.items() for _ in range(n)), reverse=True)
+    if not lengths:
+        return None
+    within = max(0, counts.documents - counts.dropped_no_target - len(lengths))
+    allowed = (within + len(lengths)) // 100
+    return {
+        "count": len(lengths),
+        "share": len(lengths) / (within + len(lengths)),
+        "longest": lengths[0],
+        "keeps_99": lengths[allowed] if allowed < len(lengths) else limit,
+    }
+
+
+def refusals(data: Data, splits: Sequence[dict[str, Any]]) -> list[str]:
+    """Why a run that reads `data` as it stands would refuse what was found; nothing where it would train."""
+    bad = sum(split["counts"]["bad_rows"] for split in splits)
+    over = sum(split["over_length"]["count"] for split in splits if split["over_length"])
+    found = []
+    if bad and data.bad_rows == "error":
+        found.append(f"{bad:,} rows cannot be used, and training stops at the first: mend them, or --data.bad-rows skip")
+    if over and data.over_length == "error":
+        found.append(f"{over:,} documents are too long, and training stops at the first: see data.over_length")
+    return found
 
 
 def overlap(train: dict[str, set[bytes]], held_out: Sequence[Store]) -> dict[str, Any]:

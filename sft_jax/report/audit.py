@@ -55,7 +55,7 @@ def audit_tables(report: dict[str, Any]) -> Group:
     shown: list[RenderableType] = []
     for name in ("train", "eval"):
         if name in report:
-            shown += _split_tables(name, report[name])
+            shown += _split_tables(name, report[name], report["packing"]["tokens_per_row"])
     if "overlap" in report:
         for kind, words in OVERLAPS:
             found = report["overlap"][kind]
@@ -74,7 +74,26 @@ def audit_tables(report: dict[str, Any]) -> Group:
     return Group(*shown)
 
 
-def _split_tables(name: str, split: dict[str, Any]) -> list[RenderableType]:
+def faults_text(faults: Sequence[dict[str, Any]]) -> list[str]:
+    """Every kind of fault with its count and the first rows that have it."""
+    lines = []
+    for fault in faults:
+        rows = ", ".join(fault["rows"][:3]) + (", ..." if fault["count"] > 3 else "")
+        lines.append(f"{fault['count']:,} x {fault['reason']} ({rows})")
+    return lines
+
+
+def over_length_text(found: dict[str, Any] | None, limit: int) -> list[str]:
+    """How much data.sequence_length costs, and what would keep almost all."""
+    if found is None:
+        return []
+    return [
+        f"{found['count']:,} documents ({found['share']:.1%}) are longer than data.sequence_length {limit:,}, the longest "
+        f"has {found['longest']:,} tokens; {found['keeps_99']:,} would keep 99 % of them whole"
+    ]
+
+
+def _split_tables(name: str, split: dict[str, Any], limit: int) -> list[RenderableType]:
     table = Table(title=name, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
@@ -88,7 +107,8 @@ def _split_tables(name: str, split: dict[str, Any]) -> list[RenderableType]:
     lines = [f"  rows by format: {forms}"]
     lines += [f"  note: {note}" for note in notes(split["counts"])]
     lines += [f"  {source}: {_of_source(about)}" for source, about in split["counts"]["by_source"].items()]
-    lines += [f"  left out: {row['row']}: {row['reason']}" for row in split["dropped"]]
+    lines += [f"  {line}" for line in over_length_text(split["over_length"], limit)]
+    lines += [f"  left out: {line}" for line in faults_text(split["faults"])]
     for key, words in FINDINGS:
         for row in split[key]["rows"][:5]:
             same = f" (same as {row['same_as']})" if isinstance(row, dict) else ""
@@ -120,7 +140,9 @@ def audit_page(report: dict[str, Any], title: str) -> str:
     return render(
         "audit.html.jinja",
         title=title,
-        splits=[_split(name, report[name]) for name in ("train", "eval") if name in report],
+        splits=[
+            _split(name, report[name], report["packing"]["tokens_per_row"]) for name in ("train", "eval") if name in report
+        ],
         overlaps=[(report["overlap"][kind], words) for kind, words in OVERLAPS] if "overlap" in report else [],
         packing=_packing(report["packing"]),
         examples=[_document(example) for example in report["examples"]],
@@ -128,7 +150,7 @@ def audit_page(report: dict[str, Any], title: str) -> str:
     )
 
 
-def _split(name: str, split: dict[str, Any]) -> dict[str, Any]:
+def _split(name: str, split: dict[str, Any], limit: int) -> dict[str, Any]:
     counts = split["counts"]
     of_source = ("rows", "used", "tokens", "target_tokens")
     return {
@@ -142,7 +164,8 @@ def _split(name: str, split: dict[str, Any]) -> dict[str, Any]:
             (words, histogram(split[key]["counts"], split[key]["edges"], words, "documents"), split[key])
             for words, key in LENGTHS
         ],
-        "dropped": split["dropped"],
+        "over_length": over_length_text(split["over_length"], limit),
+        "faults": faults_text(split["faults"]),
         "notes": notes(counts),
         "findings": [(split[key], words) for key, words in FINDINGS if split[key]["count"]],
     }

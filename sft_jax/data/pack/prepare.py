@@ -72,6 +72,8 @@ class Counts:
     """Format -> rows."""
     by_source: dict[str, dict[str, int]] = field(default_factory=dict)
     """File -> rows, used, tokens, target_tokens."""
+    over_length: dict[str, int] = field(default_factory=dict)
+    """Tokens of a document longer than data.sequence_length, before it was dropped or cut -> documents."""
     unread: dict[str, int] = field(default_factory=dict)
     """Key that no form reads -> rows; `chat_template_kwargs.NAME` where the chat template mentions no such name."""
 
@@ -87,17 +89,18 @@ class Prepared:
 
 def add(parts: Iterable[Counts]) -> Counts:
     """The sum of several accounts."""
-    total, forms, unread = Counter(), Counter(), Counter()
+    total, forms, unread, over_length = Counter(), Counter(), Counter(), Counter()
     sources: dict[str, Counter[str]] = {}
     for part in parts:
         numbers = dataclasses.asdict(part)
         forms.update(numbers.pop("by_format"))
         unread.update(numbers.pop("unread"))
+        over_length.update(numbers.pop("over_length"))
         for source, about in numbers.pop("by_source").items():
             sources.setdefault(source, Counter()).update(about)
         total.update(numbers)
     by_source = {name: dict(about) for name, about in sources.items()}
-    return Counts(**total, by_format=dict(forms), by_source=by_source, unread=dict(unread))
+    return Counts(**total, by_format=dict(forms), by_source=by_source, over_length=dict(over_length), unread=dict(unread))
 
 
 def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, keep_untrained: bool = False) -> Prepared:
@@ -116,17 +119,26 @@ def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, ke
     return prepared
 
 
+class NothingTrains(BadInput):
+    """Data of which no token trains, with the account of why."""
+
+    def __init__(self, message: str, counts: Counts, dropped: Sequence[Dropped]):
+        super().__init__(message)
+        self.counts, self.dropped = counts, dropped
+
+
 def check_any_used(files: Sequence[str], counts: Counts, dropped: Sequence[Dropped]) -> None:
     """Refuse data of which nothing trains.
 
     Raises:
-      BadInput: with the first reason.
+      NothingTrains: with the first reason.
     """
     if not counts.used:
         first = f" The first, {_line_of(dropped[0].where)}: {dropped[0].reason}" if dropped else ""
         name = dropped[0].where.rpartition(":")[0] if dropped else files[0]
         more, its = (f" and {len(files) - 1:,} more", "their") if len(files) > 1 else ("", "its")
-        raise BadInput(f"{name}{more}: no trained token in any of {its} {counts.rows:,} rows.{first}")
+        message = f"{name}{more}: no trained token in any of {its} {counts.rows:,} rows.{first}"
+        raise NothingTrains(message, counts, dropped)
 
 
 def _line_of(where: str) -> str:
@@ -152,7 +164,9 @@ def encode_rows(rows: Iterable[Row], data: Data, tokenizer: Any, keep_untrained:
     tally = {f.name: fitter.tally[f.name] for f in dataclasses.fields(Counts) if f.type is int}
     sources = {name: dict(about) for name, about in fitter.sources.items()}
     unread = dict(fitter.unread.most_common(UNREAD_KEPT))
-    counts = Counts(**tally, by_format=dict(fitter.forms), by_source=sources, unread=unread)
+    counts = Counts(
+        **tally, by_format=dict(fitter.forms), by_source=sources, over_length=dict(fitter.over_length), unread=unread
+    )
     return Prepared(tuple(fitter.examples), counts, tuple(fitter.dropped))
 
 
@@ -169,6 +183,7 @@ class _Fitter:
         self.options = render_options_of(data)
         self.tally: Counter[str] = Counter()
         self.forms: Counter[str] = Counter()
+        self.over_length: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
         self.sources: dict[str, Counter[str]] = {}
         self.examples: list[Example] = []
@@ -265,6 +280,8 @@ class _Fitter:
         weights[:1] = 0
         example = example._replace(weights=weights)
         limit, policy = self.data.sequence_length, self.data.over_length
+        if len(example.tokens) > limit:
+            self.over_length[str(len(example.tokens))] += 1
         if len(example.tokens) <= limit:
             kept = [example]
         elif policy == "error":
