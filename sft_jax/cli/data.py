@@ -130,7 +130,7 @@ def for_audit(config: RunConfig) -> RunConfig:
         workdir=config.workdir,
         model=config.model,
         data=dataclasses.replace(data, bad_rows="skip", over_length=over_length, streaming=False),
-        train=Train(train.objective, steps=train.steps, epochs=train.epochs, batch_size=train.batch_size, seed=train.seed),
+        train=Train(steps=train.steps, epochs=train.epochs, batch_size=train.batch_size, seed=train.seed),
         loss=config.loss,
     )
 

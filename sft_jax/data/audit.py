@@ -106,7 +106,9 @@ def refusals(data: Data, splits: Sequence[dict[str, Any]]) -> list[str]:
     over = sum(split["over_length"]["count"] for split in splits if split["over_length"])
     found = []
     if bad and data.bad_rows == "error":
-        found.append(f"{bad:,} rows cannot be used, and training stops at the first: mend them, or --data.bad-rows skip")
+        found.append(
+            f"{bad:,} rows cannot be used, and training stops at the first: mend them, or --data.bad-rows skip"
+        )
     if over and data.over_length == "error":
         found.append(f"{over:,} documents are too long, and training stops at the first: see data.over_length")
     return found

@@ -141,7 +141,9 @@ def audit_page(report: dict[str, Any], title: str) -> str:
         "audit.html.jinja",
         title=title,
         splits=[
-            _split(name, report[name], report["packing"]["tokens_per_row"]) for name in ("train", "eval") if name in report
+            _split(name, report[name], report["packing"]["tokens_per_row"])
+            for name in ("train", "eval")
+            if name in report
         ],
         overlaps=[(report["overlap"][kind], words) for kind, words in OVERLAPS] if "overlap" in report else [],
         packing=_packing(report["packing"]),

@@ -71,6 +71,29 @@ def test_the_audit_counts_in_json_and_shows_in_html(run, config_file, tmp_path: 
     assert "trained tokens" in printed and "packing:" in printed
 
 
+def test_the_audit_reads_every_row_and_needs_no_field_of_training(run, tmp_path, tiny_model, jsonl):
+    talk = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]
+    bad = {"messages": [{"role": "nobody", "content": "x"}]}
+    path = jsonl([bad, *[{"messages": talk}] * 3, {"question": "q", "answer": 3}, {"text": "a " * 99}, bad])
+    options = (
+        "--model.path",
+        tiny_model,
+        "--data.train",
+        path,
+        "--data.sequence-length",
+        64,
+        "--workdir",
+        tmp_path / "w",
+    )
+    status, shown, err = run("data", "audit", *options)
+    assert status == 2 and "3 rows cannot be used" in err and "Traceback" not in err
+    assert "2 x bad row: messages[0]: unknown role 'nobody'" in shown and "would keep 99 % of them whole" in shown
+    status, shown, err = run("data", "audit", *options, "--data.bad-rows", "skip")
+    assert status == 0, err
+    status, shown, err = run("data", "audit", *options[:2], "--data.train", jsonl([bad] * 3, "bad.jsonl"), *options[4:])
+    assert status == 2 and "3 x bad row: messages[0]: unknown role" in shown and "no trained token in any" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -22,7 +22,8 @@ def _split(**found) -> dict:
     of = dict.fromkeys(("min", "p10", "median", "p90", "p99", "max", "mean"), 4.0)
     of |= {"counts": [1], "edges": [3.5, 4.5]}
     return {
-        "counts": counts, "dropped": [{"row": "a[b].jsonl:2", "reason": "9 tokens, limit 8"}], "lengths": of,
+        "counts": counts, "faults": [{"reason": "9 tokens, limit 8", "count": 5, "rows": ["a[b].jsonl:2"] * 5}],
+        "over_length": {"count": 5, "share": 0.25, "longest": 9, "keeps_99": 9}, "lengths": of,
         "targets": of, "duplicates": none, "repeated_prompts": none, "unstopped": none, **found,
     }  # fmt: skip
 
@@ -46,7 +47,10 @@ def test_the_page_shows_every_token_and_colours_those_that_train(report):
     )
     assert page.count(f'<div class="doc">{shown}<b title="id 8, weight 0.5">🙂</b></div>') == 2
     assert "<h1>&lt;audit&gt;</h1>" in page and "http" not in page and page.count("<svg") == 2
-    assert "<h3>a[b].jsonl:1 (one)</h3>" in page and "a[b].jsonl:2: 9 tokens, limit 8" in page
+    assert (
+        "<h3>a[b].jsonl:1 (one)</h3>" in page
+        and "5 x 9 tokens, limit 8 (a[b].jsonl:2, a[b].jsonl:2, a[b].jsonl:2, ...)" in page
+    )
     assert "30 duplicate rows" in page and "a[b].jsonl:1, same as a[b].jsonl:0" in page and "and 10 more" in page
 
 

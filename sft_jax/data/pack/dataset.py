@@ -274,6 +274,8 @@ def check_settings(store: Store, data: Data, tokenizer: Any) -> None:
     """
     prepared = {"template_kwargs": [], **store.about["settings"]}  # older data sets know none
     wanted = {name: _plain(getattr(data, name)) for name in SETTINGS}
+    if not store.about["counts"]["bad_rows"]:  # the policy was never asked
+        wanted["bad_rows"] = prepared["bad_rows"]
     # An open date is today's, and a data set keeps the day on which it was prepared.
     wanted["template_date"] = wanted["template_date"] or prepared["template_date"]
     differences = [

@@ -100,7 +100,9 @@ def add(parts: Iterable[Counts]) -> Counts:
             sources.setdefault(source, Counter()).update(about)
         total.update(numbers)
     by_source = {name: dict(about) for name, about in sources.items()}
-    return Counts(**total, by_format=dict(forms), by_source=by_source, over_length=dict(over_length), unread=dict(unread))
+    return Counts(
+        **total, by_format=dict(forms), by_source=by_source, over_length=dict(over_length), unread=dict(unread)
+    )
 
 
 def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, keep_untrained: bool = False) -> Prepared:
