@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
+from sft_jax.cli.fields import Positional
 from sft_jax.config import Distributed, Mesh, Sharding, layout_problems
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
@@ -15,17 +14,17 @@ from sft_jax.storage.location import Location
 if TYPE_CHECKING:
     from sft_jax.api.model import Model
 
-ModelPath = Annotated[str, tyro.conf.Positional]
+ModelPath = Annotated[str, Positional("MODEL")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Where a model lies while a command uses it: the sections of a training config, with the same names."""
+    """How a command holds its model: the sections of a training config, with the same names."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype."""
     quantization: Literal["none", "int8"] = "none"
-    """int8 holds kernels as int8 values and scales."""
+    """Storage of the kernels: int8 values and scales, or as they are."""
     mesh: Mesh = field(default_factory=Mesh)
     sharding: Sharding = field(default_factory=Sharding)
     distributed: Distributed = field(default_factory=Distributed)

@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample(ModelOptions):
-    """Complete prompts, several times each, for people or a model to rank."""
+    """Complete prompts, once or several times each."""
 
     model: ModelPath
-    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    """A Hugging Face directory, a .gguf file, a run's workdir, or hf://org/name."""
     prompts: str = ""
-    """Rows in any form that training reads; what stands before the first assistant turn is the prompt."""
+    """File of rows, in any form that trains; the prompt is everything before the first trained assistant turn."""
     out: str = ""
-    """JSONL file to write: id, messages or prompt, and completions with tokens and log-probabilities; empty prints."""
+    """JSONL file to write: id, messages or prompt, completions with tokens and log-probabilities. Empty: print."""
     n: int = 1
-    """Completions a prompt."""
+    """Completions per prompt."""
     temperature: float = 0.0
-    """0 takes the most probable token."""
+    """0 is greedy: the most probable token."""
     top_p: float = 1.0
-    """Draw from the smallest set of tokens whose probability reaches top_p."""
+    """Sample from the smallest set of tokens whose probability reaches top_p."""
     top_k: int = 0
-    """Draw from the k most probable tokens; 0 draws from all."""
+    """Sample from the k most probable tokens; 0: all."""
     min_p: float = 0.0
-    """Draw from tokens at least min_p times as probable as the most probable one."""
+    """Sample from tokens at least min_p times as probable as the most probable one."""
     stop: tuple[str, ...] = ()
-    """Strings before which a completion ends."""
+    """Strings that end a completion; they are not part of it."""
     seed: int = 0
-    """Seed of the draws: a completion depends on it, its prompt's place and its number, not on batches or mesh."""
+    """Sampling seed. A completion depends on it, on its prompt's position and its own number, not on batches or mesh."""
     max_new_tokens: int = 256
     """Longest completion, in tokens."""
     batch_size: int = 16
-    """Completions generated at once."""
+    """Completions per batch."""
 
 
 def sample(arguments: Sequence[str]) -> int:

@@ -11,9 +11,22 @@ if TYPE_CHECKING:
     from sft_jax.api.run import Run
 
 
+USUAL = (
+    "model.path", "model.dtype", "model.remat",
+    "data.train", "data.eval", "data.sequence-length", "data.train-on", "data.over-length", "data.chat-template",
+    "optimizer.learning-rate", "optimizer.schedule", "optimizer.warmup-ratio", "optimizer.weight-decay",
+    "train.epochs", "train.steps", "train.batch-size", "train.accumulation", "train.eval-every", "train.save-every",
+    "train.seed",
+    "adapter.kind", "adapter.rank",
+    "mesh.data", "mesh.fsdp", "mesh.tensor",
+    "distributed.cpu-devices",
+)  # fmt: skip
+"""What `--help` shows of the sections."""
+
+
 def train(arguments: Sequence[str]) -> int:
     """sft-jax train CONFIG [--section.field value ...]"""
-    train_on_terminal(resolve_config(arguments, "sft-jax train"))
+    train_on_terminal(resolve_config(arguments, "sft-jax train", USUAL))
     return EXIT_DONE
 
 
