@@ -89,7 +89,7 @@ class _Parser(argparse.ArgumentParser):
             raise BadInput(f"{self.prog}: {error.argument_name}: {error.message}") from error
         for name, value in found.items():
             if isinstance(value, list):
-                empty = value == ["none"] and self._options[f"--{name}"].default == ()
+                empty = value == ["none"] and self._options[f"--{name}"].may_be_none
                 found[name] = () if empty else tuple(value)
         return found
 

@@ -68,8 +68,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     found = {name: _evaluated(options, each, model) for name, each in rows.items()}
     other = None
     if options.against:
-        report["against"] = options.against
         other = load_beside(options.against, model, options)
+        report["against"] = other.name
         check_same_tokenizer(model, other)
     for name, each in rows.items():
         beside = _evaluated(options, each, other) if other else None

@@ -25,6 +25,8 @@ class Option(NamedTuple):
     doc: str
     positional: str = ""
     """What the usage line calls it, where it is given without a name."""
+    may_be_none: bool = False
+    """A tuple that is empty unless it is given: `none` empties it again."""
 
 
 def options_of(kind: type, default: Any = None, prefix: str = "") -> list[Option]:
@@ -44,7 +46,7 @@ def options_of(kind: type, default: Any = None, prefix: str = "") -> list[Option
         if get_origin(type_) is Annotated:
             type_, mark = get_args(type_)
             positional = mark.name
-        found.append(Option(name, type_, value, docs.get(field.name, ""), positional))
+        found.append(Option(name, type_, value, docs.get(field.name, ""), positional, given == ()))
     return found
 
 

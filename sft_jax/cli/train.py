@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import sft_jax
 from sft_jax.cli.arguments import resolve_config
 from sft_jax.config import RunConfig
 from sft_jax.errors import EXIT_DONE
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sft_jax.api.run import Run
 
 
@@ -38,24 +41,28 @@ def train_on_terminal(config: RunConfig, **options: Any) -> "Run":
     """
     from rich.console import Console
 
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    announce(console, config)
     from sft_jax.api.run import Run
     from sft_jax.cli.processes import leave
     from sft_jax.distributed.agree import is_first_process
-    from sft_jax.report.terminal import TrainingProgress, rows_progress
+    from sft_jax.report.terminal import Stages, TrainingProgress, rows_progress
     from sft_jax.train.preemption import watch_for_preemption
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
     tokenised = rows_progress(console)
 
     def say(text: str) -> None:
         if is_first_process():
-            console.print(text)
+            console.print(text, markup=False)
 
     def progress(rows: int) -> None:
         if is_first_process():
             tokenised(rows)
 
-    run = Run(config, say=say, progress=progress, preemption=watch_for_preemption, leave=leave, **options)
+    stages = Stages(console, is_first_process)
+    run = Run(
+        config, say=say, stage=stages, progress=progress, preemption=watch_for_preemption, leave=leave, **options
+    )
     console.quiet = not is_first_process()
     with run:
         first, last = run.steps_done, run.config.train.steps
@@ -65,5 +72,12 @@ def train_on_terminal(config: RunConfig, **options: Any) -> "Run":
         else:
             run.fit()
     if first < last:
-        console.print(f"done: {run.workdir} (metrics.jsonl, checkpoints/, report.html, handoff.json)")
+        console.print(f"done: {run.workdir} (metrics.jsonl, checkpoints/, report.html, handoff.json)", markup=False)
     return run
+
+
+def announce(console: "Console", config: RunConfig) -> None:
+    """The first line, before JAX is imported and other processes are found."""
+    if config.distributed.process_id == 0 and not config.distributed.auto:
+        data = ", ".join(config.data.train[:3]) + (", ..." if len(config.data.train) > 3 else "")
+        console.print(f"sft-jax {sft_jax.__version__}: {config.model.path} on {data} -> {config.workdir}", markup=False)
