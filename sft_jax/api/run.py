@@ -25,8 +25,7 @@ from sft_jax.handoff.artefact import describe_handoff, write_handoff
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.plan.chips import peak_flops
 from sft_jax.report.process_log import LOG, process_log
-from sft_jax.report.run import REPORT, run_page
-from sft_jax.storage.atomic import write_whole
+from sft_jax.report.run import RunReport
 from sft_jax.storage.location import Location
 from sft_jax.train import checkpoint
 from sft_jax.train.evaluation import make_held_out
@@ -222,7 +221,9 @@ class Run:
         self._sinks: list[Sink] = []
         if is_first:
             folder = self.workdir.local()
-            self._sinks = open_sinks(folder, begin, config.train.tensorboard, config.train.sinks)
+            self._report_page = RunReport(folder)
+            sinks = open_sinks(folder, begin, config.train.tensorboard, config.train.sinks)
+            self._sinks = [*sinks, self._report_page]
             for sink in self._sinks:
                 stack.callback(sink.close)
         intervals = Intervals(steps, config.train.eval_every, config.train.save_every)
@@ -281,7 +282,8 @@ class Run:
             policy, date = f"checkpoints/{self.steps_done}", self.config.data.template_date
             about = describe_handoff(pretrained.tokenizer, pretrained.stop_ids, fingerprint, policy, MODEL_FILES, date)
             write_handoff(folder, about)
-            write_whole(folder / REPORT, lambda file: file.write(run_page(folder).encode()))
+            self._report_page.wait()
+            self._report_page.write_now()
 
 
 def _verdict_before_the_log_closes(kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -315,9 +317,7 @@ def _checked_program(inputs: Inputs, mesh: jax.sharding.Mesh) -> TrainProgram:
     return program
 
 
-def _initial(
-    inputs: Inputs, program: TrainProgram, manager: Any, step: int | None
-) -> tuple[TrainState, dict, dict]:
+def _initial(inputs: Inputs, program: TrainProgram, manager: Any, step: int | None) -> tuple[TrainState, dict, dict]:
     """(state, frozen parameters, what the record says of them): the checkpoint of `step`, or the pretrained weights.
 
     Raises:

@@ -17,7 +17,6 @@ from sft_jax.config.aliases import did_you_mean
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
 
-
 Parsed = TypeVar("Parsed")
 
 
@@ -109,8 +108,8 @@ class _Parser(argparse.ArgumentParser):
             if spelled not in self._options:
                 raise BadInput(f"{self.prog}: unknown option {name}. {did_you_mean(name, list(self._options))}".strip())
             made.append(spelled + equals + value)
-            is_flag = self._options[spelled].kind is bool and not equals
-            if is_flag and arguments[number : number + 1] not in (["True"], ["False"], ["true"], ["false"]):
+            following = arguments[number].lower() if number < len(arguments) else ""
+            if self._options[spelled].kind is bool and not equals and following not in ("true", "false"):
                 made.append("True")
         return made
 

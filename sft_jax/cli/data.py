@@ -14,13 +14,13 @@ from sft_jax.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput, nearest
 from sft_jax.storage.location import Location, require_local
 
 USAGE = """\
-sft-jax data: what a config's demonstrations become
+usage: sft-jax data audit|prepare|dump [CONFIG] [--option value ...]
 
-  sft-jax data audit CONFIG [--json] [--html F]     counts, what is dropped and why, trained tokens coloured
-  sft-jax data prepare CONFIG --out DIR             a tokenised TFDS data set, to train from
-  sft-jax data dump CONFIG --out F                  JSONL: id, source, tokens, weights
+  audit              what trains, what is left out and why, what looks wrong
+  prepare --out DIR  tokenise once, for many runs
+  dump --out FILE    tokens and loss weights of every example, as JSONL
 
-CONFIG is followed by any --section.field value, as for `sft-jax train`.
+The options of each: sft-jax data audit --help
 """
 
 
@@ -41,7 +41,7 @@ class Prepare(RunConfig):
     """Tokenise demonstrations once, for many runs, into a TFDS dataset."""
 
     out: str = ""
-    """Directory to create, local or gs://bucket/path; interrupted preparations resume. Train from it with --data.train DIR
+    """Directory to create, local or gs://bucket/path. Interrupted preparations resume. Train with --data.train DIR
     --data.eval DIR:eval."""
     licence: str = ""
     """Licence of the demonstrations, stored in the dataset's metadata."""

@@ -29,8 +29,8 @@ class Evaluate(ModelOptions):
     retained: str = ""
     """Rows of what the model must not forget: measured the same way."""
     check: tuple[str, ...] = ("auto",)
-    """exact, numeric, tool_calls, regex[:PATTERN], json, json_schema[:FILE], length; auto picks what fits the rows, none
-    generates nothing."""
+    """exact, numeric, tool_calls, regex[:PATTERN], json, json_schema[:FILE], length; auto: what fits the rows; none:
+    generate nothing."""
     scorer: str = ""
     """Your own scoring function, file.py:name: (completion, row) -> number, or a dict of numbers."""
     prompts: int = 0

@@ -4,6 +4,7 @@ import ast
 import inspect
 import textwrap
 from dataclasses import MISSING, fields, is_dataclass
+from itertools import pairwise
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 
@@ -56,7 +57,7 @@ def field_docs(kind: type) -> dict[str, str]:
     for one in reversed(kind.__mro__[:-1]):
         [node] = ast.parse(textwrap.dedent(inspect.getsource(one))).body
         body = node.body if isinstance(node, ast.ClassDef) else []
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in pairwise(body):
             is_doc = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
             if is_doc and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 docs[field.target.id] = " ".join(str(below.value.value).split())  # type: ignore[union-attr]

@@ -12,7 +12,8 @@ from sft_jax.cli.fields import Option
 
 HELP_OPTIONS = ("-h", "--help", "--help-all")
 CONFIG_DOC = (
-    "A Python file with get_config(), such as configs/quickstart.py, or a run's workdir. Without one: the defaults below."
+    "A Python file with get_config(), such as configs/quickstart.py, or a run's workdir. Without one, the "
+    "defaults below."
 )
 NAMES = 30
 """Columns for the names; the longest of `train --help` fits."""

@@ -18,8 +18,8 @@ class Kl(ModelOptions):
     model: ModelPath
     """The policy: a Hugging Face directory, a .gguf file, a run's workdir, or hf://org/name."""
     reference: str = ""
-    """The frozen reference, e.g. the workdir of the SFT run that the policy started from; base: the model that MODEL's run
-    started from."""
+    """The frozen reference, e.g. the workdir of the SFT run that the policy started from; base: the model that MODEL's
+    run started from."""
     data: str = ""
     """Rows whose trained tokens are compared. k1 and k3 are unbiased if MODEL itself sampled them."""
     train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"

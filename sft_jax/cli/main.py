@@ -18,44 +18,41 @@ from sft_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, nearest
 WELCOME = """\
 sft-jax: supervised fine-tuning in JAX
 
-  look at your data     sft-jax data audit --model.path MODEL --data.train mine.jsonl
-  fine-tune a model     sft-jax train CONFIG --data.train mine.jsonl --workdir runs/mine
-  try the result        sft-jax sample runs/mine --prompt "What can you do?"
-  measure it            sft-jax evaluate runs/mine --data held_out.jsonl --against base
-  take it elsewhere     sft-jax export runs/mine --out my-model
+  check data    sft-jax data audit --model.path MODEL --data.train mine.jsonl
+  fine-tune     sft-jax train CONFIG --data.train mine.jsonl --workdir runs/mine
+  try it        sft-jax sample runs/mine --prompt "What can you do?"
+  measure it    sft-jax evaluate runs/mine --data held_out.jsonl --against base
+  take it along sft-jax export runs/mine --out my-model
 
-MODEL is a Hugging Face directory, a .gguf file or hf://org/name; CONFIG a Python file such as configs/quickstart.py.
-All commands: sft-jax --help. The options of one: sft-jax train --help.
+MODEL   a Hugging Face directory, a .gguf file, or hf://org/name
+CONFIG  a Python file such as configs/quickstart.py
+All commands: sft-jax --help    Options of a command: sft-jax train --help
 """
 
 USAGE = """\
-usage: sft-jax COMMAND ...    the options of a command: sft-jax COMMAND --help
+usage: sft-jax COMMAND ...
 
 Before training
-  data audit [CONFIG]            what trains, token by token, and what is left out
-  data prepare [CONFIG] --out D  tokenise once, for many runs
-  data dump [CONFIG] --out F     tokens and loss weights as JSONL
-  plan CONFIG --topology v5e:4x4 memory, time and layouts on hardware you don't have
+  data audit                what trains, what is left out, what looks wrong
+  data prepare              tokenise once, for many runs
+  data dump                 tokens and loss weights as JSONL
+  plan                      memory, time, layouts on hardware you don't have
 Training
-  train CONFIG                   fine-tune; run it again to resume
+  train                     fine-tune; run it again to resume
 After training
-  sample MODEL --prompts F       completions of prompts
-  evaluate MODEL --data F        behaviour and likelihood on held-out rows; --against another model
-  score MODEL --data F           log p of every token
-  export MODEL --out D           a Hugging Face directory
-  ceiling CONFIG                 more data, better data, a larger model, or preferences?
+  sample                    completions of prompts
+  evaluate                  behaviour and likelihood on held-out rows
+  score                     log p of every token
+  export                    a Hugging Face directory
+  ceiling                   more data, better data, a larger model, preferences?
 Towards RLHF
-  select SAMPLES --out F         the best completions as demonstrations, or pairs
-  reward-init MODEL --out D      a model with a scalar head: where a reward model starts
-  kl MODEL --reference MODEL     how far a policy has moved from its reference
+  select                    the best completions as demonstrations, or pairs
+  reward-init               a scalar head: where a reward model starts
+  kl                        how far a policy has moved from its reference
 
-CONFIG  a Python file with get_config() -> RunConfig, or a run's workdir
-MODEL   a Hugging Face directory, a .gguf file, a run's workdir (newest checkpoint), or hf://org/name;
-        all but the last also in a bucket, gs://bucket/path
-Exit status: 0 done, 1 failed, 2 bad input, 42 preempted after a checkpoint (start it again).
-sft-jax --version prints the versions that matter.
+Options of a command: sft-jax COMMAND --help      Versions: sft-jax --version
+Exit status: 0 done, 1 failed, 2 bad input, 42 preempted (start it again)
 """
-
 
 COMMANDS = ("train", "data", "plan", "sample", "select", "score", "evaluate", "ceiling", "export", "reward-init", "kl")
 """Each is a module of this room, with a function of the same name: (arguments) -> exit status."""

@@ -12,8 +12,8 @@ from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
 
 if TYPE_CHECKING:
-    from sft_jax.report.terminal import Stages
     from sft_jax.api.model import Model
+    from sft_jax.report.terminal import Stages
 
 ModelPath = Annotated[str, Positional("MODEL")]
 

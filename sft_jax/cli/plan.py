@@ -35,7 +35,7 @@ class Plan(RunConfig):
     """cost: what fits, what an update does and how long it takes, as compiled by the TPU's own compiler (needs the tpu
     extra). sharding: which device holds which shard of every array, without compiling."""
     topology: str = ""
-    """v5e:4x4, v5p:2x2x1, v6e:8x8, tpu7x:4x4x8, h100:8. With --show sharding it may be empty: then the mesh, or --devices,
+    """v5e:4x4, v5p:2x2x1, v6e:8x8, tpu7x:4x4x8, h100:8. Not needed for --show sharding: there the mesh, or --devices,
     says how many devices."""
     slices: int = 1
     """Slices of this topology; mesh.data spans them."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sft_jax.cli.arguments import check_writable, parse, require
+from sft_jax.cli.arguments import check_writable, parse
 from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, stages, write_lines, write_text
 from sft_jax.config import Data
 from sft_jax.errors import EXIT_DONE, BadInput
@@ -38,7 +38,7 @@ class Sample(ModelOptions):
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are not part of it."""
     seed: int = 0
-    """Sampling seed. A completion depends on it, on its prompt's position and its own number, not on batches or mesh."""
+    """Sampling seed. A completion depends on it, its prompt's position and its own number, not on batches or mesh."""
     max_new_tokens: int = 256
     """Longest completion, in tokens."""
     batch_size: int = 16
@@ -88,7 +88,7 @@ def sample(arguments: Sequence[str]) -> int:
         answers = model.answer(tasks, sampling, options.n, options.batch_size, progress)
     rows = [sampled_row(task, each, model.tokenizer) for task, each in zip(tasks, answers, strict=True)]
     if options.prompt and not options.out:
-        write_text(("\n".join(written(one).strip() for one in row["completions"]) for row in rows))
+        write_text("\n".join(written(one).strip() for one in row["completions"]) for row in rows)
     else:
         write_lines(rows, options.out)
     return EXIT_DONE

@@ -60,9 +60,7 @@ def train_on_terminal(config: RunConfig, **options: Any) -> "Run":
             tokenised(rows)
 
     stages = Stages(console, is_first_process)
-    run = Run(
-        config, say=say, stage=stages, progress=progress, preemption=watch_for_preemption, leave=leave, **options
-    )
+    run = Run(config, say=say, stage=stages, progress=progress, preemption=watch_for_preemption, leave=leave, **options)
     console.quiet = not is_first_process()
     with run:
         first, last = run.steps_done, run.config.train.steps

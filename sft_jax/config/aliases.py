@@ -32,13 +32,19 @@ ALIASES: dict[str, Meaning] = {
             "model_name_or_path model_name model_id base_model pretrained_model_name_or_path model_path model "
             "load_parameters_path initialize_from_hf",
         ),
-        (Meaning("model.dtype", "bfloat16 or float32"), "bf16 fp16 torch_dtype mixed_precision precision compute_dtype"),
+        (
+            Meaning("model.dtype", "bfloat16 or float32"),
+            "bf16 fp16 torch_dtype mixed_precision precision compute_dtype",
+        ),
         (Meaning("model.dtype", "bfloat16 or float32"), "param_dtype activation_dtype"),
         (
             Meaning("model.remat", "full recomputes everything"),
             "gradient_checkpointing activation_checkpointing remat_policy use_gradient_checkpointing checkpointing",
         ),
-        (Meaning("model.attention"), "attn_implementation attention_implementation use_flash_attention_2 flash_attention"),
+        (
+            Meaning("model.attention"),
+            "attn_implementation attention_implementation use_flash_attention_2 flash_attention",
+        ),
         (Meaning("model.quantization", "int8"), "load_in_8bit load_in_4bit quantize bits"),
         (
             Meaning("data.train"),
@@ -64,7 +70,10 @@ ALIASES: dict[str, Meaning] = {
         (Meaning("data.packing", "best_fit or none"), "sample_packing pack packing_strategy pad_to_sequence_len"),
         (Meaning("data.over_length", "drop, truncate, error or split"), "truncation truncation_mode truncation_side"),
         (Meaning("data.format"), "dataset_type data_format formatting dataset_format"),
-        (Meaning("data.fields", "such as text=content"), "dataset_text_field text_field text_column prompt_column field"),
+        (
+            Meaning("data.fields", "such as text=content"),
+            "dataset_text_field text_field text_column prompt_column field",
+        ),
         (Meaning("data.function", "file.py:name"), "formatting_func preprocess_fn map_fn"),
         (Meaning("data.limit"), "max_samples max_train_samples num_samples"),
         (
@@ -79,7 +88,10 @@ ALIASES: dict[str, Meaning] = {
             "warmup warmup_fraction warmup_steps_fraction warmup_proportion lr_warmup_ratio",
         ),
         (Meaning("optimizer.warmup_steps"), "num_warmup_steps lr_warmup_steps warmup_iters"),
-        (Meaning("optimizer.clip_norm"), "max_grad_norm gradient_clip_val grad_clip gradient_clipping_threshold clip_grad"),
+        (
+            Meaning("optimizer.clip_norm"),
+            "max_grad_norm gradient_clip_val grad_clip gradient_clipping_threshold clip_grad",
+        ),
         (Meaning("optimizer.clip_norm"), "gradient_clipping max_norm clip_grad_norm"),
         (Meaning("optimizer.name"), "optim optimizer_name opt_type optimizer optimizer_type"),
         (Meaning("optimizer.weight_decay"), "wd adam_weight_decay decay"),
@@ -128,7 +140,7 @@ ALIASES: dict[str, Meaning] = {
     )
     for alias in aliases.split()
 }
-"""Foreign name -> ours; the names are those of TRL, transformers, Axolotl, LLaMA-Factory, MaxText, Tunix and levanter."""
+"""Foreign name -> ours; they are those of TRL, transformers, Axolotl, LLaMA-Factory, MaxText, Tunix and levanter."""
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -136,7 +148,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
     Args:
       name: as the user wrote it, perhaps with a section: `--optimizer.lr`, `output_dir`.
-      known: our names as they are to be shown: `optimizer.learning_rate`, or options such as `--optimizer.learning-rate`.
+      known: our names as they are to be shown: `optimizer.learning_rate`, or `--optimizer.learning-rate`.
     """
     ours = {_plain(one): one for one in known}
     word = _plain(name).rsplit(".", 1)[-1]

@@ -19,7 +19,9 @@ from sft_jax.errors import BadInput, nearest
 FIELDS = [name for name, _, _ in leaf_fields(RunConfig())]
 """Every field of a run, dotted."""
 SECTIONS = {
-    field.name: type(field.default) for field in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(field.default)
+    field.name: type(field.default)
+    for field in dataclasses.fields(RunConfig)
+    if dataclasses.is_dataclass(field.default)
 }
 
 

@@ -63,8 +63,8 @@ class Data:
     """Demonstrations and how they become rows of tokens."""
 
     train: tuple[str, ...] = identity(())
-    """Demonstrations: files, globs, directories, hf://org/name:split, tfds://name:split, gs://..., or prepared data (DIR
-    or DIR:split)."""
+    """Demonstrations: files, globs, directories, hf://org/name:split, tfds://name:split, gs://..., or prepared data
+    (DIR or DIR:split)."""
     weights: tuple[float, ...] = identity(())
     """Mixing weights, one per entry of train; each entry runs through epochs of its own. Empty: every entry once per
     epoch."""
@@ -84,12 +84,12 @@ class Data:
     function: str = identity("")
     """A Python function `file.py:name` that turns a row into a row, a list of rows, or None to skip it."""
     bad_rows: Literal["error", "skip"] = identity("error")
-    """error stops at the first row that cannot be used; skip leaves such rows out and counts them with their reasons."""
+    """error stops at the first row that cannot be used; skip leaves such rows out and counts them by reason."""
     chat_template: str = identity("")
     """A Jinja file, or `generic` for base models that have none. It is exported with the model. Empty: the tokenizer's
     own, unedited."""
     train_on: Literal["assistant", "last_assistant", "completion", "all"] = identity("assistant")
-    """What trains. Every assistant turn; the last one; everything after the last user turn (completion); every token."""
+    """What trains. Every assistant turn; the last one; everything after the last user turn; every token."""
     end_of_turn: bool = identity(True)
     """Train the stop token of each trained turn (for completions: EOS). Without it the model never learns to stop."""
     allow_lossy: bool = identity(False)

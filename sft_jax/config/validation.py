@@ -72,7 +72,7 @@ def validate(config: RunConfig) -> None:
         problems.append(f"optimizer.warmup_ratio is {ratio}, expected at least 0 and less than 1")
     elif ratio and config.optimizer.warmup_steps:
         problems.append(
-            f"optimizer.warmup_ratio is {ratio} and optimizer.warmup_steps {config.optimizer.warmup_steps}: set one to 0"
+            f"optimizer.warmup_ratio is {ratio} and optimizer.warmup_steps is {config.optimizer.warmup_steps}: give one"
         )
     problems += _kind_problems(config)
     if config.train.seed >= 2**63:

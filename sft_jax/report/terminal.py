@@ -120,7 +120,7 @@ def count_progress(console: Console, what: str, seconds: float = 5.0) -> Callabl
     def show(done: int, total: int) -> None:
         nonlocal shown
         now = time.monotonic()
-        if now - shown >= seconds:
+        if done < total and now - shown >= seconds:
             shown = now
             console.print(f"{done:,} of {total:,} {what}")
 

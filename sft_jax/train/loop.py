@@ -17,7 +17,6 @@ from sft_jax.train.program import TrainProgram
 from sft_jax.train.sharding import batch_shapes_of
 from sft_jax.train.step import Parameters, TrainState
 
-
 Stage = Callable[[str], contextlib.AbstractContextManager[None]]
 """(what is being done) -> a context that lasts as long."""
 

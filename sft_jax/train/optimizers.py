@@ -23,8 +23,8 @@ NEVER_DECAYED = (".scale", ".bias")
 def make_schedule(config: Optimizer, steps: int) -> optax.Schedule:
     """Step (batches consumed before it, from 0) -> learning rate.
 
-    A linear warm-up from 0 over `warmup_steps`, or over `warmup_ratio` of all steps, then constant, linear to 0, or half
-    a cosine to 0 at `steps` (the shapes of `transformers.get_scheduler`; the ratio is rounded up as in
+    A linear warm-up from 0 over `warmup_steps`, or over `warmup_ratio` of all steps, then constant, linear to 0, or
+    half a cosine to 0 at `steps` (the shapes of `transformers.get_scheduler`; the ratio is rounded up as in
     `TrainingArguments.get_warmup_steps`).
     """
     warmup_steps = config.warmup_steps or math.ceil(config.warmup_ratio * steps)

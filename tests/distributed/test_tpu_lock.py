@@ -63,7 +63,9 @@ def test_a_tpu_is_not_looked_for_where_libtpu_is_installed_for_its_compiler_alon
     _, devices = tpu
     absent = (str(tmp_path / "absent"),)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setattr("sft_jax.distributed.tpu_lock.jax", types.SimpleNamespace(config=types.SimpleNamespace(jax_platforms=None)))
+    monkeypatch.setattr(
+        "sft_jax.distributed.tpu_lock.jax", types.SimpleNamespace(config=types.SimpleNamespace(jax_platforms=None))
+    )
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not libtpu_without_tpu(absent)
