@@ -1,6 +1,7 @@
 """sft-jax train CONFIG [--section.field value ...]"""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sft_jax
@@ -34,7 +35,7 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def train_on_terminal(config: RunConfig, **options: Any) -> "Run":
-    """A whole run, shown on stderr by process 0; SIGTERM saves and ends it. Returns the run, closed.
+    """A whole run, shown on stderr by process 0; SIGTERM or Ctrl-C saves and ends it. Returns the run, closed.
 
     Args:
       options: of `Run`.
@@ -59,8 +60,12 @@ def train_on_terminal(config: RunConfig, **options: Any) -> "Run":
         if is_first_process():
             tokenised(rows)
 
+    def notice() -> None:
+        say("stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)")
+
     stages = Stages(console, is_first_process)
-    run = Run(config, say=say, stage=stages, progress=progress, preemption=watch_for_preemption, leave=leave, **options)
+    preemption = partial(watch_for_preemption, notice)
+    run = Run(config, say=say, stage=stages, progress=progress, preemption=preemption, leave=leave, **options)
     console.quiet = not is_first_process()
     with run:
         first, last = run.steps_done, run.config.train.steps

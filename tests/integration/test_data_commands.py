@@ -74,7 +74,7 @@ def test_the_audit_counts_in_json_and_shows_in_html(run, config_file, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("data",), "sft-jax data audit CONFIG"),
+        (("data",), "usage: sft-jax data audit|prepare|dump"),
         (("data", "audti"), "Did you mean 'audit'?"),
         (("data", "audit"), "CONFIG is missing"),
         (("data", "prepare", "{config}"), "--out is missing"),
