@@ -11,7 +11,9 @@ from sft_jax.config.run import leaf_fields
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-PATH = re.compile(r"(?<![\w/.:-])(?:sft_jax|tests|docs|launch|configs|bench)/[\w./*-]+\.(?:py|md|sh|yaml|sbatch|ipynb)\b")
+PATH = re.compile(
+    r"(?<![\w/.:-])(?:sft_jax|tests|docs|launch|configs|bench)/[\w./*-]+\.(?:py|md|sh|yaml|sbatch|ipynb)\b"
+)
 
 OPTION = re.compile(r"(?<![\w-])--([a-z]+\.[a-z][a-z_0-9-]*)")
 
