@@ -1,4 +1,4 @@
-"""Llama 3.1 70B on 64 Ironwood chips, every weight trained.
+"""Llama 3.1 70B on 64 Ironwood chips, full fine-tuning.
 
 Plan:      sft-jax plan configs/llama31_70b_tpu7x64.py --topology tpu7x:4x4x4
 Planned:   64 chips; 94.0 of 189.1 GiB a chip, 95.2 to spare; about 3,286 tokens/s a chip (62 % MFU), bounded by the
