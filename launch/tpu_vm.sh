@@ -33,7 +33,7 @@ action=$1 name=$2
 shift 2
 [[ $action =~ ^(run|status|logs|stop|ssh|delete)$ ]] || { echo "error: unknown command '$action'" >&2; usage; }
 [[ $name =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
-  fail "the name '$name' is none that Cloud TPU takes: lower-case letters, digits and -, beginning with a letter"
+  fail "'$name' is not a valid Cloud TPU name: use lower-case letters, digits and -, starting with a letter"
 
 type='' zones=() slices=1 tier='' direct='' wait=60 attempts=20 keep='' runtime='' env_file='' dry=''
 common=() create=() arguments=()
@@ -57,7 +57,7 @@ while [[ $# -gt 0 ]]; do
     --env-file) env_file=$2; shift 2 ;;
     --dry-run) dry=1; shift ;;
     --) shift; arguments=("$@"); break ;;
-    *) fail "unknown option $1; what the run itself takes stands after --" ;;
+    *) fail "unknown option $1; the run's own arguments go after --" ;;
   esac
 done
 [[ ${#zones[@]} -gt 0 ]] || fail "--zone is missing, e.g. --zone us-east5-b"
@@ -104,7 +104,7 @@ runtime_of() {
     v6e-*) echo v2-alpha-tpuv6e ;;
     tpu7x-*) echo v2-alpha-tpu7-ubuntu2404 ;;
     v5e-*) fail "--type $1: Cloud TPU spells it v5litepod-${1#v5e-}" ;;
-    *) fail "--type $1: known are v2-, v3-, v4-, v5litepod-, v5p-, v6e- and tpu7x-, with the number that docs/launch.md says" ;;
+    *) fail "--type $1: known types are v2-, v3-, v4-, v5litepod-, v5p-, v6e- and tpu7x-, followed by a number (docs/launch.md)" ;;
   esac
 }
 devices_of() { # as JAX counts them: a type's number counts cores, and on v4 and v5p two cores are one device
@@ -132,12 +132,12 @@ await_slice() {
   local now before='' end=$((SECONDS + 60 * wait))
   while true; do
     now=$(state)
-    [[ $now == "$before" ]] || say "$name in $zone: ${now:-not there}"
+    [[ $now == "$before" ]] || say "$name in $zone: ${now:-does not exist}"
     before=$now
     case $now in
       ACTIVE | READY) return 0 ;;
       ACCEPTED | WAITING_FOR_RESOURCES | CREATING | PROVISIONING | STARTING | RESTARTING | REIMAGING | REPAIRING | SUSPENDING | DELETING | STOPPING)
-        if ((SECONDS > end)); then say "nothing in $zone after $wait minutes"; return 1; fi ;;
+        if ((SECONDS > end)); then say "no slice in $zone after $wait minutes"; return 1; fi ;;
       *) return 1 ;; # FAILED, SUSPENDED, PREEMPTED, TERMINATED, STOPPED, or gone
     esac
     sleep "$poll"
@@ -158,7 +158,7 @@ pack() { # this checkout's tracked and new files: no .git, no .venv, nothing ign
 set_up() {
   local node
   for node in $(nodes); do
-    say "$node: copy the code, install"
+    say "$node: copying the code, installing"
     gc tpu-vm scp "$scratch/code.tgz" "$scratch/command.sh" "$scratch/env" "$node:" --worker all || return 1 # otherwise the run would start with older code
     on_workers "$node" all 'set -e; mkdir -p ~/sft_jax; cd ~/sft_jax; tar -xzf ~/code.tgz; mv ~/command.sh .command.sh; install -m 600 ~/env .env; rm -f ~/env ~/code.tgz; [ -x .venv/bin/python ] || python3 -m venv .venv; .venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu,gcs]"' || return 1
   done
@@ -200,8 +200,8 @@ follow() {
 
 run() {
   [[ -n $type ]] || fail "--type is missing, e.g. --type v6e-16"
-  [[ ${#arguments[@]} -gt 0 ]] || fail "after -- stands what sft-jax train takes: CONFIG [--section.field value ...]"
-  [[ -z $direct || $slices -eq 1 ]] || fail "--direct makes one slice; several are queued"
+  [[ ${#arguments[@]} -gt 0 ]] || fail "the run's arguments are missing: -- CONFIG [--section.field value ...]"
+  [[ -z $direct || $slices -eq 1 ]] || fail "--direct creates one slice; several must be queued"
   [[ -z $env_file || -r $env_file ]] || fail "--env-file $env_file cannot be read"
   [[ -n $runtime ]] || runtime=$(runtime_of "$type")
   command -v gcloud >/dev/null || [[ -n $dry ]] || fail "gcloud is not on the PATH: https://cloud.google.com/sdk/docs/install"
@@ -232,12 +232,12 @@ run() {
       pause=$poll
       set_up && start_run && if follow; then
         case $status in
-          42) say "status 42: saved and stopped, or a worker is gone; starting again"; [[ $(state) =~ ^(ACTIVE|READY)$ ]] && continue ;;
-          stopped) say "stopped by hand; the same command goes on"; finish 42; return ;;
+          42) say "status 42: preempted, or a worker is gone; restarting"; [[ $(state) =~ ^(ACTIVE|READY)$ ]] && continue ;;
+          stopped) say "stopped by hand; the same command continues"; finish 42; return ;;
           *) finish "$status"; return ;;
         esac
       fi
-      say "a worker cannot be reached: $name in $zone is $(state)"
+      say "cannot reach a worker: $name in $zone is $(state)"
       await_slice && continue
     fi
     if [[ -n $(state) ]]; then remove_slice; fi
@@ -246,11 +246,11 @@ run() {
     sleep "$pause"
     pause=$((pause < 300 ? 2 * pause : 300))
   done
-  fail "no finished run after $attempts attempts in ${zones[*]}; the same command goes on"
+  fail "no finished run after $attempts attempts in ${zones[*]}; the same command continues"
 }
 finish() {
   if [[ -n $keep || $1 -ne 0 ]]; then
-    say "status $1; the slice is still there and costs money. Delete it: launch/tpu_vm.sh delete $name --zone $zone ${common[*]-}"
+    say "status $1; the slice still exists and costs money. To delete it: launch/tpu_vm.sh delete $name --zone $zone ${common[*]-}"
   else
     remove_slice
     say "done; $name is deleted"
@@ -262,10 +262,10 @@ each_node() { local node; for node in $(nodes); do on_workers "$node" "$1" "$2";
 case $action in
   run) run ;;
   status)
-    [[ -n $dry ]] || { there=$(state); echo "$name in $zone: ${there:-not there}"; [[ -n $there ]] || exit 1; }
+    [[ -n $dry ]] || { there=$(state); echo "$name in $zone: ${there:-does not exist}"; [[ -n $there ]] || exit 1; }
     each_node all 'cd ~/sft_jax 2>/dev/null || exit 0; echo "$(hostname): $(cat .status 2>/dev/null || echo runs), $(tail -n 1 run.log)"' ;;
   logs) each_node all 'tail -n 100 ~/sft_jax/run.log | sed "s/^/$(hostname): /"' ;;
-  stop) each_node all 'touch ~/sft_jax/.stopped; kill -TERM -- "-$(cat ~/sft_jax/.pid)"' && say "told: every worker saves and leaves with 42" ;;
+  stop) each_node all 'touch ~/sft_jax/.stopped; kill -TERM -- "-$(cat ~/sft_jax/.pid)"' && say "signalled: every worker saves and exits with 42" ;;
   ssh) gc tpu-vm ssh "$(nodes | head -1)" --worker 0 ;;
   delete) remove_slice ;;
 esac

@@ -35,7 +35,7 @@ action=$1 name=$2
 shift 2
 [[ $action =~ ^(run|status|logs|stop|delete)$ ]] || { echo "error: unknown command '$action'" >&2; usage; }
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
-  fail "the name '$name' is none that Kubernetes takes: lower-case letters, digits and -, beginning with a letter"
+  fail "'$name' is not a valid Kubernetes name: use lower-case letters, digits and -, starting with a letter"
 
 topology='' slices=1 gpu='' nodes=1 per_host='' image='' spot='' secret='' account='' queue='' host_network='' restarts=100
 all='' dry='' cluster=() arguments=()
@@ -47,7 +47,7 @@ while [[ $# -gt 0 ]]; do
     --dry-run) dry=1; shift; continue ;;
     --) shift; arguments=("$@"); break ;;
     --topology | --slices | --gpu | --nodes | --per-host | --image | --secret | --service-account | --queue | --restarts | --namespace | --context) ;;
-    *) fail "unknown option $1; what the run itself takes stands after --" ;;
+    *) fail "unknown option $1; the run's own arguments go after --" ;;
   esac
   [[ $# -ge 2 ]] || fail "$1 needs a value"
   case $1 in
@@ -68,9 +68,9 @@ done
 [[ $slices =~ ^[1-9][0-9]*$ && $nodes =~ ^[1-9][0-9]*$ && ${per_host:-1} =~ ^[1-9][0-9]*$ && $restarts =~ ^[0-9]+$ ]] ||
   fail "--slices $slices, --nodes $nodes, --per-host ${per_host:-1}: expected whole numbers from 1; --restarts $restarts: from 0"
 for each in "$secret" "$account" "$queue"; do # the YAML has them unquoted
-  [[ -z $each || $each =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] || fail "'$each' is no name of Kubernetes"
+  [[ -z $each || $each =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] || fail "'$each' is not a valid Kubernetes name"
 done
-[[ -z $image || $image =~ ^[a-z0-9][-a-zA-Z0-9._/:@]*$ ]] || fail "--image '$image' is no name of an image"
+[[ -z $image || $image =~ ^[a-z0-9][-a-zA-Z0-9._/:@]*$ ]] || fail "--image '$image' is not a valid image name"
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 poll=${SFT_JAX_POLL_SECONDS:-10} # tests poll faster
@@ -145,7 +145,7 @@ gpu_machines() {
     b200) accelerator=nvidia-b200 ;;
     h100* | nvidia-h100*) fail "--gpu $gpu: did you mean h100 (a3-highgpu) or h100-mega (a3-megagpu)?" ;;
     *a100*) fail "--gpu $gpu: did you mean a100 (a2-highgpu) or a100-80gb (a2-ultragpu)?" ;;
-    *) fail "--gpu $gpu: known are a100, a100-80gb, h100, h100-mega, h200 and b200" ;;
+    *) fail "--gpu $gpu: known GPUs are a100, a100-80gb, h100, h100-mega, h200 and b200" ;;
   esac
   chips=${per_host:-8} hosts=$nodes devices=$((nodes * ${per_host:-8}))
 }
@@ -211,7 +211,7 @@ render() {
   # run (status 2).
   [[ " ${arguments[*]} " == *" --distributed.timeout-seconds"* ]] || added+=(--distributed.timeout-seconds 21600)
   longest=$name-slice-$((slices - 1))-$((hosts - 1))-abcde
-  ((${#longest} <= 63)) || fail "the name '$name' is $((${#longest} - 63)) characters too long: a pod would be named $longest, and 63 are allowed"
+  ((${#longest} <= 63)) || fail "the name '$name' is $((${#longest} - 63)) characters too long: a pod would be named $longest, and at most 63 are allowed"
   [[ -n $image ]] || ! grep -q 'PROJECT/.* # <- image' "$template" || fail "--image is missing: docker build --target ${gpu:+cuda}${topology:+tpu} -f launch/gke/Dockerfile -t IMAGE . && docker push IMAGE"
 
   export fill_name=$name fill_restarts=$restarts fill_hosts=$hosts fill_accelerator=$accelerator fill_chips=$chips fill_coordinator=$coordinator
@@ -245,7 +245,7 @@ ask() {
         fail "$(cat "$scratch/error")" ;;
     esac
     tries=$((tries + 1))
-    ((tries < 20)) || { say "no answer $tries times: $(cat "$scratch/error")"; say "a run that has begun goes on in the cluster; the same command attaches to it"; exit 1; }
+    ((tries < 20)) || { say "no answer $tries times: $(cat "$scratch/error")"; say "a run that has started continues in the cluster; the same command attaches to it"; exit 1; }
     say "the cluster does not answer: $(tail -n 1 "$scratch/error")"
     sleep "$poll"
   done
@@ -271,7 +271,7 @@ look_at_pods() {
 described() { # the number of pods in each phase, and what the first waiting one waits for
   awk -F '|' 'NF < 7 {next} {count[$1]++; total++}
     $1 == "Pending" && why == "" && $6 != "" && $6 != "PodInitializing" && $6 != "ContainerCreating" {why = $4 " waits: " $6}
-    $1 == "Pending" && why == "" && $7 ~ /^(Unschedulable|SchedulingGated)/ {why = $4 " is in no node: " $7}
+    $1 == "Pending" && why == "" && $7 ~ /^(Unschedulable|SchedulingGated)/ {why = $4 " is not scheduled: " $7}
     END {
       if (!total) {print "no pod yet"; exit}
       for (i = split("Pending Running Succeeded Failed Unknown", order, " "); i > 0; i--)
@@ -280,7 +280,7 @@ described() { # the number of pods in each phase, and what the first waiting one
     }' "$scratch/pods"
 }
 state() { # one line; call `look` and `look_at_pods` first
-  if [[ -z $there ]]; then echo "not there"
+  if [[ -z $there ]]; then echo "does not exist"
   elif [[ -n $deleted ]]; then echo "is being deleted"
   elif [[ $completed == True ]]; then echo "completed"
   elif [[ $failed == True ]]; then echo "failed ($why)"
@@ -324,11 +324,11 @@ follow() {
       fi
       continue
     fi
-    if [[ -z $there ]]; then say "$name is gone: somebody deleted it; the same command starts it again"; return 42; fi
+    if [[ -z $there ]]; then say "$name is gone: somebody deleted it; the same command restarts it"; return 42; fi
     if [[ $completed == True ]]; then return 0; fi
     if [[ $failed == True ]]; then return "$(status_of_failed)"; fi
     if [[ -n $stopped && -z $(awk -F '|' '$1 ~ /^(Pending|Running)/' "$scratch/pods") ]]; then
-      say "stopped by hand; the same command goes on"
+      say "stopped by hand; the same command continues"
       return 42
     fi
     sleep "$poll"
@@ -340,8 +340,8 @@ run() {
   [[ -z $topology || -z $gpu ]] || fail "--topology is for TPUs and --gpu for GPUs: give one"
   [[ -z $gpu || $slices -eq 1 ]] || fail "--slices is for TPUs; GPUs take --nodes"
   [[ -z $gpu || -z $host_network ]] || fail "--host-network is for TPU slices"
-  [[ -z $topology || $nodes -eq 1 ]] || fail "--nodes is for GPUs; TPUs take --slices, and a topology has its hosts"
-  [[ ${#arguments[@]} -gt 0 ]] || fail "after -- stands what sft-jax train takes: CONFIG [--section.field value ...]"
+  [[ -z $topology || $nodes -eq 1 ]] || fail "--nodes is for GPUs; TPUs take --slices, and the topology determines the hosts"
+  [[ ${#arguments[@]} -gt 0 ]] || fail "the run's arguments are missing: -- CONFIG [--section.field value ...]"
   render
   if [[ -n $dry ]]; then
     delete_jobset
@@ -350,23 +350,23 @@ run() {
     echo END
     return
   fi
-  [[ " ${arguments[*]}" == *" --workdir"* ]] || say "no --workdir is given: unless CONFIG names one that outlives the pods (gs://...), what the run saves goes with them"
+  [[ " ${arguments[*]}" == *" --workdir"* ]] || say "no --workdir given: unless CONFIG names one that outlives the pods (gs://...), the run's output is lost with them"
   look
   if [[ -n $there && -z $deleted$stopped && $completed$failed != *True* ]]; then
-    say "$name is there: attaching to it, with the arguments that it was started with"
+    say "$name exists: attaching to it, with the arguments it was started with"
   else
     if [[ -n $there ]]; then
       look_at_pods
-      say "$name: $(state); starting it again"
+      say "$name: $(state); restarting it"
       delete_jobset >&2
     fi
     ask create -f "$scratch/jobset.yaml" >"$scratch/created"
-    say "created: $accelerator, $slices x $hosts hosts of $chips; it starts again up to $restarts times"
+    say "created: $accelerator, $slices x $hosts hosts of $chips; restarts up to $restarts times"
   fi
-  trap 'say "not followed any more; the run goes on. Attach: the same command. Stop it, saved: launch/gke/run.sh stop $name ${cluster[*]-}"; exit 130' INT
+  trap 'say "detached; the run continues. To attach: the same command. To save and stop it: launch/gke/run.sh stop $name ${cluster[*]-}"; exit 130' INT
   local status=0
   follow || status=$?
-  say "status $status; what JobSet keeps costs nothing. Delete it: launch/gke/run.sh delete $name ${cluster[*]-}"
+  say "status $status; the remaining JobSet costs nothing. To delete it: launch/gke/run.sh delete $name ${cluster[*]-}"
   return "$status"
 }
 
@@ -375,7 +375,7 @@ stop() {
   local queued='' workload=''
   if [[ -z $dry ]]; then
     look
-    [[ -n $there ]] || { say "there is no $name"; return 1; }
+    [[ -n $there ]] || { say "$name does not exist"; return 1; }
     [[ $completed$failed != *True* ]] || { look_at_pods; say "$name has ended: $(state)"; return 0; }
     [[ -z $queued ]] || workload=$(ask get workloads -l "kueue.x-k8s.io/job-uid=$there" -o name)
   fi
@@ -386,9 +386,9 @@ stop() {
     kc patch jobset "$name" --type merge -p '{"spec":{"suspend":true}}'
   fi
   [[ -z $dry ]] || return 0
-  say "told: every pod finishes its step, saves and leaves with 42"
+  say "signalled: every pod finishes its step, saves and exits with 42"
   while look_at_pods && grep -qE '^(Pending|Running)' "$scratch/pods"; do sleep "$poll"; done
-  say "all have left; run with the same name goes on"
+  say "all pods have ended; run with the same name continues"
 }
 
 [[ -n $dry ]] || command -v kubectl >/dev/null ||
