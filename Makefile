@@ -38,7 +38,7 @@ test: $(VENV)/.dev
 # whichever worker is free takes the next test; those that need ports and clocks for themselves are one group
 slow: $(VENV)/.dev $(MODEL) $(LAUNCHERS) $(XPK)
 	$(BIN)/python -m pytest -m "slow and not long" -n $(WORKERS) --dist loadgroup $(ARGS)
-# minutes each, so outside CI: before a release, and where one of them may have changed (last result: docs/benchmarks.md)
+# minutes each, so outside CI: before a release, and where one of them may have changed (last result: docs/verification.md)
 long: $(VENV)/.dev $(MODEL)
 	OPTIMISED=1 $(BIN)/python -m pytest -m long -n $(WORKERS) --dist loadgroup $(ARGS)
 check: $(VENV)/.dev
