@@ -61,9 +61,16 @@ class Plan(RunConfig):
     """HTML page to write."""
 
 
+USUAL = (
+    "model.path", "model.dtype", "model.remat", "data.sequence-length", "train.batch-size", "train.accumulation",
+    "adapter.kind", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context",
+)  # fmt: skip
+"""What `--help` shows of the sections."""
+
+
 def plan(arguments: Sequence[str]) -> int:
     """sft-jax plan CONFIG --topology v5e:4x4 [--slices N] [--search] [--section.field value ...]"""
-    config, options = config_with_options(Plan, arguments, "sft-jax plan")
+    config, options = config_with_options(Plan, arguments, "sft-jax plan", USUAL)
     require_local(options.html, "--html")
     check_writable(options.html, option="--html")
     if options.slices < 1 or options.devices < 0:
