@@ -13,13 +13,15 @@ TOKENIZERS := $(patsubst %,.cache/tokenizers/%/package/package.json,llama2 llama
 # A file's tests run in one worker, in the order of the files: they share what its fixtures make.
 BY_FILE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: install quickstart ceiling solutions plan-configs test slow long check parity bench bench-data bench-generation
+.PHONY: install model quickstart ceiling solutions plan-configs test slow long check parity bench bench-data bench-generation
 .PHONY: dev environments gpu-wheels gpu-check clean
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
 # what `make slow` and `make parity` need besides .venv
 environments: $(MODEL) $(LAUNCHERS) $(XPK) $(TOKENIZERS)
+# the model of configs/quickstart.py
+model: install $(MODEL)
 quickstart: install $(MODEL)
 	$(BIN)/python -m sft_jax.experiments.quickstart $(ARGS)
 # the ceiling of imitation on demonstrators whose skill is known (docs/ceiling.md)
@@ -36,7 +38,7 @@ test: $(VENV)/.dev
 # whichever worker is free takes the next test; those that need ports and clocks for themselves are one group
 slow: $(VENV)/.dev $(MODEL) $(LAUNCHERS) $(XPK)
 	$(BIN)/python -m pytest -m "slow and not long" -n $(WORKERS) --dist loadgroup $(ARGS)
-# minutes each, so outside CI: before a release, and where one of them may have changed (last result: docs/benchmarks.md)
+# minutes each, so outside CI: before a release, and where one of them may have changed (last result: docs/verification.md)
 long: $(VENV)/.dev $(MODEL)
 	OPTIMISED=1 $(BIN)/python -m pytest -m long -n $(WORKERS) --dist loadgroup $(ARGS)
 check: $(VENV)/.dev

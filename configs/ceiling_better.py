@@ -1,9 +1,9 @@
-"""The same with a demonstrator that is right nine times in ten: a better one moves the ceiling.
+"""A demonstrator that is right 90 % of the time, with scattered errors: a better demonstrator raises the ceiling.
 
 Command:   sft-jax ceiling configs/ceiling_better.py --check exact --max-new-tokens 4
-           (make ceiling runs all five; docs/ceiling.md has what came of it)
+           (make ceiling runs all five; results: docs/ceiling.md)
 Hardware:  2 CPU cores
-Result:    sampled 0.897 right where 0.90 were shown; "nothing left"
+Result:    sampled accuracy 0.897, demonstrator 0.90; verdict "nothing left"
 """
 
 from sft_jax.config import RunConfig

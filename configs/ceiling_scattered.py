@@ -1,9 +1,9 @@
-"""A demonstrator that is right six times in ten, its errors scattered: imitation answers better than it was shown.
+"""A demonstrator that is right 60 % of the time, with scattered errors: greedy decoding beats the demonstrator.
 
 Command:   sft-jax ceiling configs/ceiling_scattered.py --check exact --max-new-tokens 4
-           (make ceiling runs all five; docs/ceiling.md has what came of it)
+           (make ceiling runs all five; results: docs/ceiling.md)
 Hardware:  2 CPU cores
-Result:    greedy 0.998 of answers right, sampled 0.591, where 0.60 were shown; "nothing left"
+Result:    greedy accuracy 0.998, sampled 0.591, demonstrator 0.60; verdict "nothing left"
 """
 
 from sft_jax.config import RunConfig

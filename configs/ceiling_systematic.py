@@ -1,9 +1,9 @@
-"""A demonstrator that is right six times in ten and errs the same way each time: greedy answers inherit its errors.
+"""A demonstrator that is right 60 % of the time, with systematic errors: greedy decoding inherits them.
 
 Command:   sft-jax ceiling configs/ceiling_systematic.py --check exact --max-new-tokens 4
-           (make ceiling runs all five; docs/ceiling.md has what came of it)
+           (make ceiling runs all five; results: docs/ceiling.md)
 Hardware:  2 CPU cores
-Result:    greedy 0.497 right, sampled 0.590, best of 16 0.977, where 0.60 were shown; "preferences"
+Result:    greedy accuracy 0.497, sampled 0.590, best of 16 0.977, demonstrator 0.60; verdict "preferences"
 """
 
 from sft_jax.config import RunConfig

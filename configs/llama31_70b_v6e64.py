@@ -1,4 +1,4 @@
-"""Llama 3.1 70B on 64 v6e chips, every weight trained.
+"""Llama 3.1 70B on 64 v6e chips, full fine-tuning.
 
 Plan:      sft-jax plan configs/llama31_70b_v6e64.py --topology v6e:8x8
 Planned:   64 chips; 24.2 of 31.5 GiB a chip, 7.3 to spare; about 800 tokens/s a chip (38 % MFU), bounded by the

@@ -1,4 +1,4 @@
-"""Llama 3.1 8B on eight H100s, every weight trained.
+"""Llama 3.1 8B on eight H100s, full fine-tuning.
 
 Plan:      sft-jax plan configs/llama31_8b_8xh100.py --topology h100:8
 Planned:   8 chips; 31.1 of 73.4 GiB a chip, 42.3 to spare; about 13,108 tokens/s a chip (64 % MFU), bounded by the

@@ -1,4 +1,4 @@
-"""Llama 3.1 8B on sixteen v5e chips, every weight trained.
+"""Llama 3.1 8B on sixteen v5e chips, full fine-tuning.
 
 Plan:      sft-jax plan configs/llama31_8b_v5e16.py --topology v5e:4x4
 Planned:   16 chips; 12.3 of 15.8 GiB a chip, 3.5 to spare; about 2,338 tokens/s a chip (57 % MFU), bounded by the

@@ -1,4 +1,4 @@
-"""Llama 3.1 8B on eight v6e chips, every weight trained.
+"""Llama 3.1 8B on eight v6e chips, full fine-tuning.
 
 Plan:      sft-jax plan configs/llama31_8b_v6e8.py --topology v6e:2x4
 Planned:   8 chips; 25.4 of 31.5 GiB a chip, 6.1 to spare; about 7,794 tokens/s a chip (41 % MFU), bounded by the

@@ -1,4 +1,4 @@
-"""Llama 3.2 1B on sixteen v5e chips, every weight trained.
+"""Llama 3.2 1B on sixteen v5e chips, full fine-tuning.
 
 Plan:      sft-jax plan configs/llama32_1b_v5e16.py --topology v5e:4x4
 Planned:   16 chips; 6.5 of 15.8 GiB a chip, 9.3 to spare; about 13,352 tokens/s a chip (56 % MFU), bounded by the

@@ -1,4 +1,4 @@
-"""Qwen3 0.6B on one H100, every weight trained.
+"""Qwen3 0.6B on one H100, full fine-tuning.
 
 Plan:      sft-jax plan configs/qwen3_06b_h100.py --topology h100:1
 Planned:   1 chip; 26.8 of 73.4 GiB a chip, 46.6 to spare; about 89,423 tokens/s a chip (45 % MFU), bounded by the
@@ -13,7 +13,7 @@ from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
 def get_config() -> RunConfig:
     return RunConfig(
         workdir="runs/qwen3-06b-h100",
-        # The plan needs the architecture alone; training needs the weights, which this repository does not hold.
+        # Enough for a plan; training also needs the weights, which this repository does not include.
         model=Model(path="configs/architectures/qwen3-0.6b", dtype="bfloat16", remat="none", head_chunk=1024),
         data=Data(train=("YOUR.jsonl",), sequence_length=4096),
         optimizer=Optimizer(learning_rate=2e-5, schedule="cosine", warmup_steps=20),

@@ -1,4 +1,4 @@
-"""Qwen3 0.6B on four v5e chips, every weight trained.
+"""Qwen3 0.6B on four v5e chips, full fine-tuning.
 
 Plan:      sft-jax plan configs/qwen3_06b_v5e4.py --topology v5e:2x2
 Planned:   4 chips; 6.9 of 15.8 GiB a chip, 8.9 to spare; about 18,733 tokens/s a chip (47 % MFU), bounded by the

@@ -1,4 +1,4 @@
-"""Qwen3 8B on 64 v6e chips, every weight trained.
+"""Qwen3 8B on 64 v6e chips, full fine-tuning.
 
 Plan:      sft-jax plan configs/qwen3_8b_v6e64.py --topology v6e:8x8
 Planned:   64 chips; 28.4 of 31.5 GiB a chip, 3.1 to spare; about 6,229 tokens/s a chip (33 % MFU), bounded by the

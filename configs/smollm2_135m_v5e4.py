@@ -1,4 +1,4 @@
-"""SmolLM2 135M on four v5e chips, every weight trained.
+"""SmolLM2 135M on four v5e chips, full fine-tuning.
 
 Plan:      sft-jax plan configs/smollm2_135m_v5e4.py --topology v5e:2x2
 Planned:   4 chips; 9.6 of 15.8 GiB a chip, 6.2 to spare; about 62,205 tokens/s a chip (32 % MFU), bounded by the

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One run as N processes of M simulated CPU devices each, on this machine:
+# One run as N processes with M simulated CPU devices each, on this machine:
 #
 #   launch/local.sh N M CONFIG [--section.field value ...]
 #   launch/local.sh 2 4 configs/quickstart.py --workdir runs/two --train.steps 20
 #
-# Process 0 talks to the terminal; the others write to files that are named at the start. Ctrl-C and SIGTERM reach all of
-# them. Ends with 0 when all are done, otherwise with the status of a process that is not: 2 bad input, 42 start me again.
+# Process 0 writes to the terminal, the others to files that are named at the start. Ctrl-C and SIGTERM make all of them save
+# and exit. Exit status: 0 if all are done, otherwise that of a process that is not: 2 bad input, 42 restart me.
 set -euo pipefail
 
 if [[ $# -lt 3 || ! $1 =~ ^[1-9][0-9]*$ || ! $2 =~ ^[1-9][0-9]*$ ]]; then
@@ -42,7 +42,7 @@ done
 
 status=0
 for member in "${members[@]}"; do
-  # A signal ends `wait` early; the member is waited for again until it has ended.
+  # A signal interrupts `wait`, so wait again until the process has ended.
   while true; do
     ended=0
     wait "$member" || ended=$?

@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# A run on Cloud TPU VMs, from nothing to done: asks for the slice (queued resources) until there is one, copies this
-# checkout to every worker, starts the run there detached, follows worker 0, starts again after a preemption, and deletes
-# the slice at the end. Needs gcloud, logged in (docs/launch.md).
+# Run on Cloud TPU VMs: request a slice (queued resources) until there is one, copy this checkout to every worker, start
+# the run there detached, follow worker 0's log, restart after a preemption, and delete the slice at the end. Needs gcloud,
+# logged in (docs/launch.md).
 #
 #   launch/tpu_vm.sh run NAME --type v6e-16 --zone us-east5-b --spot -- CONFIG --workdir gs://bucket/a [--section.field value ...]
 #   launch/tpu_vm.sh status|logs|stop|ssh|delete NAME --zone us-east5-b
 #
 # Options of run:
 #   --type TYPE          accelerator type: v4-32, v5litepod-16, v5p-128, v6e-64, tpu7x-8
-#   --zone Z[,Z...]      zones, tried in this order and again from the first
-#   --slices N           so many slices as one run (1)
-#   --spot, --reserved   may be taken away, and cheaper; from your reservation. Without either: on demand
-#   --direct             create the VM at once instead of queueing (one slice): fails when there is none
-#   --wait MINUTES       how long one zone may keep the request waiting before the next is asked (60)
-#   --attempts N         how often a slice is asked for, and a lost one replaced, in all (20)
-#   --keep               leave the slice running at the end
-#   --project P, --runtime V, --service-account A, --network N, --subnetwork S    as gcloud takes them
-#   --env-file F         lines NAME=value (HF_TOKEN), copied to the workers, readable by you alone
-# The other commands take --zone, --project, --slices and --direct as run was given them.
-# --dry-run with any command prints what would be run, and runs nothing.
+#   --zone Z[,Z...]      zones to try, in this order and then from the first again
+#   --slices N           number of slices in the run (1)
+#   --spot, --reserved   preemptible and cheaper; from your reservation. Default: on demand
+#   --direct             create the VM at once instead of queueing (one slice); fails if there is no capacity
+#   --wait MINUTES       how long to wait in one zone before trying the next (60)
+#   --attempts N         how many slices to request in total, replacements included (20)
+#   --keep               keep the slice at the end
+#   --project P, --runtime V, --service-account A, --network N, --subnetwork S    as in gcloud
+#   --env-file F         lines NAME=value (HF_TOKEN), copied to the workers, readable only by you
+# Give the other commands the same --zone, --project, --slices and --direct as run.
+# --dry-run with any command prints what it would run, and runs nothing.
 #
-# `run` again with the same NAME goes on where the last one was, wherever it was cut off. Exit status: that of the run.
-# shellcheck disable=SC2016  # the workers expand what stands in single quotes
+# `run` again with the same NAME picks up wherever the last one was interrupted. Exit status: the run's.
+# shellcheck disable=SC2016  # the workers expand what is in single quotes
 set -euo pipefail
 
 usage() { sed -n '/^#   launch/p; /^# Options/,/^# `run`/p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
@@ -33,7 +33,7 @@ action=$1 name=$2
 shift 2
 [[ $action =~ ^(run|status|logs|stop|ssh|delete)$ ]] || { echo "error: unknown command '$action'" >&2; usage; }
 [[ $name =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
-  fail "the name '$name' is none that Cloud TPU takes: lower-case letters, digits and -, beginning with a letter"
+  fail "'$name' is not a valid Cloud TPU name: use lower-case letters, digits and -, starting with a letter"
 
 type='' zones=() slices=1 tier='' direct='' wait=60 attempts=20 keep='' runtime='' env_file='' dry=''
 common=() create=() arguments=()
@@ -57,7 +57,7 @@ while [[ $# -gt 0 ]]; do
     --env-file) env_file=$2; shift 2 ;;
     --dry-run) dry=1; shift ;;
     --) shift; arguments=("$@"); break ;;
-    *) fail "unknown option $1; what the run itself takes stands after --" ;;
+    *) fail "unknown option $1; the run's own arguments go after --" ;;
   esac
 done
 [[ ${#zones[@]} -gt 0 ]] || fail "--zone is missing, e.g. --zone us-east5-b"
@@ -71,14 +71,14 @@ poll=${SFT_JAX_POLL_SECONDS:-15} # tests poll faster
 # --- gcloud ------------------------------------------------------------------------------------------------------------
 
 shown() { printf '%q ' "$@"; echo; }
-gc() { # what changes something, or asks a worker
+gc() { # commands that change something or talk to a worker
   if [[ -n $dry ]]; then shown gcloud compute tpus "$@" --zone "$zone" ${common[@]+"${common[@]}"} --quiet; return; fi
   gcloud compute tpus "$@" --zone "$zone" ${common[@]+"${common[@]}"} --quiet
 }
-on_workers() { # NODE WORKER COMMAND; the command has no word of the user's in it
+on_workers() { # NODE WORKER COMMAND; the command contains none of the user's words
   gc tpu-vm ssh "$1" --worker "$2" --command "$3"
 }
-state() { # of the slice in $zone; empty where there is none
+state() { # of the slice in $zone; empty if there is none
   local found value
   value='value(state.state)'
   found=(queued-resources describe)
@@ -104,10 +104,10 @@ runtime_of() {
     v6e-*) echo v2-alpha-tpuv6e ;;
     tpu7x-*) echo v2-alpha-tpu7-ubuntu2404 ;;
     v5e-*) fail "--type $1: Cloud TPU spells it v5litepod-${1#v5e-}" ;;
-    *) fail "--type $1: known are v2-, v3-, v4-, v5litepod-, v5p-, v6e- and tpu7x-, with the number that docs/launch.md says" ;;
+    *) fail "--type $1: known types are v2-, v3-, v4-, v5litepod-, v5p-, v6e- and tpu7x-, followed by a number (docs/launch.md)" ;;
   esac
 }
-devices_of() { # that JAX will show: the number of a type counts cores, of which v4 and v5p make one device of two
+devices_of() { # as JAX counts them: a type's number counts cores, and on v4 and v5p two cores are one device
   local number=${1##*-}
   case $1 in v4-* | v5p-*) echo $((number * slices / 2)) ;; *) echo $((number * slices)) ;; esac
 }
@@ -127,17 +127,17 @@ remove_slice() {
   if [[ -n $direct ]]; then gc tpu-vm delete "$name"; else gc queued-resources delete "$name" --force; fi
 }
 
-# Waits until the slice is there. 0: it is; 1: there is none to be had here.
+# Wait until the slice is ready. 0: it is; 1: this zone has none.
 await_slice() {
   local now before='' end=$((SECONDS + 60 * wait))
   while true; do
     now=$(state)
-    [[ $now == "$before" ]] || say "$name in $zone: ${now:-not there}"
+    [[ $now == "$before" ]] || say "$name in $zone: ${now:-does not exist}"
     before=$now
     case $now in
       ACTIVE | READY) return 0 ;;
       ACCEPTED | WAITING_FOR_RESOURCES | CREATING | PROVISIONING | STARTING | RESTARTING | REIMAGING | REPAIRING | SUSPENDING | DELETING | STOPPING)
-        if ((SECONDS > end)); then say "nothing in $zone after $wait minutes"; return 1; fi ;;
+        if ((SECONDS > end)); then say "no slice in $zone after $wait minutes"; return 1; fi ;;
       *) return 1 ;; # FAILED, SUSPENDED, PREEMPTED, TERMINATED, STOPPED, or gone
     esac
     sleep "$poll"
@@ -146,7 +146,7 @@ await_slice() {
 
 # --- the workers -------------------------------------------------------------------------------------------------------
 
-pack() { # this checkout as git has it and what is new in it: no .git, no .venv, nothing ignored
+pack() { # this checkout's tracked and new files: no .git, no .venv, nothing ignored
   (cd "$here" && git ls-files -z --cached --others --exclude-standard | xargs -0 ls -d 2>/dev/null | tr '\n' '\0' |
     tar --null --no-recursion -T - -czf "$scratch/code.tgz")
   { printf 'exec .venv/bin/sft-jax train'; printf ' %q' "${arguments[@]}" --distributed.auto True --distributed.devices "$(devices_of "$type")"; echo; } \
@@ -158,8 +158,8 @@ pack() { # this checkout as git has it and what is new in it: no .git, no .venv,
 set_up() {
   local node
   for node in $(nodes); do
-    say "$node: copy the code, install"
-    gc tpu-vm scp "$scratch/code.tgz" "$scratch/command.sh" "$scratch/env" "$node:" --worker all || return 1 # or the run would start with what lay there before
+    say "$node: copying the code, installing"
+    gc tpu-vm scp "$scratch/code.tgz" "$scratch/command.sh" "$scratch/env" "$node:" --worker all || return 1 # otherwise the run would start with older code
     on_workers "$node" all 'set -e; mkdir -p ~/sft_jax; cd ~/sft_jax; tar -xzf ~/code.tgz; mv ~/command.sh .command.sh; install -m 600 ~/env .env; rm -f ~/env ~/code.tgz; [ -x .venv/bin/python ] || python3 -m venv .venv; .venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu,gcs]"' || return 1
   done
 }
@@ -170,7 +170,7 @@ start_run() {
   done
 }
 
-# Prints what is new in worker 0's log until every worker has ended; sets `status`. 1: a worker cannot be reached.
+# Print worker 0's log as it grows until every worker has ended; set `status`. 1: a worker cannot be reached.
 follow() {
   local node seen=0 left first
   first=$(nodes | head -1)
@@ -185,7 +185,7 @@ follow() {
     done
     left=$(grep -c '^runs' "$scratch/statuses" || true)
     if [[ $left -eq 0 ]]; then
-      # One failure is the run's: bad input (2) and errors (1) before what is to be started again.
+      # One worker's failure is the run's: bad input (2) and errors (1) take precedence over statuses that restart.
       status=$(awk '/^ended/ {s[$2]++} END {for (i in s) if (i + 0 != 0 && i + 0 != 42 && i + 0 < 128) {print i; exit}
         if (42 in s) print 42; else {for (i in s) if (i + 0) {print 42; exit}; print 0}}' "$scratch/statuses")
       if grep -q '^stopped' "$scratch/statuses"; then status=stopped; fi
@@ -200,8 +200,8 @@ follow() {
 
 run() {
   [[ -n $type ]] || fail "--type is missing, e.g. --type v6e-16"
-  [[ ${#arguments[@]} -gt 0 ]] || fail "after -- stands what sft-jax train takes: CONFIG [--section.field value ...]"
-  [[ -z $direct || $slices -eq 1 ]] || fail "--direct makes one slice; several are queued"
+  [[ ${#arguments[@]} -gt 0 ]] || fail "the run's arguments are missing: -- CONFIG [--section.field value ...]"
+  [[ -z $direct || $slices -eq 1 ]] || fail "--direct creates one slice; several must be queued"
   [[ -z $env_file || -r $env_file ]] || fail "--env-file $env_file cannot be read"
   [[ -n $runtime ]] || runtime=$(runtime_of "$type")
   command -v gcloud >/dev/null || [[ -n $dry ]] || fail "gcloud is not on the PATH: https://cloud.google.com/sdk/docs/install"
@@ -212,7 +212,7 @@ run() {
     return
   fi
   local attempt=0 there next=0 pause=$poll status=1
-  for zone in "${zones[@]}"; do # a run that is there already goes on
+  for zone in "${zones[@]}"; do # attach to an existing run
     there=$(state)
     [[ -z $there ]] || break
   done
@@ -224,7 +224,7 @@ run() {
       say "attempt $attempt of $attempts: $type x $slices in $zone"
       if ! ask_for_slice 2>"$scratch/error"; then
         cat "$scratch/error" >&2
-        # What no other try can mend ends here; a quota and a stock-out may be another zone's.
+        # Stop if no retry can help; another zone may have quota or capacity.
         if grep -qiE 'permission|denied|invalid|unauthenticated|not enabled' "$scratch/error"; then return 2; fi
       fi
     fi
@@ -232,12 +232,12 @@ run() {
       pause=$poll
       set_up && start_run && if follow; then
         case $status in
-          42) say "status 42: saved and stopped, or a worker is gone; starting again"; [[ $(state) =~ ^(ACTIVE|READY)$ ]] && continue ;;
-          stopped) say "stopped by hand; the same command goes on"; finish 42; return ;;
+          42) say "status 42: preempted, or a worker is gone; restarting"; [[ $(state) =~ ^(ACTIVE|READY)$ ]] && continue ;;
+          stopped) say "stopped by hand; the same command continues"; finish 42; return ;;
           *) finish "$status"; return ;;
         esac
       fi
-      say "a worker cannot be reached: $name in $zone is $(state)"
+      say "cannot reach a worker: $name in $zone is $(state)"
       await_slice && continue
     fi
     if [[ -n $(state) ]]; then remove_slice; fi
@@ -246,11 +246,11 @@ run() {
     sleep "$pause"
     pause=$((pause < 300 ? 2 * pause : 300))
   done
-  fail "no finished run after $attempts attempts in ${zones[*]}; the same command goes on"
+  fail "no finished run after $attempts attempts in ${zones[*]}; the same command continues"
 }
 finish() {
   if [[ -n $keep || $1 -ne 0 ]]; then
-    say "status $1; the slice is still there and costs money. Delete it: launch/tpu_vm.sh delete $name --zone $zone ${common[*]-}"
+    say "status $1; the slice still exists and costs money. To delete it: launch/tpu_vm.sh delete $name --zone $zone ${common[*]-}"
   else
     remove_slice
     say "done; $name is deleted"
@@ -262,10 +262,10 @@ each_node() { local node; for node in $(nodes); do on_workers "$node" "$1" "$2";
 case $action in
   run) run ;;
   status)
-    [[ -n $dry ]] || { there=$(state); echo "$name in $zone: ${there:-not there}"; [[ -n $there ]] || exit 1; }
+    [[ -n $dry ]] || { there=$(state); echo "$name in $zone: ${there:-does not exist}"; [[ -n $there ]] || exit 1; }
     each_node all 'cd ~/sft_jax 2>/dev/null || exit 0; echo "$(hostname): $(cat .status 2>/dev/null || echo runs), $(tail -n 1 run.log)"' ;;
   logs) each_node all 'tail -n 100 ~/sft_jax/run.log | sed "s/^/$(hostname): /"' ;;
-  stop) each_node all 'touch ~/sft_jax/.stopped; kill -TERM -- "-$(cat ~/sft_jax/.pid)"' && say "told: every worker saves and leaves with 42" ;;
+  stop) each_node all 'touch ~/sft_jax/.stopped; kill -TERM -- "-$(cat ~/sft_jax/.pid)"' && say "signalled: every worker saves and exits with 42" ;;
   ssh) gc tpu-vm ssh "$(nodes | head -1)" --worker 0 ;;
   delete) remove_slice ;;
 esac

@@ -26,6 +26,13 @@ class Preempted(Exception):
     """The run was asked to stop and has committed a checkpoint."""
 
 
+def hub_hint(name: str) -> str:
+    """A hint for a name that is not on this machine and looks like one of the Hugging Face hub."""
+    import re
+
+    return f" For the Hugging Face hub, write hf://{name}." if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else ""
+
+
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """A hint such as `Did you mean 'cosine'?`, or every known word when none is close."""
     import difflib

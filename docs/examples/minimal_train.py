@@ -1,9 +1,9 @@
-"""A whole fine-tuning, from files to a Hugging Face directory, read from top to bottom.
+"""A complete fine-tuning script, from files to a Hugging Face directory, to read from top to bottom.
 
     .venv/bin/python docs/examples/minimal_train.py MODEL demonstrations.jsonl out [STEPS]
 
-The pieces are those that `sft-jax train` is made of, without its workdir: no checkpoints, no resume, no evaluation. It
-runs unchanged on one device or on many.
+It uses the same pieces as `sft-jax train`, without a workdir: no checkpoints, no resume, no evaluation. It runs
+unchanged on one device or on many.
 """
 
 import sys
@@ -25,23 +25,23 @@ from sft_jax.weights.pretrained import open_pretrained
 
 
 def main(model: str, demonstrations: str, out: str, steps: int = 20) -> list[float]:
-    """The loss of every step."""
+    """Train and export; returns the loss of every step."""
     config = RunConfig(
         model=Model(path=model),
         data=Data(train=(demonstrations,), sequence_length=256),
         optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=2),
         train=Train(steps=steps, batch_size=8),
     )
-    mesh = make_mesh(Mesh(fsdp=-1))  # all devices share the parameters and the rows
+    mesh = make_mesh(Mesh(fsdp=-1))  # shard the parameters and the rows over all devices
 
-    # What the model is: architecture, tokenizer, chat template. No weight is read yet.
+    # Architecture, tokenizer and chat template. No weights are read yet.
     pretrained = open_pretrained(model)
 
-    # Demonstrations become documents: token ids, and how much each token counts as a target (0 or 1, mostly).
+    # Demonstrations become documents: token ids, and each token's weight as a target (mostly 0 or 1).
     examples = prepare(config.data, pretrained.tokenizer).examples
     lengths, targets = sizes(examples)
 
-    # Documents are packed into rows of T tokens; only the M target positions of a row meet the head.
+    # Documents are packed into rows of T tokens; only a row's M target positions go through the head.
     length = config.data.sequence_length
     capacity = choose_target_capacity(lengths, targets, length, "best_fit", 32)
     plan = plan_packing(lengths, targets, length, capacity, "best_fit")
@@ -49,21 +49,21 @@ def main(model: str, demonstrations: str, out: str, steps: int = 20) -> list[flo
     batches = Batches(examples, plan, seed=0, batch_size=config.train.batch_size)  # batches.batch(step)
     shapes = batch_shapes_of(batches)
 
-    # The update: loss and gradients over the rows, clipped, one optax step; jitted, the state donated.
+    # The update: loss, clipped gradients, one optax step; jitted, with the state donated.
     program = make_program(config, pretrained.architecture, shapes, mesh)
 
-    # The weights, each read straight into its shards; then the optimizer's state beside them.
+    # The weights, each read straight into its shards, and then the optimizer state.
     parameters = pretrained.load(program.architecture, program.parameter_layout)
     state = make_initial_state(program)(parameters)
 
-    # One batch is built and sent ahead while the device works on the one before.
+    # The next batch is built and transferred while the device works on the current one.
     losses = []
     for step, batch, _ in feed(batches, range(steps), shapes, program.batch_layout):
         state, metrics = program.update(state, {}, batch)
         losses.append(float(metrics["loss_sum"] / metrics["weight_sum"]))
         print(f"step {step + 1}: loss {losses[-1]:.4f}, gradient norm {float(metrics['grad_norm']):.3f}")
 
-    # What transformers, vLLM and others load.
+    # A directory that transformers, vLLM and others load.
     export(
         state.trainable,
         program.architecture,

@@ -1,30 +1,29 @@
 #!/usr/bin/env bash
-# A run on a GKE cluster, as a JobSet: fills launch/gke/tpu.yaml or gpu.yaml in, creates it, tells every state until it runs,
-# follows worker 0 of slice 0, and ends with the run's status. JobSet does the rest, also when nobody looks: it starts all
-# pods again after a preemption and after status 42. Needs kubectl with a cluster that has JobSet, and an image
-# (docs/launch.md).
+# Run on a GKE cluster as a JobSet: fill in launch/gke/tpu.yaml or gpu.yaml, create it, report every state until it runs,
+# follow worker 0 of slice 0, and exit with the run's status. JobSet restarts all pods after a preemption and after status 42,
+# whether or not this script is attached. Needs kubectl with a cluster that has JobSet, and an image (docs/launch.md).
 #
 #   launch/gke/run.sh run NAME --topology v6e:4x4 --spot --image I -- CONFIG --workdir gs://BUCKET/runs/a [--section.field value ...]
 #   launch/gke/run.sh run NAME --gpu h100 --nodes 2 --image I -- CONFIG --workdir gs://BUCKET/runs/a [--section.field value ...]
 #   launch/gke/run.sh status|logs|stop|delete NAME
 #
 # Options of run:
-#   --topology T         a TPU slice as sft-jax plan spells it: v4:2x2x4, v5e:4x4, v5p:4x4x4, v6e:8x8, tpu7x:2x2x2
-#   --slices N           so many slices as one run (1)
+#   --topology T         a TPU slice, spelled as for sft-jax plan: v4:2x2x4, v5e:4x4, v5p:4x4x4, v6e:8x8, tpu7x:2x2x2
+#   --slices N           number of slices in the run (1)
 #   --gpu G --nodes N    GPU nodes instead: a100, a100-80gb, h100, h100-mega, h200, b200 (1 node)
-#   --per-host N         chips or GPUs of one host, where the machine type has not the usual number (4 chips, 8 GPUs)
-#   --image I            the image; without it the one that the template names
-#   --spot               nodes that may be taken away, and cheaper
-#   --secret S           a Secret of the cluster whose entries become environment variables (HF_TOKEN)
-#   --service-account A  the Kubernetes service account of the pods (access to buckets)
+#   --per-host N         chips or GPUs per host, if the machine type does not have the usual 4 chips or 8 GPUs
+#   --image I            the image; default: the template's
+#   --spot               preemptible nodes, cheaper
+#   --secret S           a cluster Secret whose entries become environment variables (HF_TOKEN)
+#   --service-account A  the pods' Kubernetes service account (access to buckets)
 #   --queue Q            the Kueue queue that admits the run
-#   --host-network       the pods use their host's network: faster between slices, without Workload Identity
-#   --restarts N         starts after the first, in all (100)
-# Every command takes --namespace NS and --context C, as kubectl does. logs takes --all: every worker's last lines.
-# --dry-run with any command prints what would be run and applied, and contacts nothing.
+#   --host-network       use the host's network: faster between slices, without Workload Identity
+#   --restarts N         maximum number of restarts (100)
+# Every command takes --namespace NS and --context C, as kubectl does. logs --all prints every worker's last lines.
+# --dry-run with any command prints what it would run and apply, and contacts nothing.
 #
-# `run` again with the same NAME attaches to a run that goes on, and starts one that was stopped, failed or ended again: it
-# continues in its workdir. Exit status: that of the run.
+# `run` again with the same NAME attaches to a live run; a run that was stopped, failed or finished starts again and
+# continues in its workdir. Exit status: the run's.
 set -euo pipefail
 
 usage() { sed -n '/^#   launch/p; /^# Options/,/^# continues/p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
@@ -36,7 +35,7 @@ action=$1 name=$2
 shift 2
 [[ $action =~ ^(run|status|logs|stop|delete)$ ]] || { echo "error: unknown command '$action'" >&2; usage; }
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
-  fail "the name '$name' is none that Kubernetes takes: lower-case letters, digits and -, beginning with a letter"
+  fail "'$name' is not a valid Kubernetes name: use lower-case letters, digits and -, starting with a letter"
 
 topology='' slices=1 gpu='' nodes=1 per_host='' image='' spot='' secret='' account='' queue='' host_network='' restarts=100
 all='' dry='' cluster=() arguments=()
@@ -48,7 +47,7 @@ while [[ $# -gt 0 ]]; do
     --dry-run) dry=1; shift; continue ;;
     --) shift; arguments=("$@"); break ;;
     --topology | --slices | --gpu | --nodes | --per-host | --image | --secret | --service-account | --queue | --restarts | --namespace | --context) ;;
-    *) fail "unknown option $1; what the run itself takes stands after --" ;;
+    *) fail "unknown option $1; the run's own arguments go after --" ;;
   esac
   [[ $# -ge 2 ]] || fail "$1 needs a value"
   case $1 in
@@ -68,10 +67,10 @@ while [[ $# -gt 0 ]]; do
 done
 [[ $slices =~ ^[1-9][0-9]*$ && $nodes =~ ^[1-9][0-9]*$ && ${per_host:-1} =~ ^[1-9][0-9]*$ && $restarts =~ ^[0-9]+$ ]] ||
   fail "--slices $slices, --nodes $nodes, --per-host ${per_host:-1}: expected whole numbers from 1; --restarts $restarts: from 0"
-for each in "$secret" "$account" "$queue"; do # they stand in the YAML as they are
-  [[ -z $each || $each =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] || fail "'$each' is no name of Kubernetes"
+for each in "$secret" "$account" "$queue"; do # the YAML has them unquoted
+  [[ -z $each || $each =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] || fail "'$each' is not a valid Kubernetes name"
 done
-[[ -z $image || $image =~ ^[a-z0-9][-a-zA-Z0-9._/:@]*$ ]] || fail "--image '$image' is no name of an image"
+[[ -z $image || $image =~ ^[a-z0-9][-a-zA-Z0-9._/:@]*$ ]] || fail "--image '$image' is not a valid image name"
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 poll=${SFT_JAX_POLL_SECONDS:-10} # tests poll faster
@@ -80,7 +79,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 # --- machines ----------------------------------------------------------------------------------------------------------
 
-slices_of() { # that GKE has of a kind of TPU; of v4, v5p and tpu7x also others whose sides are multiples of 4
+slices_of() { # the slices that GKE offers; v4, v5p and tpu7x also have others whose sides are multiples of 4
   case $1 in
     v5e | v6e) echo 1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16 ;;
     v4 | v5p) echo 2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 ;;
@@ -88,7 +87,7 @@ slices_of() { # that GKE has of a kind of TPU; of v4, v5p and tpu7x also others 
   esac
 }
 chips_of() { echo $((${1//x/*})); }
-nearest() { # KIND CHIPS: the slice of about so many chips
+nearest() { # KIND CHIPS: the slice whose number of chips is closest
   local each chips best='' off=0 least=0
   for each in $(slices_of "$1"); do
     chips=$(chips_of "$each")
@@ -99,7 +98,7 @@ nearest() { # KIND CHIPS: the slice of about so many chips
 }
 known_topologies='v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:4x4, tpu7x:2x2x4'
 
-# Sets kind, shape, accelerator, chips (of a host), hosts (of a slice) and devices (of the run, as JAX counts them).
+# Set kind, shape, accelerator, chips (per host), hosts (per slice) and devices (of the run, as JAX counts them).
 tpu_machines() {
   kind=${topology%%:*} shape=${topology#*:}
   if [[ $topology =~ ^([a-z0-9]+)[-_]([1-9][0-9]{0,4})$ ]]; then # as gcloud and xpk spell it
@@ -134,7 +133,7 @@ tpu_machines() {
   ((total % chips == 0)) || fail "--per-host $chips: $topology has $total chips"
   hosts=$((total / chips))
   devices=$((total * slices))
-  if [[ $kind == tpu7x ]]; then devices=$((2 * devices)); fi # two a chip
+  if [[ $kind == tpu7x ]]; then devices=$((2 * devices)); fi # two per chip
 }
 gpu_machines() {
   case $gpu in
@@ -146,14 +145,14 @@ gpu_machines() {
     b200) accelerator=nvidia-b200 ;;
     h100* | nvidia-h100*) fail "--gpu $gpu: did you mean h100 (a3-highgpu) or h100-mega (a3-megagpu)?" ;;
     *a100*) fail "--gpu $gpu: did you mean a100 (a2-highgpu) or a100-80gb (a2-ultragpu)?" ;;
-    *) fail "--gpu $gpu: known are a100, a100-80gb, h100, h100-mega, h200 and b200" ;;
+    *) fail "--gpu $gpu: known GPUs are a100, a100-80gb, h100, h100-mega, h200 and b200" ;;
   esac
   chips=${per_host:-8} hosts=$nodes devices=$((nodes * ${per_host:-8}))
 }
 
 # --- the JobSet --------------------------------------------------------------------------------------------------------
 
-# A list of YAML, in JSON's notation. Kubernetes makes $ of $$ in what it starts, and puts values in the place of $(NAME).
+# A YAML list in JSON notation. In arguments, Kubernetes turns $$ into $ and replaces $(NAME) by its value.
 word() {
   local text=$1 character code
   text=${text//\\/\\\\}
@@ -173,8 +172,8 @@ words() {
   echo "[$list]"
 }
 
-# The template with the values of the variables fill_MARK in the lines that bear the mark; where such a line is an option
-# (it has a # in front), it is taken in. An empty value leaves the line's own.
+# The template with marked lines filled from the variables fill_MARK; a commented-out line is uncommented if its variable is
+# set. An empty value keeps the line's own.
 fill() {
   awk '
     match($0, / # <- [-a-z]+$/) {
@@ -191,14 +190,14 @@ fill() {
     { print }' "$1"
 }
 
-# Writes $scratch/jobset.yaml.
+# Write $scratch/jobset.yaml.
 render() {
   local template=$here/tpu.yaml coordinator=$name-slice-0-0.$name
   local added=() longest
   if [[ -n $gpu ]]; then
     template=$here/gpu.yaml
     gpu_machines
-    # shellcheck disable=SC2016  # Kubernetes puts the pod's number there
+    # shellcheck disable=SC2016  # Kubernetes replaces it by the pod's number
     added=(--distributed.coordinator "$coordinator:9876" --distributed.processes "$hosts" --distributed.process-id '$(JOB_COMPLETION_INDEX)')
   else
     tpu_machines
@@ -208,11 +207,11 @@ render() {
     fi
     added=(--distributed.auto True)
   fi
-  # Six hours for the slowest node to come, which nobody else waits for: the run's own default is made for hosts that are
-  # there already, and giving up ends the run (status 2).
+  # Six hours for the slowest node to come up. The run's own default suits hosts that already exist, and a timeout ends the
+  # run (status 2).
   [[ " ${arguments[*]} " == *" --distributed.timeout-seconds"* ]] || added+=(--distributed.timeout-seconds 21600)
   longest=$name-slice-$((slices - 1))-$((hosts - 1))-abcde
-  ((${#longest} <= 63)) || fail "the name '$name' is $((${#longest} - 63)) characters too long: a pod would be named $longest, and 63 are allowed"
+  ((${#longest} <= 63)) || fail "the name '$name' is $((${#longest} - 63)) characters too long: a pod would be named $longest, and at most 63 are allowed"
   [[ -n $image ]] || ! grep -q 'PROJECT/.* # <- image' "$template" || fail "--image is missing: docker build --target ${gpu:+cuda}${topology:+tpu} -f launch/gke/Dockerfile -t IMAGE . && docker push IMAGE"
 
   export fill_name=$name fill_restarts=$restarts fill_hosts=$hosts fill_accelerator=$accelerator fill_chips=$chips fill_coordinator=$coordinator
@@ -230,11 +229,11 @@ render() {
 # --- kubectl -----------------------------------------------------------------------------------------------------------
 
 shown() { printf '%q ' kubectl "$@" ${cluster[@]+"${cluster[@]}"}; echo; }
-kc() { # what changes something, or shows it to the user
+kc() { # commands that change something or show it to the user
   if [[ -n $dry ]]; then shown "$@"; return; fi
   kubectl "$@" ${cluster[@]+"${cluster[@]}"}
 }
-# Asks until there is an answer. What no other try can mend ends here.
+# Retry until there is an answer; give up at once if no retry can help.
 ask() {
   local tries=0
   until kubectl "$@" ${cluster[@]+"${cluster[@]}"} 2>"$scratch/error"; do
@@ -246,15 +245,15 @@ ask() {
         fail "$(cat "$scratch/error")" ;;
     esac
     tries=$((tries + 1))
-    ((tries < 20)) || { say "no answer $tries times: $(cat "$scratch/error")"; say "a run that has begun goes on in the cluster; the same command attaches to it"; exit 1; }
+    ((tries < 20)) || { say "no answer $tries times: $(cat "$scratch/error")"; say "a run that has started continues in the cluster; the same command attaches to it"; exit 1; }
     say "the cluster does not answer: $(tail -n 1 "$scratch/error")"
     sleep "$poll"
   done
 }
 
 of_all="jobset.sigs.k8s.io/jobset-name=$name"
-# Sets deleted, stopped, queued (its queue), held (who suspends it), starts, completed, failed and why, as the JobSet says;
-# `there`, its uid, is empty where there is none.
+# Read the JobSet: set deleted, stopped, queued (its queue), held (who suspends it), starts, completed, failed and why.
+# `there` is its uid, empty if it does not exist.
 look() {
   local suspended restarted fields
   fields='{.metadata.uid}|{.metadata.deletionTimestamp}|{.metadata.annotations.sft-jax/stopped}|{.metadata.labels.kueue\.x-k8s\.io/queue-name}|{.spec.suspend}|{.status.restarts}|{.status.conditions[?(@.type=="Completed")].status}|{.status.conditions[?(@.type=="Failed")].status}|{.status.conditions[?(@.type=="Failed")].reason}'
@@ -263,16 +262,16 @@ look() {
   starts=$((${restarted:-0} + 1)) held=''
   [[ ${suspended:-} != true ]] || held=${queued:-nobody}
 }
-# Writes $scratch/pods, a line a pod: phase|slice|host|name|exit code|what it waits for|why it is in no node.
+# Write $scratch/pods, one line per pod: phase|slice|host|name|exit code|what it waits for|why it is not scheduled.
 look_at_pods() {
   local fields
   fields='{range .items[*]}{.status.phase}|{.metadata.labels.jobset\.sigs\.k8s\.io/job-index}|{.metadata.annotations.batch\.kubernetes\.io/job-completion-index}|{.metadata.name}|{.status.containerStatuses[*].state.terminated.exitCode}|{.status.containerStatuses[*].state.waiting.reason}|{.status.conditions[?(@.type=="PodScheduled")].reason}: {.status.conditions[?(@.type=="PodScheduled")].message}{"\n"}{end}'
   ask get pods -l "$of_all" -o "jsonpath=$fields" >"$scratch/pods"
 }
-described() { # how many pods are in which phase, and what the first that waits waits for
+described() { # the number of pods in each phase, and what the first waiting one waits for
   awk -F '|' 'NF < 7 {next} {count[$1]++; total++}
     $1 == "Pending" && why == "" && $6 != "" && $6 != "PodInitializing" && $6 != "ContainerCreating" {why = $4 " waits: " $6}
-    $1 == "Pending" && why == "" && $7 ~ /^(Unschedulable|SchedulingGated)/ {why = $4 " is in no node: " $7}
+    $1 == "Pending" && why == "" && $7 ~ /^(Unschedulable|SchedulingGated)/ {why = $4 " is not scheduled: " $7}
     END {
       if (!total) {print "no pod yet"; exit}
       for (i = split("Pending Running Succeeded Failed Unknown", order, " "); i > 0; i--)
@@ -280,8 +279,8 @@ described() { # how many pods are in which phase, and what the first that waits 
       print "pods: " told (why == "" ? "" : "; " why)
     }' "$scratch/pods"
 }
-state() { # in a line; `look` and `look_at_pods` came before
-  if [[ -z $there ]]; then echo "not there"
+state() { # one line; call `look` and `look_at_pods` first
+  if [[ -z $there ]]; then echo "does not exist"
   elif [[ -n $deleted ]]; then echo "is being deleted"
   elif [[ $completed == True ]]; then echo "completed"
   elif [[ $failed == True ]]; then echo "failed ($why)"
@@ -290,7 +289,7 @@ state() { # in a line; `look` and `look_at_pods` came before
   elif [[ -n $held ]]; then echo "suspended: Kueue's queue $held has no room for it yet"
   else echo "start $starts, $(described)"; fi
 }
-status_of_failed() { # the run's, by its pods: bad input (2) and errors (1) before what was to be started again
+status_of_failed() { # from the pods: bad input (2) and errors (1) take precedence over statuses that restart
   if [[ $why == ReachedMaxRestarts ]]; then echo 42; return; fi
   awk -F '|' '$5 + 0 != 0 && $5 + 0 != 42 && $5 + 0 < 128 {print $5 + 0; found = 1; exit} END {if (!found) print 1}' "$scratch/pods"
 }
@@ -298,13 +297,13 @@ first_pod() { awk -F '|' -v phase="$1" '$2 == 0 && $3 == 0 && $1 ~ phase {print 
 
 # --- commands ----------------------------------------------------------------------------------------------------------
 
-# Waits until the pods are gone: each gets SIGTERM and saves.
+# Delete and wait until the pods are gone: each gets SIGTERM and saves.
 delete_jobset() {
   local words=(delete jobset "$name" --ignore-not-found --cascade=foreground)
   if [[ -n $dry ]]; then shown "${words[@]}"; else ask "${words[@]}"; fi
 }
 
-# Tells every state, prints worker 0's log start after start, until the JobSet has ended or was stopped.
+# Report every state and print worker 0's log, restarts included, until the JobSet has ended or was stopped.
 follow() {
   local told='' now pod read_to_end='' since=()
   while true; do
@@ -325,11 +324,11 @@ follow() {
       fi
       continue
     fi
-    if [[ -z $there ]]; then say "$name is gone: somebody deleted it; the same command starts it again"; return 42; fi
+    if [[ -z $there ]]; then say "$name is gone: somebody deleted it; the same command restarts it"; return 42; fi
     if [[ $completed == True ]]; then return 0; fi
     if [[ $failed == True ]]; then return "$(status_of_failed)"; fi
     if [[ -n $stopped && -z $(awk -F '|' '$1 ~ /^(Pending|Running)/' "$scratch/pods") ]]; then
-      say "stopped by hand; the same command goes on"
+      say "stopped by hand; the same command continues"
       return 42
     fi
     sleep "$poll"
@@ -341,8 +340,8 @@ run() {
   [[ -z $topology || -z $gpu ]] || fail "--topology is for TPUs and --gpu for GPUs: give one"
   [[ -z $gpu || $slices -eq 1 ]] || fail "--slices is for TPUs; GPUs take --nodes"
   [[ -z $gpu || -z $host_network ]] || fail "--host-network is for TPU slices"
-  [[ -z $topology || $nodes -eq 1 ]] || fail "--nodes is for GPUs; TPUs take --slices, and a topology has its hosts"
-  [[ ${#arguments[@]} -gt 0 ]] || fail "after -- stands what sft-jax train takes: CONFIG [--section.field value ...]"
+  [[ -z $topology || $nodes -eq 1 ]] || fail "--nodes is for GPUs; TPUs take --slices, and the topology determines the hosts"
+  [[ ${#arguments[@]} -gt 0 ]] || fail "the run's arguments are missing: -- CONFIG [--section.field value ...]"
   render
   if [[ -n $dry ]]; then
     delete_jobset
@@ -351,32 +350,32 @@ run() {
     echo END
     return
   fi
-  [[ " ${arguments[*]}" == *" --workdir"* ]] || say "no --workdir is given: unless CONFIG names one that outlives the pods (gs://...), what the run saves goes with them"
+  [[ " ${arguments[*]}" == *" --workdir"* ]] || say "no --workdir given: unless CONFIG names one that outlives the pods (gs://...), the run's output is lost with them"
   look
   if [[ -n $there && -z $deleted$stopped && $completed$failed != *True* ]]; then
-    say "$name is there: attaching to it, with the arguments that it was started with"
+    say "$name exists: attaching to it, with the arguments it was started with"
   else
     if [[ -n $there ]]; then
       look_at_pods
-      say "$name: $(state); starting it again"
+      say "$name: $(state); restarting it"
       delete_jobset >&2
     fi
     ask create -f "$scratch/jobset.yaml" >"$scratch/created"
-    say "created: $accelerator, $slices x $hosts hosts of $chips; it starts again up to $restarts times"
+    say "created: $accelerator, $slices x $hosts hosts of $chips; restarts up to $restarts times"
   fi
-  trap 'say "not followed any more; the run goes on. Attach: the same command. Stop it, saved: launch/gke/run.sh stop $name ${cluster[*]-}"; exit 130' INT
+  trap 'say "detached; the run continues. To attach: the same command. To save and stop it: launch/gke/run.sh stop $name ${cluster[*]-}"; exit 130' INT
   local status=0
   follow || status=$?
-  say "status $status; what JobSet keeps costs nothing. Delete it: launch/gke/run.sh delete $name ${cluster[*]-}"
+  say "status $status; the remaining JobSet costs nothing. To delete it: launch/gke/run.sh delete $name ${cluster[*]-}"
   return "$status"
 }
 
-# Every pod gets SIGTERM, all save, and the JobSet stays, suspended. Where Kueue decides about that, it is told.
+# Every pod gets SIGTERM and saves; the JobSet stays, suspended. If Kueue controls suspension, tell Kueue.
 stop() {
   local queued='' workload=''
   if [[ -z $dry ]]; then
     look
-    [[ -n $there ]] || { say "there is no $name"; return 1; }
+    [[ -n $there ]] || { say "$name does not exist"; return 1; }
     [[ $completed$failed != *True* ]] || { look_at_pods; say "$name has ended: $(state)"; return 0; }
     [[ -z $queued ]] || workload=$(ask get workloads -l "kueue.x-k8s.io/job-uid=$there" -o name)
   fi
@@ -387,9 +386,9 @@ stop() {
     kc patch jobset "$name" --type merge -p '{"spec":{"suspend":true}}'
   fi
   [[ -z $dry ]] || return 0
-  say "told: every pod finishes its step, saves and leaves with 42"
+  say "signalled: every pod finishes its step, saves and exits with 42"
   while look_at_pods && grep -qE '^(Pending|Running)' "$scratch/pods"; do sleep "$poll"; done
-  say "all have left; run with the same name goes on"
+  say "all pods have ended; run with the same name continues"
 }
 
 [[ -n $dry ]] || command -v kubectl >/dev/null ||
@@ -405,7 +404,7 @@ case $action in
       echo "$name: $(state)"
       [[ -n $there ]] || exit 1
     fi
-    kc logs -l "$of_all" -c sft-jax --prefix --tail 1 --ignore-errors || true ;; # pods that have not begun have none
+    kc logs -l "$of_all" -c sft-jax --prefix --tail 1 --ignore-errors || true ;; # pods that have not started have no logs
   logs)
     if [[ -n $all ]]; then
       kc logs -l "$of_all" -c sft-jax --prefix --tail 100 --ignore-errors

@@ -127,11 +127,20 @@ class Model:
         return [[self._completion(one) for one in each] for each in self.answer(tasks, sampling, n, batch_size)]
 
     def answer(
-        self, tasks: Sequence[Task], sampling: Sampling, n: int = 1, batch_size: int = 16
+        self,
+        tasks: Sequence[Task],
+        sampling: Sampling,
+        n: int = 1,
+        batch_size: int = 16,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[Generated]]:
-        """`n` completions of every task, as tokens: what `generate`, sample and evaluate are made of."""
+        """`n` completions of every task, as tokens; `generate`, sample and evaluate build on it.
+
+        Args:
+          progress: called after each batch with (completions made, completions wanted).
+        """
         prompts = self.prompts(tasks, sampling)
-        return self.generator(batch_size)(self.parameters, prompts, sampling, n)
+        return self.generator(batch_size)(self.parameters, prompts, sampling, n, progress)
 
     def prompts(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[int]]:
         """What the model is asked to continue, as tokens.

@@ -26,13 +26,12 @@ from sft_jax.handoff.artefact import describe_handoff, write_handoff
 from sft_jax.parallel.mesh import make_mesh
 from sft_jax.plan.chips import peak_flops
 from sft_jax.report.process_log import LOG, process_log
-from sft_jax.report.run import REPORT, run_page
-from sft_jax.storage.atomic import write_whole
+from sft_jax.report.run import RunReport
 from sft_jax.storage.location import Location
 from sft_jax.train import checkpoint
 from sft_jax.train.evaluation import make_held_out
 from sft_jax.train.inputs import Inputs, Locate, read_inputs
-from sft_jax.train.loop import Hooks, Intervals, Loop
+from sft_jax.train.loop import Hooks, Intervals, Loop, Stage
 from sft_jax.train.metrics import MetricsRow, has_evaluation
 from sft_jax.train.program import TrainProgram, activations_of, make_initial_state, make_program
 from sft_jax.train.sharding import batch_shapes_of, check_batch
@@ -40,7 +39,7 @@ from sft_jax.train.sinks import Sink, open_sinks
 from sft_jax.train.step import TrainState
 from sft_jax.train.workdir import claim_workdir
 from sft_jax.weights.fingerprint import weights_fingerprint
-from sft_jax.weights.pretrained import MODEL_FILES, check_base
+from sft_jax.weights.pretrained import MODEL_FILES, Pretrained, check_base
 from sft_jax.weights.restore import newest_step
 
 Preemption = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
@@ -61,6 +60,7 @@ class Run:
         config: RunConfig | str | Path,
         *,
         say: Callable[[str], None] = lambda text: None,
+        stage: Stage = lambda what: contextlib.nullcontext(),
         progress: Callable[[int], None] | None = None,
         preemption: Preemption | None = None,
         leave: Leave = stay,
@@ -71,7 +71,8 @@ class Run:
         """
         Args:
           config: a config, a config file, or a run's config.json.
-          say: takes lines about the run: counts of the data, what is continued.
+          say: takes lines about the run: the model and its devices, counts of the data, what is resumed.
+          stage: told of what takes long: a context around reading, loading and compiling.
           progress: takes the number of rows tokenised so far.
           preemption: `train.preemption.watch_for_preemption`, or another context that gives a poll: every process asks
             it once per step and evaluation batch, and True saves and raises Preempted.
@@ -92,7 +93,7 @@ class Run:
         self._on_row: Callable[[MetricsRow], None] = lambda row: None
         with contextlib.ExitStack() as stack:  # closes what is open where the rest cannot be opened
             stack.callback(self.workdir.forget)
-            self._open(stack, config, say, progress, preemption, on_evaluation, locate)
+            self._open(stack, config, say, stage, progress, preemption, on_evaluation, locate)
             self._stack = stack.pop_all()
 
     # --- what it is ---------------------------------------------------------------------------------------------------
@@ -184,9 +185,12 @@ class Run:
 
     # --- how it is made -----------------------------------------------------------------------------------------------
 
-    def _open(self, stack: contextlib.ExitStack, config, say, progress, preemption, on_evaluation, locate) -> None:
+    def _open(
+        self, stack: contextlib.ExitStack, config, say, stage, progress, preemption, on_evaluation, locate
+    ) -> None:
         is_first = jax.process_index() == 0
-        self.inputs = _read(config, self.workdir, progress, locate)
+        with stage("reading the data"):
+            self.inputs = _read(config, self.workdir, progress, locate)
         mesh = make_mesh(config.mesh)
         self.program = _checked_program(self.inputs, mesh)
         if is_first:
@@ -206,9 +210,12 @@ class Run:
         log.info("%s", where_it_runs())
         for note in self.inputs.notes:
             tell(note)
+        tell(_what_trains(self.program, self.inputs.pretrained, config))
         preempted = stack.enter_context(preemption()) if preemption else lambda: False
         manager = checkpoint.open_checkpoints(self.workdir, config.train.keep_last, config.train.keep_every)
-        state, frozen, base = _initial(self.inputs, self.program, manager)
+        resumed = newest_step(manager)
+        with stage("loading the weights" if resumed is None else f"restoring the checkpoint of step {resumed}"):
+            state, frozen, base = _initial(self.inputs, self.program, manager, resumed)
         self._held_out = None
         if self.inputs.evaluation is not None:
             self._held_out = make_held_out(self.inputs.evaluation, config, self.program, frozen, preempted)
@@ -216,11 +223,13 @@ class Run:
         self._sinks: list[Sink] = []
         if is_first:
             folder = self.workdir.local()
-            self._sinks = open_sinks(folder, begin, config.train.tensorboard, config.train.sinks)
+            self._report_page = RunReport(folder)
+            sinks = open_sinks(folder, begin, config.train.tensorboard, config.train.sinks)
+            self._sinks = [*sinks, self._report_page]
             for sink in self._sinks:
                 stack.callback(sink.close)
         intervals = Intervals(steps, config.train.eval_every, config.train.save_every)
-        hooks = Hooks(self._report, self._evaluate, preempted, self.workdir.publish_results)
+        hooks = Hooks(self._report, self._evaluate, preempted, self.workdir.publish_results, stage)
         record = {**self.inputs.record, **base}
         self._loop = Loop(self.program, state, frozen, self.inputs.source, manager, record, intervals, hooks)
         peak = peak_flops(jax.devices()[0].device_kind)
@@ -277,7 +286,8 @@ class Run:
                 pretrained.tokenizer, pretrained.stop_ids, fingerprint, policy, MODEL_FILES, rendering
             )
             write_handoff(folder, about)
-            write_whole(folder / REPORT, lambda file: file.write(run_page(folder).encode()))
+            self._report_page.wait()
+            self._report_page.write_now()
 
 
 def _verdict_before_the_log_closes(kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -311,13 +321,13 @@ def _checked_program(inputs: Inputs, mesh: jax.sharding.Mesh) -> TrainProgram:
     return program
 
 
-def _initial(inputs: Inputs, program: TrainProgram, manager: Any) -> tuple[TrainState, dict, dict]:
-    """(state, frozen parameters, what the record says of them): the newest checkpoint, or the pretrained weights.
+def _initial(inputs: Inputs, program: TrainProgram, manager: Any, step: int | None) -> tuple[TrainState, dict, dict]:
+    """(state, frozen parameters, what the record says of them): the checkpoint of `step`, or the pretrained weights.
 
     Raises:
       BadInput: a checkpoint or weights that do not fit, or another base than the run began with.
     """
-    architecture, step = program.architecture, newest_step(manager)
+    architecture = program.architecture
     wanted = dict(program.frozen_layout) if step is not None else program.parameter_layout
     loaded = inputs.pretrained.load(architecture, wanted) if wanted else {}
     frozen = {name: loaded[name] for name in program.frozen}
@@ -332,6 +342,19 @@ def _initial(inputs: Inputs, program: TrainProgram, manager: Any) -> tuple[Train
     if not isinstance(inputs.source, PreparedRows):
         inputs.source.restore(record["source"], step)
     return state, frozen, base
+
+
+def _what_trains(program: TrainProgram, pretrained: Pretrained, config: RunConfig) -> str:
+    """One line: the model, its size and dtype, the devices and their mesh, the workdir."""
+    trained = sum(leaf.size for leaf in jax.tree.leaves(program.state.trainable))
+    frozen = sum(leaf.size for leaf in jax.tree.leaves(program.frozen))
+    size = f"{(trained + frozen) / 1e6:,.1f} M parameters" + (f", {trained / 1e6:,.2f} M trained" if frozen else "")
+    axes = ", ".join(f"{axis} {n}" for axis, n in program.compute.layout.mesh.shape.items() if n > 1) or "one device"
+    device = jax.devices()[0].device_kind
+    return (
+        f"model: {pretrained.origin}, {size}, {config.model.dtype}; devices: {jax.device_count()} x {device} "
+        f"({axes}); workdir: {config.workdir}"
+    )
 
 
 def where_it_runs() -> str:

@@ -13,9 +13,16 @@ from sft_jax.storage.location import require_local
 PAGE = "ceiling.html"
 
 
+USUAL = (
+    "workdir", "model.path", "data.train", "data.eval", "data.sequence-length", "optimizer.learning-rate",
+    "train.epochs", "train.batch-size",
+)  # fmt: skip
+"""What `--help` shows of the sections."""
+
+
 def ceiling(arguments: Sequence[str]) -> int:
     """sft-jax ceiling CONFIG"""
-    config, options = config_with_options(Ceiling, arguments, "sft-jax ceiling")
+    config, options = config_with_options(Ceiling, arguments, "sft-jax ceiling", USUAL)
     require_local(options.html, "--html")
     check_writable(options.html, option="--html")
     require_local(config.workdir, "workdir")  # many runs share it

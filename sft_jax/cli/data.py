@@ -14,49 +14,49 @@ from sft_jax.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput, nearest
 from sft_jax.storage.location import Location, require_local
 
 USUAL = (
-    "model.path", "data.train", "data.eval", "data.sequence-length", "data.train-on", "data.over-length", "data.bad-rows",
-    "data.chat-template", "data.format", "data.fields", "data.function",
+    "model.path", "data.train", "data.eval", "data.sequence-length", "data.train-on", "data.over-length",
+    "data.bad-rows", "data.chat-template", "data.format", "data.fields", "data.function",
 )  # fmt: skip
 """What `--help` shows of the sections."""
 USAGE = """\
-sft-jax data: what a config's demonstrations become
+usage: sft-jax data audit|prepare|dump [CONFIG] [--option value ...]
 
-  sft-jax data audit CONFIG [--json] [--html F]     counts, what is dropped and why, trained tokens coloured
-  sft-jax data prepare CONFIG --out DIR             a tokenised TFDS data set, to train from
-  sft-jax data dump CONFIG --out F                  JSONL: id, source, tokens, weights
+  audit              what trains, what is left out and why, what looks wrong
+  prepare --out DIR  tokenise once, for many runs
+  dump --out FILE    tokens and loss weights of every example, as JSONL
 
-CONFIG is followed by any --section.field value, as for `sft-jax train`.
+The options of each: sft-jax data audit --help
 """
 
 
 @dataclass(frozen=True)
 class Audit(RunConfig):
-    """Count, check and show the demonstrations of a config."""
+    """Show what trains, token by token, what is left out, and what is wrong with the data."""
 
     json: bool = False
     """Print the audit as JSON instead of tables."""
     html: str = ""
-    """File to write a page to."""
+    """HTML page to write."""
     examples: int = 12
-    """Examples shown with their tokens."""
+    """Examples to show with their tokens."""
 
 
 @dataclass(frozen=True)
 class Prepare(RunConfig):
-    """Tokenise the demonstrations of a config into a TFDS data set."""
+    """Tokenise demonstrations once, for many runs, into a TFDS dataset."""
 
     out: str = ""
-    """Directory to create, here or gs://bucket/path; an interrupted preparation here goes on. Train from it with
-    --data.train DIR --data.eval DIR:eval."""
+    """Directory to create, local or gs://bucket/path. Interrupted preparations resume. Train with --data.train DIR
+    --data.eval DIR:eval."""
     licence: str = ""
-    """Licence of the demonstrations, kept in the data set's description."""
+    """Licence of the demonstrations, stored in the dataset's metadata."""
     description: str = ""
-    """What the demonstrations are, kept in the data set's description."""
+    """What the demonstrations are, stored in the dataset's metadata."""
 
 
 @dataclass(frozen=True)
 class Dump(RunConfig):
-    """Write the tokens and loss weights of every training example as JSONL, in source order."""
+    """Write the tokens and loss weights of every training example, in source order."""
 
     out: str = ""
     """JSONL file to write: id, source, tokens, weights."""

@@ -17,33 +17,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluate(ModelOptions):
-    """Measure a model on held-out rows: likelihood, answers judged by checks, register; beside another model."""
+    """Measure a model on held-out rows: likelihood, scored answers and style, beside another model if you like."""
 
     model: ModelPath
-    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    """A Hugging Face directory, a .gguf file, a run's workdir, or hf://org/name."""
     data: str = ""
-    """Held-out rows, in any form that training reads; prompts alone and BFCL's question files too."""
+    """Held-out rows, in any form that trains; prompts without answers and BFCL question files too."""
     against: str = ""
-    """Another MODEL, e.g. the one before fine-tuning: measured alike, compared row by row, with the KL between them."""
+    """Another MODEL, or base: the model that MODEL's run started from. Measured alike and compared row by row, with the
+    KL between them."""
     retained: str = ""
-    """Rows of what must not be forgotten: the same measures once more."""
+    """Rows of what the model must not forget: measured the same way."""
     check: tuple[str, ...] = ("auto",)
-    """exact, numeric, tool_calls, regex[:PATTERN], json, json_schema[:FILE], length; auto takes what the rows call for,
-    none generates nothing."""
+    """exact, numeric, tool_calls, regex[:PATTERN], json, json_schema[:FILE], length; auto: what fits the rows; none:
+    generate nothing."""
     scorer: str = ""
-    """A function of yours, file.py:name: (completion, row) -> number, or a dict of numbers."""
+    """Your own scoring function, file.py:name: (completion, row) -> number, or a dict of numbers."""
     prompts: int = 0
-    """Answer the first so many rows; 0 answers all."""
+    """Answer only the first N rows; 0: all."""
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
     """Which tokens the likelihood counts."""
     batch_size: int = 16
-    """Rows at once."""
+    """Rows per batch."""
     json: bool = False
     """Print JSON instead of tables."""
     out: str = ""
-    """JSONL file to write: every row's answers, scores and loss."""
+    """JSONL file to write: the answers, scores and loss of every row."""
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -67,8 +68,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     found = {name: _evaluated(options, each, model) for name, each in rows.items()}
     other = None
     if options.against:
-        report["against"] = options.against
         other = load_beside(options.against, model, options)
+        report["against"] = other.name
         check_same_tokenizer(model, other)
     for name, each in rows.items():
         beside = _evaluated(options, each, other) if other else None

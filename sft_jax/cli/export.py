@@ -14,13 +14,13 @@ class Export(ModelOptions):
     """Write a model as a Hugging Face directory that transformers, vLLM and others load."""
 
     model: ModelPath
-    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    """A Hugging Face directory, a .gguf file, a run's workdir, or hf://org/name."""
     out: str = ""
     """Directory to create."""
     dtype: Literal["float32", "bfloat16"] = field(default="float32", kw_only=True)
     """Element type of the written tensors."""
     max_shard_bytes: int = 5 * 2**30
-    """Largest safetensors file."""
+    """Size limit of one safetensors file."""
 
 
 def export(arguments: Sequence[str]) -> int:

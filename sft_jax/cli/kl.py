@@ -13,22 +13,23 @@ from sft_jax.errors import EXIT_DONE
 
 @dataclass(frozen=True)
 class Kl(ModelOptions):
-    """How far a policy has moved from its reference: KL(MODEL || reference) a token, exact and by the estimators."""
+    """How far a policy has moved from its reference: KL(MODEL || reference) per token, exact and estimated."""
 
     model: ModelPath
-    """The policy: a Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    """The policy: a Hugging Face directory, a .gguf file, a run's workdir, or hf://org/name."""
     reference: str = ""
-    """The frozen reference, e.g. the workdir of the SFT run that the policy started from."""
+    """The frozen reference, e.g. the workdir of the SFT run that the policy started from; base: the model that MODEL's
+    run started from."""
     data: str = ""
-    """Rows whose trained tokens are compared; where MODEL itself drew them, k1 and k3 estimate the KL without bias."""
+    """Rows whose trained tokens are compared. k1 and k3 are unbiased if MODEL itself sampled them."""
     train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
     """Which tokens count."""
     batch_size: int = 8
-    """Rows at once."""
+    """Rows per batch."""
     json: bool = False
     """Print {"kl", "k1", "k2", "k3", "tokens"}."""
     out: str = ""
-    """JSONL file to write: id, and by token kl, logprobs and reference_logprobs."""
+    """JSONL file to write: id, and per token kl, logprobs and reference_logprobs."""
 
 
 def kl(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""sft-jax plan: what a layout does to a run, on devices that need not be here."""
+"""sft-jax plan: memory, time and layouts of a run, on hardware you don't have."""
 
 import fnmatch
 import json
@@ -29,41 +29,48 @@ WIDTH = 140
 
 @dataclass(frozen=True)
 class Plan(RunConfig):
-    """Show how a run lies on a mesh."""
+    """Memory, time, cost and layouts of a run, on hardware you don't have."""
 
     show: Literal["cost", "sharding"] = "cost"
-    """cost: what fits, what an update does and how long it takes, from the update compiled by the TPU's own compiler
-    (needs the tpu extra). sharding: every array, its shards and who holds them, without compiling."""
+    """cost: what fits, what an update does and how long it takes, as compiled by the TPU's own compiler (needs the tpu
+    extra). sharding: which device holds which shard of every array, without compiling."""
     topology: str = ""
-    """v5e:4x4, v5p:2x2x1, v6e:8x8, tpu7x:4x4x8, h100:8; with --show sharding, empty takes the mesh's own product, or
-    --devices."""
+    """v5e:4x4, v5p:2x2x1, v6e:8x8, tpu7x:4x4x8, h100:8. Not needed for --show sharding: there the mesh, or --devices,
+    says how many devices."""
     slices: int = 1
-    """Slices of this topology; mesh.data goes across them."""
+    """Slices of this topology; mesh.data spans them."""
     analytic: bool = False
-    """Plan in closed form, without compiling: seconds instead of a minute, less exact. GPUs are always planned so."""
+    """Plan in closed form, without compiling: seconds instead of a minute, less exact. Always so for GPUs."""
     measure: bool = True
-    """Where these very GPUs are here, run a few updates (random weights) and set the measured time beside the plan."""
+    """If this machine has these GPUs, run a few updates (random weights) and show the measured time beside the plan."""
     search: bool = False
-    """Look for the fastest mesh, remat policy and number of micro-batches that fit."""
+    """Search for the fastest mesh, remat policy and accumulation that fit."""
     search_moments: bool = False
     """Let the search try a bfloat16 first moment too."""
     search_minutes: float = 9.0
-    """The search compiles its best candidates for this long."""
+    """Time limit for compiling the best candidates."""
     price: float = 0.0
-    """What a chip-hour costs, in any currency; the plan then says what the run costs. Look it up: prices change."""
+    """Price per chip-hour, in any currency: the plan then says what the run costs."""
     devices: int = 0
-    """Number of devices where no topology is named (--show sharding)."""
+    """Number of devices, without a topology (--show sharding)."""
     parameter: str = ""
-    """Name or pattern (`*.query.*`) of the arrays to show who holds what of; empty shows the first."""
+    """Arrays to show device by device (--show sharding), by name or pattern (`*.query.*`). Empty: the first."""
     json: bool = False
     """Print JSON instead of tables."""
     html: str = ""
-    """File to write a page to."""
+    """HTML page to write."""
+
+
+USUAL = (
+    "model.path", "model.dtype", "model.remat", "data.sequence-length", "train.batch-size", "train.accumulation",
+    "adapter.kind", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context",
+)  # fmt: skip
+"""What `--help` shows of the sections."""
 
 
 def plan(arguments: Sequence[str]) -> int:
     """sft-jax plan CONFIG --topology v5e:4x4 [--slices N] [--search] [--section.field value ...]"""
-    config, options = config_with_options(Plan, arguments, "sft-jax plan")
+    config, options = config_with_options(Plan, arguments, "sft-jax plan", USUAL)
     require_local(options.html, "--html")
     check_writable(options.html, option="--html")
     if options.slices < 1 or options.devices < 0:

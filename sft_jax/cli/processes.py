@@ -46,7 +46,7 @@ def exit_status(command, arguments) -> int:
         print(f"stopped: {error}", file=sys.stderr)
         return EXIT_FAILED
     except Preempted as error:
-        print(f"preempted: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -12,18 +12,18 @@ from sft_jax.storage.location import Location
 
 @dataclass(frozen=True)
 class RewardInit(ModelOptions):
-    """Put a scalar head on a language model: where a reward model starts (train.objective reward)."""
+    """Replace the head of a language model with a scalar head: where a reward model starts (loss.kind reward)."""
 
     model: ModelPath
-    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    """A Hugging Face directory, a .gguf file, a run's workdir, or hf://org/name."""
     out: str = ""
     """Directory to create: AutoModelForSequenceClassification with one label, and the tokenizer."""
     init: Literal["zeros", "normal"] = "zeros"
-    """zeros starts at a loss of ln 2; normal draws with deviation 1 / sqrt(D + 1)."""
+    """zeros starts at a loss of ln 2; normal has standard deviation 1 / sqrt(D + 1)."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of normal."""
     pad_token: str = ""
-    """Padding that ends no answer; by default the tokenizer's own, or else a special token that is free."""
+    """A padding token that never ends an answer. Empty: the tokenizer's own, or else an unused special token."""
     dtype: Literal["float32", "bfloat16"] = field(default="float32", kw_only=True)
     """Element type of the written tensors."""
 

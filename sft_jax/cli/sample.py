@@ -4,49 +4,53 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sft_jax.cli.arguments import check_writable, parse, require
-from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, write_lines
+from sft_jax.cli.arguments import check_writable, parse
+from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, stages, write_lines, write_text
 from sft_jax.config import Data
 from sft_jax.errors import EXIT_DONE, BadInput
 
 if TYPE_CHECKING:
-    pass
+    from sft_jax.evaluate.task import Task
 
 
 @dataclass(frozen=True)
 class Sample(ModelOptions):
-    """Complete prompts, several times each, for people or a model to rank."""
+    """Complete prompts, once or several times each."""
 
     model: ModelPath
-    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    """A Hugging Face directory, a .gguf file, a run's workdir, or hf://org/name."""
+    prompt: tuple[str, ...] = ()
+    """Prompts to answer right here, as user messages; the completions are printed as text."""
     prompts: str = ""
-    """Rows in any form that training reads; what stands before the first assistant turn is the prompt."""
+    """File of rows, in any form that trains; the prompt is everything before the first trained assistant turn."""
     out: str = ""
-    """JSONL file to write: id, messages or prompt, and completions with tokens and log-probabilities; empty prints."""
+    """JSONL file to write: id, messages or prompt, completions with tokens and log-probabilities. Empty: print."""
     n: int = 1
-    """Completions a prompt."""
+    """Completions per prompt."""
     temperature: float = 0.0
-    """0 takes the most probable token."""
+    """0 is greedy: the most probable token."""
     top_p: float = 1.0
-    """Draw from the smallest set of tokens whose probability reaches top_p."""
+    """Sample from the smallest set of tokens whose probability reaches top_p."""
     top_k: int = 0
-    """Draw from the k most probable tokens; 0 draws from all."""
+    """Sample from the k most probable tokens; 0: all."""
     min_p: float = 0.0
-    """Draw from tokens at least min_p times as probable as the most probable one."""
+    """Sample from tokens at least min_p times as probable as the most probable one."""
     stop: tuple[str, ...] = ()
-    """Strings before which a completion ends."""
+    """Strings that end a completion; they are not part of it."""
     seed: int = 0
-    """Seed of the draws: a completion depends on it, its prompt's place and its number, not on batches or mesh."""
+    """Sampling seed. A completion depends on it, its prompt's position and its own number, not on batches or mesh."""
     max_new_tokens: int = 256
     """Longest completion, in tokens."""
     batch_size: int = 16
-    """Completions generated at once."""
+    """Completions per batch."""
 
 
 def sample(arguments: Sequence[str]) -> int:
     """sft-jax sample MODEL --prompts F --n 4 --temperature T --seed S --out F"""
     options = parse(Sample, arguments, "sft-jax sample")
-    require(options, "prompts", "sft-jax sample")
+    if bool(options.prompts) == bool(options.prompt):
+        given = "both" if options.prompt else "neither"
+        raise BadInput(f'sft-jax sample: give --prompts FILE or --prompt "TEXT": found {given}')
     at_least(options, 1, "n", "max_new_tokens", "batch_size")
     at_least(options, 0, "temperature", "seed", "top_k", "min_p")
     if not 0 < options.top_p <= 1:
@@ -56,14 +60,19 @@ def sample(arguments: Sequence[str]) -> int:
     if "" in options.stop:
         raise BadInput("--stop has an empty string, which would end every completion at once")
     check_writable(options.out)
+    from rich.console import Console
+
     from sft_jax.evaluate.evaluation import read_tasks
-    from sft_jax.evaluate.sampled import sampled_row
+    from sft_jax.evaluate.sampled import sampled_row, written
+    from sft_jax.report.terminal import count_progress
     from sft_jax.sample.draw import Sampling
 
-    tasks = read_tasks(Data((options.prompts,)), (options.prompts,))
-    if not tasks:
+    tasks = read_tasks(Data((options.prompts,)), (options.prompts,)) if options.prompts else None
+    if tasks is not None and not tasks:
         raise BadInput(f"{options.prompts}: no row has a prompt to answer: text and tokens have none")
     model = load_model(options.model, options)
+    if tasks is None:
+        tasks = _typed(options.prompt, bool(model.tokenizer.chat_template))
     sampling = Sampling(
         options.max_new_tokens,
         options.temperature,
@@ -73,7 +82,22 @@ def sample(arguments: Sequence[str]) -> int:
         options.min_p,
         options.stop,
     )
-    answers = model.answer(tasks, sampling, options.n, options.batch_size)
-    rows = (sampled_row(task, each, model.tokenizer) for task, each in zip(tasks, answers, strict=True))
-    write_lines(rows, options.out)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with stages()(f"generating {len(tasks) * options.n:,} completions"):
+        progress = count_progress(console, "completions")
+        answers = model.answer(tasks, sampling, options.n, options.batch_size, progress)
+    rows = [sampled_row(task, each, model.tokenizer) for task, each in zip(tasks, answers, strict=True)]
+    if options.prompt and not options.out:
+        write_text("\n".join(written(one).strip() for one in row["completions"]) for row in rows)
+    else:
+        write_lines(rows, options.out)
     return EXIT_DONE
+
+
+def _typed(prompts: Sequence[str], is_chat: bool) -> "list[Task]":
+    """Prompts from the command line: user messages, or plain text for a model without a chat template."""
+    from sft_jax.data.read.rows import Record
+    from sft_jax.evaluate.task import task_of
+
+    rows = [{"messages": [{"role": "user", "content": text}]} if is_chat else {"prompt": text} for text in prompts]
+    return [task_of(Record("--prompt", number, row), Data(())) for number, row in enumerate(rows, start=1)]

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score(ModelOptions):
-    """log p of every token of examples, and which of them train, under a model."""
+    """log p of every token of every example under a model, and which tokens train."""
 
     model: ModelPath
-    """A Hugging Face directory, a .gguf file, a workdir, or hf://org/name."""
+    """A Hugging Face directory, a .gguf file, a run's workdir, or hf://org/name."""
     data: str = ""
-    """JSONL file or glob of demonstrations."""
+    """Demonstrations: a file or glob, in any form that trains."""
     out: str = ""
-    """JSONL file to write: id, tokens, weights, logprobs (null for the first token); empty prints."""
+    """JSONL file to write: id, tokens, weights, logprobs (null for the first token). Empty: print."""
     train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
     """Which tokens have a weight."""
     batch_size: int = 8
-    """Examples scored at once."""
+    """Examples per batch."""
 
 
 def score(arguments: Sequence[str]) -> int:

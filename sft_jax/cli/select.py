@@ -2,37 +2,38 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
-from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, write_lines
+from sft_jax.cli.fields import Positional
+from sft_jax.cli.options import ModelOptions, at_least, load_model, write_lines
 from sft_jax.errors import EXIT_DONE, BadInput
 
 
 @dataclass(frozen=True)
 class Select(ModelOptions):
-    """Sampled completions, scored, become new demonstrations, or pairs for a reward model."""
+    """Score sampled completions and keep the best as new demonstrations, or as pairs for a reward model."""
 
-    samples: ModelPath
-    """What sft-jax sample wrote."""
+    samples: Annotated[str, Positional("SAMPLES")]
+    """The file that sft-jax sample wrote."""
     out: str = ""
     """JSONL file to write."""
     check: tuple[str, ...] = ()
-    """Score by a check of sft-jax evaluate (auto takes what the rows call for); the first number counts."""
+    """Score by a check of sft-jax evaluate; auto picks what fits the rows. The first number counts."""
     scorer: str = ""
-    """Score by a function of yours, file.py:name: (completion, row) -> number."""
+    """Score by your own function, file.py:name: (completion, row) -> number."""
     reward: str = ""
     """Score by a reward model (a directory or workdir)."""
     by: str = ""
-    """Score by a number that stands in each completion, such as logprob, or a rank that people gave."""
+    """Score by a number in each completion, such as logprob or a human rating."""
     keep: Literal["best", "passing", "all"] = "best"
-    """best: one completion a prompt; passing: every different one that scores at_least; all."""
+    """best: one completion per prompt; passing: every distinct one that scores at_least; all."""
     at_least: float = float("-inf")
-    """The lowest score that is kept."""
+    """Drop completions that score less."""
     pairs: bool = False
-    """Write the best against the worst of each prompt, as chosen and rejected, instead of demonstrations."""
+    """Write pairs instead: the best completion of each prompt as chosen, the worst as rejected."""
     batch_size: int = 8
-    """Documents that a reward model reads at once."""
+    """Documents per batch, for --reward."""
 
 
 def select(arguments: Sequence[str]) -> int:

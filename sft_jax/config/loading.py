@@ -11,21 +11,18 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from sft_jax.config.aliases import did_you_mean
 from sft_jax.config.kinds import ADAPTERS, OPTIMIZERS, AdamW
-from sft_jax.config.run import (
-    Adapter,
-    Data,
-    Distributed,
-    Loss,
-    Mesh,
-    Model,
-    Optimizer,
-    RunConfig,
-    Sharding,
-    Train,
-    leaf_fields,
-)
+from sft_jax.config.run import RunConfig, leaf_fields
 from sft_jax.errors import BadInput, nearest
+
+FIELDS = [name for name, _, _ in leaf_fields(RunConfig())]
+"""Every field of a run, dotted."""
+SECTIONS = {
+    field.name: type(field.default)
+    for field in dataclasses.fields(RunConfig)
+    if dataclasses.is_dataclass(field.default)
+}
 
 
 def to_json(config: RunConfig) -> str:
@@ -63,7 +60,7 @@ def _build(cls: type, tree: Any, origin: str, prefix: str) -> Any:
     values = {}
     for name, value in tree.items():
         if name not in types:
-            raise BadInput(f"{origin}: unknown field {prefix + name!r}. {nearest(name, list(types))}")
+            raise BadInput(f"{origin}: unknown field {prefix + name!r}. {did_you_mean(prefix + name, FIELDS)}")
         if dataclasses.is_dataclass(types[name]):
             values[name] = _build(types[name], value, origin, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
@@ -98,12 +95,15 @@ def _leaf(kind: Any, value: Any, origin: str, name: str) -> Any:
 
 
 def load_config(path: str | Path) -> RunConfig:
-    """Run a config file and return its `get_config()`; a `.json` file is a resolved config.
+    """Run a config file and return its `get_config()`; a `.json` file is a resolved config, and a workdir has one.
 
     Raises:
       BadInput: the file is missing, cannot be executed, or has no `get_config() -> RunConfig`.
     """
     path = Path(path)
+    if (path / "config.json").is_file():  # moved, perhaps, since the run began in it
+        resolved = from_json((path / "config.json").read_text(encoding="utf-8"), str(path / "config.json"))
+        return dataclasses.replace(resolved, workdir=str(path))
     if not path.is_file():
         raise BadInput(f"{path}: no such config file. Configs shipped: configs/quickstart.py, configs/llama31_8b.py")
     if path.suffix == ".json":
@@ -164,15 +164,12 @@ def _line_of(error: BaseException, path: Path) -> str:
 
 
 def _field_hint(error: BaseException) -> str:
-    """The nearest fields where a section was given one that it does not have."""
+    """The field that was meant, where a section was given one that it does not have."""
     named = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    sections: tuple[type, ...] = (
-        RunConfig, Model, Data, Optimizer, Loss, Adapter, Train, Mesh, Sharding, Distributed,
-    )  # fmt: skip
-    known = {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in sections}
-    if named is None or named[1] not in known:
+    if named is None:
         return ""
-    return f". {nearest(named[2], known[named[1]])}"
+    section = next((one for one, kind in SECTIONS.items() if kind.__name__ == named[1]), "")
+    return f". {did_you_mean(f'{section}.{named[2]}', FIELDS)}"
 
 
 def identity_differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -213,7 +210,7 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig
         values.setdefault("train.steps", 0)
     for name, value in values.items():
         if name not in known:
-            raise BadInput(f"unknown field {name!r}. {nearest(name, known)}")
+            raise BadInput(f"unknown field {name!r}. {did_you_mean(name, known)}")
         *sections, field = name.split(".")
         node = tree
         for section in sections:

@@ -67,6 +67,13 @@ def validate(config: RunConfig) -> None:
     for name in ("optimizer.eps", "optimizer.clip_rms", "optimizer.factored_from", "adapter.rank", "adapter.alpha"):
         if values[name] is not None and values[name] <= 0:
             problems.append(f"{name} is {values[name]}, expected more than 0")
+    ratio = config.optimizer.warmup_ratio
+    if not 0 <= ratio < 1:
+        problems.append(f"optimizer.warmup_ratio is {ratio}, expected at least 0 and less than 1")
+    elif ratio and config.optimizer.warmup_steps:
+        problems.append(
+            f"optimizer.warmup_ratio is {ratio} and optimizer.warmup_steps is {config.optimizer.warmup_steps}: give one"
+        )
     problems += _kind_problems(config)
     if config.train.seed >= 2**63:
         problems.append(f"train.seed is {config.train.seed}, expected less than 2**63")
@@ -85,7 +92,10 @@ def validate(config: RunConfig) -> None:
     if day and not _is_date(day):
         problems.append(f"data.template_date is {day!r}, expected a day as YYYY-MM-DD, or nothing for today")
     if config.train.eval_every and not config.data.eval:
-        problems.append(f"train.eval_every is {config.train.eval_every} but data.eval is empty: name held-out files")
+        problems.append(
+            f"train.eval_every is {config.train.eval_every} but data.eval is empty: name held-out files, or set "
+            "train.eval_every to 0"
+        )
     if config.train.eval_samples and not config.train.eval_every:
         problems.append(f"train.eval_samples is {config.train.eval_samples} but train.eval_every is 0: say how often")
     weights = config.data.weights

@@ -84,8 +84,8 @@ def over_length_of(counts: Counts, limit: int) -> dict[str, Any] | None:
     """Documents longer than data.sequence_length; None where there is none.
 
     Returns:
-      `count`, `share` of all documents with a target, `longest`, and `keeps_99`: the sequence length at which at most 1 %
-      of the documents would be too long.
+      `count`, `share` of all documents with a target, `longest`, and `keeps_99`: the sequence length at which at most
+      1 % of the documents would be too long.
     """
     lengths = sorted((int(length) for length, n in counts.over_length.items() for _ in range(n)), reverse=True)
     if not lengths:

@@ -12,7 +12,7 @@ import jax
 from sft_jax.config import Distributed
 from sft_jax.distributed.jax_internals import detect_cluster, joined
 from sft_jax.distributed.relay import open_relay
-from sft_jax.distributed.tpu_lock import check_tpu_is_free
+from sft_jax.distributed.tpu_lock import check_tpu_is_free, libtpu_without_tpu
 from sft_jax.distributed.watchdog import Leave, Watchdog, farewell, lost_coordinator, start_watchdog, stay
 from sft_jax.errors import EXIT_BAD_INPUT, BadInput
 
@@ -49,6 +49,8 @@ def start(config: Distributed, leave: Leave = stay) -> None:
         _simulate(config.cpu_devices)
     else:
         check_tpu_is_free()
+        if libtpu_without_tpu():  # else it prints errors of its own before JAX falls back to the CPU
+            jax.config.update("jax_platforms", "cpu")
     if not jax.distributed.is_initialized():  # else by an earlier run of this process
         members = detect(config) if config.auto else Members(config.coordinator, config.processes, config.process_id)
         if members.processes > 1:

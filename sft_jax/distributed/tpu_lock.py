@@ -1,8 +1,12 @@
 """The file by which libtpu keeps a second process off this host's TPU, and what a dead process leaves of it."""
 
 import fcntl
+import importlib.metadata
+import importlib.util
 import os
 from pathlib import Path
+
+import jax
 
 from sft_jax.errors import BadInput
 
@@ -39,6 +43,18 @@ def check_tpu_is_free(lock: Path = LOCK, devices: tuple[str, ...] = DEVICES) -> 
             "One process at a time uses the chips: wait for its end, or stop it."
         ) from error
     return True
+
+
+ACCELERATORS = (*DEVICES, "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""One of these exists where JAX may find more than CPUs; the last is a GPU's under WSL."""
+
+
+def libtpu_without_tpu(accelerators: tuple[str, ...] = ACCELERATORS) -> bool:
+    """Whether JAX would look for a TPU only because libtpu is installed, here for its compiler."""
+    if os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms or importlib.util.find_spec("libtpu") is None:
+        return False
+    others = importlib.metadata.entry_points(group="jax_plugins")
+    return not others and not any(map(os.path.exists, accelerators))
 
 
 def _open_in(path: Path) -> dict[int, str]:

@@ -88,8 +88,8 @@ def over_length_text(found: dict[str, Any] | None, limit: int) -> list[str]:
     if found is None:
         return []
     return [
-        f"{found['count']:,} documents ({found['share']:.1%}) are longer than data.sequence_length {limit:,}, the longest "
-        f"has {found['longest']:,} tokens; {found['keeps_99']:,} would keep 99 % of them whole"
+        f"{found['count']:,} documents ({found['share']:.1%}) are longer than data.sequence_length {limit:,}, the "
+        f"longest has {found['longest']:,} tokens; {found['keeps_99']:,} would keep 99 % of all documents whole"
     ]
 
 

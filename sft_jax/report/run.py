@@ -4,11 +4,13 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from sft_jax.report.plots import MOST_POINTS, Point, Series, plot, thinned
 from sft_jax.report.render import render
 from sft_jax.report.terminal import clock
+from sft_jax.storage.atomic import write_whole
 from sft_jax.train.metrics import MetricsRow, scores_of
 
 REPORT = "report.html"
@@ -26,6 +28,35 @@ CURVES = (
     ("Seconds waiting for data, per step", "data_wait_seconds", ""),
 )
 """(heading, field of the training rows, field of the held-out rows); what a run has not measured is left out."""
+
+
+class RunReport:
+    """Keeps workdir/report.html up to date: a sink of metrics, so process 0 alone has one."""
+
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+        # Reading 100,000 rows takes two seconds, in which the loop goes on.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="report.html")
+        self._writing: Future[None] | None = None
+
+    def write(self, row: MetricsRow) -> None:
+        """Rewrite the page after an evaluation, unless the one before is still being written."""
+        if "eval/loss" in row and (self._writing is None or self._writing.done()):
+            self.wait()
+            self._writing = self._writer.submit(self.write_now)
+
+    def write_now(self) -> None:
+        """The page of what metrics.jsonl holds."""
+        write_whole(self._workdir / REPORT, lambda file: file.write(run_page(self._workdir).encode()))
+
+    def wait(self) -> None:
+        """Until no page is being written; raises what went wrong with the last one."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def close(self) -> None:
+        self._writer.shutdown()
+        self.wait()
 
 
 def run_page(workdir: Path) -> str:

@@ -1,8 +1,9 @@
 """Progress on the terminal: loss, rate and time left; a bar where there is a screen, lines where there is a log."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sft_jax.train.metrics import scores_of
 
 _log = logging.getLogger(__name__)
+WORTH_TELLING_SECONDS = 1.0
 LINE_SECONDS = 10.0
 """A log file gets a line at most this often, and always the first two, the last and the evaluations."""
 
@@ -21,6 +23,28 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Stages:
+    """Says what a command is busy with before it has anything to show, and how long that took."""
+
+    def __init__(self, console: Console, shown: Callable[[], bool] = lambda: True):
+        """
+        Args:
+          shown: whether this process is the one that speaks.
+        """
+        self._console, self._shown = console, shown
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Print `what` now, and again with its seconds when it is done, unless that was at once."""
+        began = time.monotonic()
+        if self._shown():
+            self._console.print(f"{what} ...", markup=False)
+        yield
+        seconds = time.monotonic() - began
+        if seconds >= WORTH_TELLING_SECONDS and self._shown():
+            self._console.print(f"{what}: {seconds:.1f} s", markup=False)
 
 
 class TrainingProgress:
@@ -72,12 +96,11 @@ class TrainingProgress:
     def _line(self, text: str, over_the_bar: bool) -> None:
         _log.info("%s", text)
         if over_the_bar or not self._bar:
-            self._console.print(text)
+            self._console.print(text, markup=False)
 
 
 def rows_progress(console: Console, seconds: float = 2.0) -> Callable[[int], None]:
-    """A function that takes the number of rows tokenised so far and prints it with the rate, at most every `seconds`;
-    data that is done sooner prints nothing."""
+    """(rows tokenised so far) -> prints them with their rate, at most every `seconds`."""
     began = shown = time.monotonic()
 
     def show(rows: int) -> None:
@@ -86,5 +109,19 @@ def rows_progress(console: Console, seconds: float = 2.0) -> Callable[[int], Non
         if now - shown >= seconds:
             shown = now
             console.print(f"tokenised {rows:,} rows, {rows / (now - began):,.0f} rows per second")
+
+    return show
+
+
+def count_progress(console: Console, what: str, seconds: float = 5.0) -> Callable[[int, int], None]:
+    """(done, of how many) -> prints both with `what`, at most every `seconds`."""
+    shown = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if done < total and now - shown >= seconds:
+            shown = now
+            console.print(f"{done:,} of {total:,} {what}")
 
     return show

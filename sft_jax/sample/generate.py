@@ -191,7 +191,12 @@ class Generator:
         self._decode = decode
 
     def __call__(
-        self, parameters: Mapping[str, jax.Array], prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1
+        self,
+        parameters: Mapping[str, jax.Array],
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        n: int = 1,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[Generated]]:
         """n completions of every prompt, in order.
 
@@ -212,6 +217,7 @@ class Generator:
             batch = jobs[start : start + self._batch_size]
             for job, generated in zip(batch, self._run(parameters, prompts, batch, sampling, distinct), strict=True):
                 results[job] = generated
+            progress(len(results), len(jobs))
         return [[results[index, number] for number in range(n)] for index in range(len(prompts))]
 
     def _run(self, parameters, prompts, batch, sampling: Sampling, distinct: int) -> list[Generated]:

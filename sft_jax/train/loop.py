@@ -1,5 +1,6 @@
 """The training loop. It dispatches step n before reading the metrics of step n-1; nothing in it blocks the device."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from sft_jax.train.program import TrainProgram
 from sft_jax.train.sharding import batch_shapes_of
 from sft_jax.train.step import Parameters, TrainState
 
+Stage = Callable[[str], contextlib.AbstractContextManager[None]]
+"""(what is being done) -> a context that lasts as long."""
+
 
 @dataclass(frozen=True)
 class Hooks:
@@ -29,6 +33,8 @@ class Hooks:
     """Polled once per step by every process."""
     before_save: Callable[[], None] = lambda: None
     """What was reported until then must not be lost when the checkpoint is restored."""
+    stage: Stage = lambda what: contextlib.nullcontext()
+    """Told of what takes long and shows nothing: compilation."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Loop:
         """Of all devices together, for `mfu`; None where unknown."""
         self.done = self.saved = int(state.step)
         self._pending: _Pending | None = None
+        self._compiled = False
 
     def run(self, until: int) -> None:
         """Go on to step `until`.
@@ -76,7 +83,9 @@ class Loop:
         clock, shapes = _Clock(), batch_shapes_of(self.source)  # type: ignore[arg-type]
         try:
             for step, batch, waited in feed(self.source, range(self.done, until), shapes, self.program.batch_layout):
-                self.state, metrics = self.program.update(self.state, self.frozen, batch)
+                with contextlib.nullcontext() if self._compiled else self.hooks.stage("compiling the training step"):
+                    self.state, metrics = self.program.update(self.state, self.frozen, batch)
+                self._compiled = True
                 in_flight = _Pending(step, metrics, waited, clock)
                 self._settle()
                 self._pending, self.done = in_flight, step + 1

@@ -4,6 +4,7 @@ To add one: its settings in `config/kinds.py`, a function here, and a field in `
 no other optimizer has.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -22,20 +23,22 @@ NEVER_DECAYED = (".scale", ".bias")
 def make_schedule(config: Optimizer, steps: int) -> optax.Schedule:
     """Step (batches consumed before it, from 0) -> learning rate.
 
-    A linear warm-up from 0 over `warmup_steps`, then constant, linear to 0, or half a cosine to 0 at `steps`
-    (the shapes of `transformers.get_scheduler`).
+    A linear warm-up from 0 over `warmup_steps`, or over `warmup_ratio` of all steps, then constant, linear to 0, or
+    half a cosine to 0 at `steps` (the shapes of `transformers.get_scheduler`; the ratio is rounded up as in
+    `TrainingArguments.get_warmup_steps`).
     """
-    after = max(1, steps - config.warmup_steps)
+    warmup_steps = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
+    after = max(1, steps - warmup_steps)
     if config.schedule == "linear":
         rest = optax.linear_schedule(config.learning_rate, 0.0, after)
     elif config.schedule == "cosine":
         rest = optax.cosine_decay_schedule(config.learning_rate, after)
     else:
         rest = optax.constant_schedule(config.learning_rate)
-    if not config.warmup_steps:
+    if not warmup_steps:
         return rest
-    rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    return optax.join_schedules([rise, rest], [config.warmup_steps])
+    rise = optax.linear_schedule(0.0, config.learning_rate, warmup_steps)
+    return optax.join_schedules([rise, rest], [warmup_steps])
 
 
 def make_optimizer(

@@ -1,6 +1,6 @@
-"""SIGTERM: finish the step, save, exit 42.
+"""SIGTERM and Ctrl-C: finish the step, save, exit 42.
 
-A single process has its own signal handler. With `jax.distributed` a Python handler would take the signal from JAX's
+A single process has its own signal handlers. With `jax.distributed` a Python handler would take the signal from JAX's
 own, so there every process asks JAX's synchronisation point, which agrees on one tick for all of them.
 """
 
@@ -13,21 +13,28 @@ from jax.experimental import multihost_utils
 
 
 @contextlib.contextmanager
-def watch_for_preemption() -> Iterator[Callable[[], bool]]:
-    """While it is open, SIGTERM ends no process. Gives a poll that every process alike calls once a step and once an
-    evaluation batch: True from the notice on.
+def watch_for_preemption(notice: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """While it is open, SIGTERM ends no process, and the first SIGINT does not end a single one; the second does.
 
+    Gives a poll that every process alike calls once per step and once per evaluation batch: True from the signal on.
     The synchronisation point is true at one tick only, which may fall into an evaluation: the answer is remembered.
+
+    Args:
+      notice: called at the first signal, in a single process.
     """
     ticks = 0
     received = False
 
     def handler(signum, frame):
         nonlocal received
+        if received and signum == signal.SIGINT:
+            raise KeyboardInterrupt
         received = True
+        notice()
 
     single = jax.process_count() == 1
-    before = signal.signal(signal.SIGTERM, handler) if single else None
+    signals = (signal.SIGTERM, signal.SIGINT) if single else ()
+    before = {one: signal.signal(one, handler) for one in signals}
 
     def poll() -> bool:
         nonlocal ticks, received
@@ -39,5 +46,5 @@ def watch_for_preemption() -> Iterator[Callable[[], bool]]:
     try:
         yield poll
     finally:
-        if single:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for one, handled in before.items():
+            signal.signal(one, handled or signal.SIG_DFL)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from sft_jax.errors import BadInput
+from sft_jax.errors import BadInput, hub_hint
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import leaves
 from sft_jax.model.families import architecture_of, family_of
@@ -59,6 +59,10 @@ class ModelFiles:
         return self.tensors.read(name, slices)
 
 
+SMOLLM2 = ".cache/smollm2/"
+"""Where the Makefile puts the model of configs/quickstart.py."""
+
+
 def open_model(path: str) -> ModelFiles:
     """Read what `path` is, without its weights: a Hugging Face directory, a `.gguf` file or `hf://org/name`.
 
@@ -76,11 +80,19 @@ def open_model(path: str) -> ModelFiles:
     if not place.is_file():
         raise BadInput(
             f"{path}: no such file or directory. A model is a Hugging Face directory, a .gguf file or hf://org/name."
+            f"{_how_to_get(path)}"
         )
     if place.suffix != ".gguf":
         raise BadInput(f"{path}: not a .gguf file. A model is a Hugging Face directory, a .gguf file or hf://org/name.")
     tensors, config, generation_config = open_gguf(place)
     return ModelFiles(architecture_of(config, path), config, generation_config, path, tensors)
+
+
+def _how_to_get(path: str) -> str:
+    """Where a model comes from that is not on this machine."""
+    if SMOLLM2 in path:
+        return " This one comes with `make model`."
+    return hub_hint(path)
 
 
 def _open_directory(directory: Path) -> ModelFiles:

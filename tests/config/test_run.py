@@ -33,7 +33,7 @@ def test_a_config_survives_the_round_trip_through_json():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"train": {"stepz": 1}}, ["c.json", "train.stepz", "'steps'"]),
+        ({"train": {"stepz": 1}}, ["c.json", "train.stepz", "'train.steps'"]),
         ({"train": {"steps": "1"}}, ["train.steps", "'1'", "int"]),
         ({"optimizer": {"schedule": "cosin"}}, ["optimizer.schedule", "cosine"]),
         ({"data": {"train": "a.jsonl"}}, ["data.train", "tuple"]),
@@ -53,7 +53,7 @@ def test_a_wrong_json_config_names_field_and_value(change, words):
         ("RunConfig(data=Data(packing='off'))", ["data.packing", "best_fit", "none"]),
         ("RunConfig(data=Data(train='a.jsonl'))", ["data.train", "'a.jsonl'", "tuple of strings"]),
         ("RunConfig(train=Train(batch_size='2'))", ["train.batch_size", "'2'", "int"]),
-        ("RunConfig(train=Train(batch_siz=2))", ["c.py:4", "batch_siz", "Did you mean 'batch_size'"]),
+        ("RunConfig(train=Train(batch_siz=2))", ["c.py:4", "batch_siz", "Did you mean 'train.batch_size'"]),
         ("RunConfig(1 / 0)", ["c.py:4", "ZeroDivisionError"]),
         ("Train()", ["returned Train, expected RunConfig"]),
         ("RunConfig(", ["c.py:4", "SyntaxError"]),
@@ -121,6 +121,8 @@ def test_only_identity_fields_count_as_another_run():
             )
             for day in ("2026-13-01", "03.02.2026", "20260203", "2026-W01-1", "today")
         ),
+        (replace(GOOD, optimizer=Optimizer(warmup_ratio=1.0)), ["optimizer.warmup_ratio is 1.0", "less than 1"]),
+        (replace(GOOD, optimizer=Optimizer(warmup_ratio=0.1, warmup_steps=2)), ["warmup_ratio is 0.1", "give one"]),
         (replace(GOOD, train=Train(batch_size=0, epochs=0)), ["train.batch_size is 0", "train.epochs is 0"]),
         (replace(GOOD, train=Train(batch_size=8, accumulation=3)), ["8", "3", "nearest valid: 6 or 9"]),
         (replace(GOOD, train=Train(eval_every=5)), ["train.eval_every is 5", "data.eval is empty"]),

@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 
-from sft_jax.distributed.tpu_lock import check_tpu_is_free
+from sft_jax.distributed.tpu_lock import check_tpu_is_free, libtpu_without_tpu
 from sft_jax.errors import BadInput
 
 HOLD = """
@@ -56,3 +57,22 @@ def test_a_lock_that_cannot_be_opened_is_explained(tpu, monkeypatch):
     with pytest.raises(BadInput, match=r"of another user \(id \d+\).*sudo lsof(.|\n)*sudo rm"):
         check_tpu_is_free(lock, devices)
     assert lock.exists()
+
+
+def test_a_tpu_is_not_looked_for_where_libtpu_is_installed_for_its_compiler_alone(tpu, tmp_path, monkeypatch):
+    _, devices = tpu
+    absent = (str(tmp_path / "absent"),)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(
+        "sft_jax.distributed.tpu_lock.jax", types.SimpleNamespace(config=types.SimpleNamespace(jax_platforms=None))
+    )
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not libtpu_without_tpu(absent)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu" or None)
+    assert libtpu_without_tpu(absent) and not libtpu_without_tpu((*absent, *devices))
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ("cuda",))
+    assert not libtpu_without_tpu(absent), "a plug-in may find a device of its own"
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    assert not libtpu_without_tpu(absent), "the user has said which"

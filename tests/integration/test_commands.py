@@ -114,19 +114,13 @@ def test_help_answers_in_under_a_second(process):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     status, out, _ = process("--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert status == 0 and "sft-jax train CONFIG" in out
+    assert status == 0 and "fine-tune; run it again to resume" in out
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
-def test_train_help_lists_every_field_with_default_and_doc(run):
-    from sft_jax.config import RunConfig, leaf_fields, load_config
-
+def test_train_help_shows_the_values_of_a_config(run):
     status, out, _ = run("train", "configs/quickstart.py", "--help")
-    assert status == 0
-    for name, _, _ in leaf_fields(RunConfig()):
-        assert "--" + name.replace("_", "-") in out, name
-    assert "Peak learning rate" in out
-    assert str(load_config("configs/quickstart.py").optimizer.learning_rate) in out
+    assert status == 0 and "Peak learning rate [0.0004]" in out
 
 
 @pytest.mark.parametrize(("process_id", "status"), [(1, 128 + signal.SIGTERM), (7, -signal.SIGTERM)])

@@ -71,7 +71,11 @@ def test_the_audit_counts_in_json_and_shows_in_html(run, config_file, tmp_path: 
     assert "trained tokens" in printed and "packing:" in printed
 
 
-def test_the_audit_reads_every_row_and_needs_no_field_of_training(run, tmp_path, tiny_model, jsonl):
+def test_the_audit_reads_every_row_and_needs_no_field_of_training(run, tmp_path, tiny_model):
+    def jsonl(rows, name="demos.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return tmp_path / name
+
     talk = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]
     bad = {"messages": [{"role": "nobody", "content": "x"}]}
     path = jsonl([bad, *[{"messages": talk}] * 3, {"question": "q", "answer": 3}, {"text": "a " * 99}, bad])
@@ -87,7 +91,9 @@ def test_the_audit_reads_every_row_and_needs_no_field_of_training(run, tmp_path,
     )
     status, shown, err = run("data", "audit", *options)
     assert status == 2 and "3 rows cannot be used" in err and "Traceback" not in err
-    assert "2 x bad row: messages[0]: unknown role 'nobody'" in shown and "would keep 99 % of them whole" in shown
+    assert (
+        "2 x bad row: messages[0]: unknown role 'nobody'" in shown and "would keep 99 % of all documents whole" in shown
+    )
     status, shown, err = run("data", "audit", *options, "--data.bad-rows", "skip")
     assert status == 0, err
     status, shown, err = run("data", "audit", *options[:2], "--data.train", jsonl([bad] * 3, "bad.jsonl"), *options[4:])
@@ -97,7 +103,7 @@ def test_the_audit_reads_every_row_and_needs_no_field_of_training(run, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("data",), "sft-jax data audit CONFIG"),
+        (("data",), "usage: sft-jax data audit|prepare|dump"),
         (("data", "audti"), "Did you mean 'audit'?"),
         (("data", "audit"), "CONFIG is missing"),
         (("data", "prepare", "{config}"), "--out is missing"),

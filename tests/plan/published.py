@@ -1,7 +1,7 @@
 """Throughput that others published, planned for the same model, batch, length and chips.
 
 `python -m tests.plan.published` compiles every case (about ten minutes on two cores) and prints the table of
-docs/planner.md. The figures are from the training recipes that Google publishes for MaxText
+docs/verification.md. The figures are from the training recipes that Google publishes for MaxText
 (AI-Hypercomputer/tpu-recipes; for v5p MaxText's own configs): pretraining, float32 weights, bfloat16 compute, synthetic
 data of one document a row, flash attention.
 """

@@ -1,6 +1,6 @@
 """8B, 70B and 405B from one v5p chip to four slices, in closed form: `python -m tests.plan.scale`.
 
-Each size has the fastest layout that the search finds in closed form; prints the tables of docs/planner.md.
+Each size has the fastest layout that the search finds in closed form; prints the tables of docs/verification.md.
 """
 
 from sft_jax.cli.plan import batch_shapes
@@ -35,7 +35,7 @@ def request_of(model: str, on: Topology, rows: int) -> Request:
 
 def cell(plan: Planned) -> str:
     if not plan.fits:
-        return f"does not fit: {plan.peak_bytes_per_chip / 2**30:,.0f} GiB a chip"
+        return f"does not fit: {plan.peak_bytes_per_chip / 2**30:,.0f} GiB per chip"
     micro = f", {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
     return (
         f"{plan.tokens_per_second_per_chip:,.0f} ({100 * plan.mfu:.0f} %, {plan.bound_by}); {spelled_mesh(plan)}, "
@@ -45,7 +45,7 @@ def cell(plan: Planned) -> str:
 
 def main() -> None:
     for name, rows_of in (("weak", lambda chips: WEAK_ROWS * chips), ("strong", lambda chips: STRONG_ROWS)):
-        print(f"\n{name}: tokens/s a chip (MFU, bound by); layout\n\n| chips | 8B | 70B | 405B |\n|---|---|---|---|")
+        print(f"\n{name}: tokens/s per chip (MFU, bound by); layout\n\n| chips | 8B | 70B | 405B |\n|---|---|---|---|")
         for on in SIZES:
             rows = rows_of(on.chips)
             models = ("llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b")

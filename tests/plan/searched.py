@@ -1,6 +1,7 @@
 """Shipped configs beside the best layout that the search finds: `python -m tests.plan.searched [CONFIG ...]`.
 
-The search does not know the config's own layout. `--minutes 5` bounds each search; prints the table of docs/planner.md.
+The search does not know the config's own layout. `--minutes 5` bounds each search. Prints the table of
+docs/verification.md.
 """
 
 import sys

@@ -17,7 +17,7 @@ def _split(**found) -> dict:
     counts = {
         **about, "bad_rows": 0, "left_out": 0, "dropped_over_length": 1, "truncated": 0, "split": 0,
         "dropped_no_target": 0, "lossy": 0, "first_token_targets": 0,
-        "by_format": {"messages": 2}, "by_source": {"a[b].jsonl": about},
+        "unread": {"source": 2}, "empty_turns": 0, "null_rows": 0, "by_format": {"messages": 2}, "by_source": {"a[b].jsonl": about},
     }  # fmt: skip
     of = dict.fromkeys(("min", "p10", "median", "p90", "p99", "max", "mean"), 4.0)
     of |= {"counts": [1], "edges": [3.5, 4.5]}

@@ -21,6 +21,11 @@ def test_the_rate_rises_over_the_warm_up_and_falls_to_zero_at_the_last_step(sche
         np.testing.assert_allclose(rate(jnp.asarray(step)), value, atol=1e-6)
 
 
+def test_a_share_of_the_steps_warms_up_rounded_up_as_in_transformers():
+    rate = make_schedule(Optimizer(learning_rate=1.0, schedule="constant", warmup_ratio=0.15), 10)
+    np.testing.assert_allclose([rate(step) for step in (0, 1, 2, 9)], [0.0, 0.5, 1.0, 1.0], atol=1e-6)
+
+
 def test_without_warm_up_the_first_step_has_the_full_rate():
     assert float(make_schedule(Optimizer(learning_rate=1.0), 10)(jnp.asarray(0))) == 1.0
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sft_jax.errors import BadInput, nearest
+from sft_jax.errors import BadInput, hub_hint, nearest
 from sft_jax.storage.bucket import PACKAGES, open_path
 from sft_jax.storage.bucket_errors import refusals
 
@@ -61,7 +61,7 @@ def _matches(pattern: str) -> list[str]:
         if not found:
             raise BadInput(f"{pattern}: no file matches this pattern. {_neighbours(pattern)}")
     else:
-        raise BadInput(f"{pattern}: no such file. {_neighbours(pattern)}")
+        raise BadInput(f"{pattern}: no such file. {_neighbours(pattern)}{'' if kind(pattern) else hub_hint(pattern)}")
     return _known(found)
 
 

@@ -88,10 +88,10 @@ def test_from_nothing_to_done_with_every_state_told_and_worker_0_followed(cluste
     told = [
         "created: tpu-v6e-slice, 1 x 2 hosts of 4",
         "mine: start 1, no pod yet",
-        "pods: 1 pending; mine-slice-0-0-r0 is in no node: Unschedulable: 0/3 nodes are available: 3 Insufficient",
+        "pods: 1 pending; mine-slice-0-0-r0 is not scheduled: Unschedulable: 0/3 nodes are available: 3 Insufficient",
         "mine: start 1, pods: 2 running",
         "mine: completed",
-        "status 0; what JobSet keeps costs nothing",
+        "status 0; the remaining JobSet costs nothing",
     ]
     assert [err.index(each) for each in told] == sorted(err.index(each) for each in told)
     assert all(call[2]["namespace"] == "ml" for call in cluster.calls()) and not cluster.calls("delete")
@@ -177,7 +177,7 @@ def test_run_again_attaches_to_a_run_that_goes_on(cluster):
     assert first.stdout.readline() == "worker 0 trains\n"
     os.killpg(first.pid, signal.SIGINT)  # Ctrl-C; in the cluster the run goes on
     _, err = first.communicate(timeout=30)
-    assert first.returncode == 130 and "the run goes on. Attach: the same command" in err
+    assert first.returncode == 130 and "the run continues. To attach: the same command" in err
     second = cluster.start(*run())
     assert second.stdout.readline() == "worker 0 trains\n"
     (cluster.place / "end").touch()
@@ -190,14 +190,14 @@ def test_stop_saves_and_run_again_goes_on(cluster):
     first = cluster.start(*run())
     assert first.stdout.readline() == "worker 0 trains\n"
     status, _, err = cluster.run("stop", "mine")
-    assert status == 0 and "told: every pod finishes its step, saves" in err and "all have left" in err, err
+    assert status == 0 and "signalled: every pod finishes its step, saves" in err and "all pods have ended" in err, err
     assert [call[2]["p"] for call in cluster.calls("patch")] == ['{"spec":{"suspend":true}}']
     _, err = first.communicate(timeout=30)
-    assert first.returncode == 42 and "stopped by hand; the same command goes on" in err, err
+    assert first.returncode == 42 and "stopped by hand; the same command continues" in err, err
     status, out, _ = cluster.run("status", "mine")
     assert status == 0 and "mine: stopped by hand, no pod yet" in out
     status, _, err = cluster.run(*run())
-    assert status == 0 and "starting it again" in err and len(cluster.calls("create")) == 2, err
+    assert status == 0 and "restarting it" in err and len(cluster.calls("create")) == 2, err
     assert [call[2]["cascade"] for call in cluster.calls("delete")] == ["foreground"]
 
 
@@ -220,7 +220,7 @@ def test_run_again_after_the_end_makes_it_new_with_the_new_arguments(cluster, en
     cluster.plays([RUNS, end], [RUNS, DONE])
     cluster.run(*run())
     status, _, err = cluster.run(*run(arguments=("other.py", "--workdir", "gs://bucket/a")))
-    assert status == 0 and "starting it again" in err, err
+    assert status == 0 and "restarting it" in err, err
     assert container(cluster.created(1))["args"][1] == "other.py"
 
 
@@ -311,11 +311,11 @@ def test_dry_run_prints_what_would_be_done_and_contacts_nothing(cluster):
     [
         ((), "launch/gke/run.sh run NAME"),
         (("start", "x"), "unknown command 'start'"),
-        (("run", "Mine"), "'Mine' is none that Kubernetes takes"),
-        (("run", "1mine"), "'1mine' is none that Kubernetes takes"),
+        (("run", "Mine"), "'Mine' is not a valid Kubernetes name"),
+        (("run", "1mine"), "'1mine' is not a valid Kubernetes name"),
         (("run", "m" * 47, "--image", "i", "--topology", "v6e:8x16", "--", "c.py"), "is 1 characters too long"),
         (("run", "mine", "--", "c.py"), "--topology or --gpu is missing"),
-        (("run", "mine", "--topology", "v6e:4x4"), "after -- stands"),
+        (("run", "mine", "--topology", "v6e:4x4"), "the run's arguments are missing"),
         (("run", "mine", "--topology", "v6e:4x4", "--", "c.py"), "--image is missing: docker build --target tpu"),
         (("run", "mine", "--gpu", "h100", "--", "c.py"), "--image is missing: docker build --target cuda"),
         (("run", "mine", "--topology", "v6e:4x4", "--gpu", "h100", "--", "c.py"), "give one"),
@@ -335,12 +335,12 @@ def test_dry_run_prints_what_would_be_done_and_contacts_nothing(cluster):
         (("run", "mine", "--topology", "trillium:4x4", "--", "c.py"), "unknown kind 'trillium'. Known: v4:2x2x4"),
         (("run", "mine", "--topology", "v6e:4x4", "--per-host", "3", "--", "c.py"), "has 16 chips"),
         (("run", "mine", "--gpu", "h100:8", "--", "c.py"), "did you mean h100 (a3-highgpu) or h100-mega"),
-        (("run", "mine", "--gpu", "v100", "--", "c.py"), "known are a100"),
+        (("run", "mine", "--gpu", "v100", "--", "c.py"), "known GPUs are a100"),
         (("run", "mine", "--topology", "v6e:4x4", "c.py"), "unknown option c.py"),
         (("run", "mine", "--topology"), "--topology needs a value"),
         (("run", "mine", "--slices", "two", "--", "c.py"), "--slices two"),
-        (("run", "mine", "--secret", "a: b", "--", "c.py"), "'a: b' is no name of Kubernetes"),
-        (("run", "mine", "--image", "a b", "--", "c.py"), "'a b' is no name of an image"),
+        (("run", "mine", "--secret", "a: b", "--", "c.py"), "'a: b' is not a valid Kubernetes name"),
+        (("run", "mine", "--image", "a b", "--", "c.py"), "'a b' is not a valid image name"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_with_2_and_says_what_was_expected(cluster, words, expected):

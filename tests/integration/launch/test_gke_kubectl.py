@@ -193,15 +193,15 @@ def test_kubectl_does_what_run_sh_asks_of_it(launched):
     }
     done = {"completed": True, "restarts": 1, "pods": [{"phase": "Succeeded", "code": 0}]}
     cluster, run = launched([{}, waits, RUNS, ends], [RUNS, {"restarts": 1}, done])
-    assert run("status", "mine", "--namespace", "ml")[:2] == (1, "mine: not there\n")
+    assert run("status", "mine", "--namespace", "ml")[:2] == (1, "mine: does not exist\n")
     status, out, err = run(*RUN, "$HOME {}")
     assert status == 2 and out == "worker 0 trains\n", err
-    assert "is in no node: Unschedulable: 0/3 nodes: 3 Insufficient" in err and "pods: 2 running" in err, err
+    assert "is not scheduled: Unschedulable: 0/3 nodes: 3 Insufficient" in err and "pods: 2 running" in err, err
     [made] = [body for said, body in cluster.said if said == "created"]
     [main] = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
     assert main["args"][1:4] == ["c.py", "--workdir", "$$HOME {}"]
     status, _, err = run(*RUN, "a")
-    assert status == 0 and "failed (FailJobSetFailurePolicyAction); starting it again" in err and "start 2" in err, err
+    assert status == 0 and "failed (FailJobSetFailurePolicyAction); restarting it" in err and "start 2" in err, err
     [deleted] = [body for said, body in cluster.said if said == "deleted"]
     assert deleted["propagationPolicy"] == "Foreground"
     assert {selector for said, selector in cluster.said if said == "pods"} == {"jobset.sigs.k8s.io/jobset-name=mine"}
@@ -217,7 +217,7 @@ def test_kubectl_stops_logs_and_deletes(launched):
     assert "worker 0 trains" in run("logs", "mine", "--namespace", "ml", "--all")[1]
     assert "worker 0 trains" in run("logs", "mine", "--namespace", "ml")[1]
     status, _, err = run("stop", "mine", "--namespace", "ml")
-    assert status == 0 and "all have left" in err, err
+    assert status == 0 and "all pods have ended" in err, err
     annotated, suspended = [body for said, body in cluster.said if said == "patched"]
     assert "sft-jax/stopped" in annotated["metadata"]["annotations"] and suspended == {"spec": {"suspend": True}}
     assert run("status", "mine", "--namespace", "ml")[1].startswith("mine: stopped by hand")

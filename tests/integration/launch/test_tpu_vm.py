@@ -118,7 +118,7 @@ def test_a_preempted_slice_is_replaced_and_the_run_started_again(cloud):
     cloud.plays(ends=(("wait", "0"), ("wait", "0")), east=[lost, ACTIVE])
     status, _, err = cloud.run(*RUN)
     assert status == 0, err
-    assert "a worker cannot be reached: mine in east is SUSPENDED" in err
+    assert "cannot reach a worker: mine in east is SUSPENDED" in err
     assert len(cloud.calls("create")) == 2 and len(cloud.calls("delete")) == 2
     assert (cloud.place / "starts-0").read_text() == "2\n"
 
@@ -239,12 +239,12 @@ def test_dry_run_prints_the_commands_and_runs_none(cloud):
     [
         ((), "launch/tpu_vm.sh run NAME"),
         (("start", "x"), "unknown command 'start'"),
-        (("run", "Mine", "--zone", "z"), "'Mine' is none that Cloud TPU takes"),
+        (("run", "Mine", "--zone", "z"), "'Mine' is not a valid Cloud TPU name"),
         (("run", "mine", "--type", "v6e-8", "--", "c.py"), "--zone is missing"),
         (("run", "mine", "--zone", "z", "--", "c.py"), "--type is missing"),
-        (("run", "mine", "--zone", "z", "--type", "v6e-8"), "after -- stands"),
+        (("run", "mine", "--zone", "z", "--type", "v6e-8"), "the run's arguments are missing"),
         (("run", "mine", "--zone", "z", "--type", "v5e-8", "--", "c.py"), "spells it v5litepod-8"),
-        (("run", "mine", "--zone", "z", "--type", "h100-8", "--", "c.py"), "--type h100-8: known are"),
+        (("run", "mine", "--zone", "z", "--type", "h100-8", "--", "c.py"), "--type h100-8: known types are"),
         (("run", "mine", "--zone", "z", "--type", "v6e-8", "c.py"), "unknown option c.py"),
         (("run", "mine", "--zone", "z", "--spot", "--reserved", "--", "c.py"), "exclude each other"),
         (("run", "mine", "--zone"), "--zone needs a value"),

@@ -1,0 +1,19 @@
+"""The signals that stop a run after its step."""
+
+import signal
+
+import pytest
+
+from sft_jax.train.preemption import watch_for_preemption
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_noticed_and_the_second_ctrl_c_interrupts(first):
+    before, noticed = signal.getsignal(signal.SIGINT), []
+    with watch_for_preemption(lambda: noticed.append(True)) as preempted:
+        assert not preempted()
+        signal.raise_signal(first)
+        assert preempted() and preempted() and noticed == [True]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
