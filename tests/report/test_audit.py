@@ -67,7 +67,7 @@ def test_the_terminal_has_the_same_and_nothing_of_the_data_is_taken_for_markup(r
         audit_tables(report)
     )
     text = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue())
-    assert "left out: a[b].jsonl:2: 9 tokens, limit 8" in text and "2 messages" in text
+    assert "left out: 5 x 9 tokens, limit 8 (a[b].jsonl:2," in text and "2 messages" in text
     assert "duplicate rows: a[b].jsonl:1 (same as a[b].jsonl:0)" in text and "packing: 1 rows" in text
     assert text.endswith("a[b].jsonl:1 (one)\n<b>yes\n🙂\n")
     assert "\x1b[30;42myes" in out.getvalue() and "\x1b[30;42m<b>" not in out.getvalue()
