@@ -120,7 +120,9 @@ def test_a_row_without_a_target_is_dropped_and_a_data_set_of_them_refused(make_t
     prepared = prepare(Data(train=(path,)), make_tokenizer())
     assert (prepared.counts.used, prepared.counts.dropped_no_target) == (1, 2)
     assert prepared.dropped[0].where == f"{path}:1" and "no trained token" in prepared.dropped[0].reason
-    with pytest.raises(BadInput, match=r"only.jsonl: no trained token in any of its 2 rows. The first, line 1: no trained token"):
+    with pytest.raises(
+        BadInput, match=r"only.jsonl: no trained token in any of its 2 rows. The first, line 1: no trained token"
+    ):
         prepare(Data(train=(jsonl([silent, silent], "only.jsonl"),)), make_tokenizer())
 
 
