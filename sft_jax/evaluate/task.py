@@ -84,8 +84,8 @@ def task_of(record: Record, data: Data) -> Task:
         forms = [form for _, form in forms_of(record, data) if form]
         what = forms[0] if forms else "a row that data.function leaves out"
         raise BadRow(
-            f"{record.where}: {what} has no prompt that a model could answer. Expected messages, prompt and completion, "
-            "question and answer, or another form with a prompt"
+            f"{record.where}: {what} has no prompt that a model could answer. Expected messages, prompt and "
+            "completion, question and answer, or another form with a prompt"
         )
     return found[0]
 

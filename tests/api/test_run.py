@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -213,3 +214,34 @@ def test_the_state_of_every_optimizer_is_laid_out_as_its_parameters(config, name
 
 def test_distributed_is_a_section_like_any_other():
     assert RunConfig().distributed == Distributed()
+
+
+THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{{ '<think></think>' if enable_thinking is defined and not enable_thinking else '' }}{% endif %}"""
+
+
+def test_the_models_of_a_run_give_their_template_the_runs_values(config, tmp_path):
+    from sft_jax.data.read.rows import Record
+    from sft_jax.evaluate.task import task_of
+    from sft_jax.sample.draw import Sampling
+
+    (tmp_path / "thinks.jinja").write_text(THINKS)
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    task = task_of(Record("f", 1, row), Data())
+    data = {"data.chat_template": str(tmp_path / "thinks.jinja"), "data.template_kwargs": ("enable_thinking=false",)}
+    with sft.Run(config, **data, **{"train.steps": 1}) as run:
+        run.fit()
+        live = run.model
+        loaded = sft.load(config.workdir)
+        for model in (live, loaded):
+            [prompt] = model.prompts([task], Sampling(2))
+            assert model.tokenizer.decode(prompt).endswith("assistant\n<think></think>")
+            assert model.tokenizer.decode(model.show(row).trained) == "b<|im_end|>", "the model is given the rest"
+            [scored] = model.score([row])
+            assert scored["tokens"][: len(prompt)] == prompt and not any(scored["weights"][: len(prompt)])
+    loaded.export(tmp_path / "out")
+    for folder in (config.workdir, tmp_path / "out"):
+        about = json.loads((Path(folder) / "handoff.json").read_text())
+        assert about["template_kwargs"] == {"enable_thinking": False}

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -109,3 +110,32 @@ def test_a_prompt_without_room_for_an_answer_is_refused(tokenizer, tiny):
     assert len(prompts_of([task], model, room, 10)[0]) == length
     with pytest.raises(BadInput, match=rf"f:1: a prompt of {length} tokens and 11 new ones.* positions of MODEL"):
         prompts_of([task], model, room, 11)
+
+
+def test_bad_rows_are_left_out_where_training_leaves_them_out(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"query": "?"}\n{"question": "Q", "answer": "A"}\n')
+    with pytest.raises(BadRow, match="keys found: query"):
+        read_tasks(Data((str(file),)), (str(file),))
+    assert [task.where[-2:] for task in read_tasks(Data(bad_rows="skip"), (str(file),))] == [":2"]
+
+
+def test_a_row_that_the_function_leaves_out_asks_nothing(tmp_path):
+    (tmp_path / "mine.py").write_text("def f(row): return None if row['n'] else {'prompt': 'P'}")
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"n": 1}\n{"n": 0}\n')
+    data = Data(function=f"{tmp_path}/mine.py:f")
+    assert [task.prompt for task in read_tasks(data, (str(file),))] == ["P"]
+    with pytest.raises(BadRow, match=r"data\.function leaves out has no prompt"):
+        task_of(Record("f", 1, {"n": 1}), data)
+
+
+def test_a_raw_prompt_ends_where_the_model_goes_on(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    appends = copy.deepcopy(tokenizer)
+    eos = (tokenizer.eos_token, tokenizer.eos_token_id)
+    appends.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {eos[0]}", special_tokens=[eos])
+    assert appends("ab").input_ids[-1] == tokenizer.eos_token_id
+    task = task_of(Record("f", 1, {"prompt": "ab"}), Data())
+    assert task_tokens(task, appends) == task_tokens(task, tokenizer) == tokenizer("ab").input_ids

@@ -11,7 +11,8 @@ def test_pretraining_trains_every_token_and_imitation_the_assistants_alone(token
     text, assistant, last = objectives(tokenizer)
     whole = "".join(assistant.tokens)
     assert "".join(text.tokens).startswith(whole.rstrip("\n"))
-    assert text.weights[0] == 0 and all(weight == 1 for weight in text.weights[1:])
+    assert text.weights[0] == 0 and all(weight == 1 for weight in text.weights[1:-1])
+    assert (text.tokens[-1], text.weights[-1]) == ("\n", 0), "what stands behind the text's own EOS"
 
     def trained(one) -> str:
         return "".join(token for token, weight in zip(one.tokens, one.weights, strict=True) if weight)

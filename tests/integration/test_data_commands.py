@@ -173,3 +173,24 @@ def test_two_processes_stream_what_one_does_and_one_goes_on_where_they_stopped(
     status, _, err = run("train", config_file, *options)
     assert status == 0 and "after step 2" in err, err
     assert tokens(tmp_path / "run") == tokens(tmp_path / "one")
+
+
+def test_values_for_the_template_are_given_to_a_run_and_unread_keys_are_told(run, config_file, tmp_path: Path):
+    template, rows = tmp_path / "style.jinja", tmp_path / "rows.jsonl"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ style }}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{{ style }}{% endif %}"
+    )
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows.write_text("".join(json.dumps({"messages": talk + talk * k, "source": "web"}) + "\n" for k in range(8)))
+    options = ("--data.train", rows, "--data.eval", "--train.eval-every", 0, "--data.chat-template", template)
+    kwargs = ("--data.template-kwargs", "style=x y", "budget=3")
+    status, printed, err = run("data", "audit", config_file, "--json", *options, *kwargs)
+    assert status == 0, err
+    report = json.loads(printed)
+    assert report["train"]["counts"]["unread"] == {"source": 8, "chat_template_kwargs.budget": 8}
+    assert "x ya" in "".join(text for text, *_ in report["examples"][0]["tokens"])
+    status, printed, err = run("data", "audit", config_file, *options, *kwargs)
+    assert "keys that no form reads: source (8 rows), chat_template_kwargs.budget (8 rows)" in printed, err
+    status, _, err = run("data", "audit", config_file, *options, "--data.template-kwargs", "style")
+    assert status == 2 and "data.template_kwargs: found 'style', expected name=value" in err

@@ -38,6 +38,10 @@ class Family:
     """The stock template joins tool-call arguments to a string, so it takes no objects."""
     needs_content: bool = False
     """The stock template joins the content to a string, so it must be there."""
+    parts: bool = False
+    """The templates read contents as lists of parts alone."""
+    stops: tuple[str, ...] = ()
+    """What the model's generation config names as EOS, where the stock template leaves the last turn open."""
 
 
 def _trl(name: str, tokenizer: str, *added: str, **rest: Any) -> Family:
@@ -90,8 +94,14 @@ FAMILIES: dict[str, Family] = {
         "cohere2", "qwen3", *_COHERE, "<|START_RESPONSE|>", "<|END_RESPONSE|>", eos="<|END_OF_TURN_TOKEN|>"
     ),
     "GLM-4 MoE": _trl(
-        "glm4moe", "qwen3", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"
+        "glm4moe",
+        "qwen3",
+        *("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        stops=("<|endoftext|>", "<|user|>", "<|observation|>"),
     ),
+    "SmolVLM": _trl("smolvlm", "smollm2", "<end_of_utterance>", eos="<end_of_utterance>", parts=True),
+    "Idefics 3": _trl("idefics3", "llama3", "<end_of_utterance>", eos="<end_of_utterance>", parts=True),
+    "LLaVA-NeXT": _trl("llava_next", "llama2", parts=True),
     "LFM2": _trl("lfm2", "qwen3"),
     "LFM2, second": _trl("lfm2_v2", "qwen3"),
     "LFM2.5": Family("lfm2_2_5.jinja", "lfm2_2_5.jinja", "qwen3"),
@@ -262,12 +272,16 @@ def load(family: Family) -> tuple[Any, str]:
 
     from tokenizers import AddedToken
 
+    from sft_jax.data.chat.tokenizer import with_stops
+
     tokenizer = copy.deepcopy(_backend(family.tokenizer))
     if family.added:
         tokens = [AddedToken(text, special=True, normalized=False, rstrip=family.strips) for text in family.added]
         tokenizer.add_tokens(tokens, special_tokens=True)
     if family.eos:
         tokenizer.eos_token = family.eos
+    if family.stops:
+        with_stops(tokenizer, {"eos_token_id": tokenizer.convert_tokens_to_ids(list(family.stops))})
     if family.stock:
         tokenizer.chat_template = template_text(family.stock)
     if family.twin != "SMOLLM2":

@@ -27,14 +27,18 @@ class Outcome:
     """What differs from the reference: a defect."""
 
 
-def as_template_wants(messages: list[dict[str, Any]], strings: bool, filled: bool) -> list[dict[str, Any]]:
+def as_template_wants(
+    messages: list[dict[str, Any]], strings: bool, filled: bool, parts: bool = False
+) -> list[dict[str, Any]]:
     """What one calls `apply_chat_template` with: arguments as strings or as objects, null content left out or `filled`
-    with an empty string."""
+    with an empty string, contents as strings or as `parts`."""
     result = []
     for message in messages:
         message = {key: value for key, value in message.items() if value is not None}
         if filled:
             message.setdefault("content", "")
+        if parts and "content" in message:
+            message["content"] = [{"type": "text", "text": message["content"]}]
         calls = []
         for call in message.get("tool_calls", []):
             arguments = call["function"]["arguments"]
@@ -122,12 +126,17 @@ def examine(
         encoded = encode("row:1", conversation, tokenizer, "assistant")
     except BadInput as error:
         return Outcome(refusal=str(error))
-    given = as_template_wants(messages, family.string_arguments and not by_marks, family.needs_content)
+    strings = family.string_arguments and not by_marks
+    given = as_template_wants(messages, strings, family.needs_content, family.parts)
     whole = tokenizer.apply_chat_template(given, tools=tools, tokenize=False)
     ids = tokenizer.apply_chat_template(given, tools=tools, return_dict=False)
+    as_objects = as_template_wants(messages, False, family.needs_content, family.parts)
+    text, spans = marked(tokenizer, twin, as_objects, tools)
+    closing = next((stop for stop in family.stops if text.endswith(stop) and not whole.endswith(stop)), "")
+    if closing:
+        whole, ids = whole + closing, [*ids, tokenizer.convert_tokens_to_ids(closing)]
     if encoded.tokens.tolist() != ids:
         return Outcome(mismatch=f"ids: {tokenizer.decode(encoded.tokens)!r} reference {tokenizer.decode(ids)!r}")
-    text, spans = marked(tokenizer, twin, as_template_wants(messages, False, family.needs_content), tools)
     carried = carried_over(text, spans, whole)
     if carried is None:
         return Outcome(mismatch="the twin's text differs by more than empty think blocks: no reference")

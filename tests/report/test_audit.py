@@ -16,8 +16,14 @@ def _split(**found) -> dict:
     about = {"rows": 2, "used": 1, "tokens": 4, "target_tokens": 3}
     counts = {
         **about, "bad_rows": 0, "left_out": 0, "dropped_over_length": 1, "truncated": 0, "split": 0,
+<<<<<<< HEAD
         "dropped_no_target": 0, "lossy": 0, "first_token_targets": 0,
         "unread": {"source": 2}, "empty_turns": 0, "null_rows": 0, "by_format": {"messages": 2}, "by_source": {"a[b].jsonl": about},
+=======
+        "dropped_no_target": 0, "empty_turns": 0, "null_rows": 0, "lossy": 0, "first_token_targets": 0,
+        "unread": {},
+        "by_format": {"messages": 2}, "by_source": {"a[b].jsonl": about},
+>>>>>>> dd424b3260c875a3c28254d0d11cfc8c24c68571
     }  # fmt: skip
     of = dict.fromkeys(("min", "p10", "median", "p90", "p99", "max", "mean"), 4.0)
     of |= {"counts": [1], "edges": [3.5, 4.5]}
@@ -71,3 +77,14 @@ def test_the_terminal_has_the_same_and_nothing_of_the_data_is_taken_for_markup(r
     assert "duplicate rows: a[b].jsonl:1 (same as a[b].jsonl:0)" in text and "packing: 1 rows" in text
     assert text.endswith("a[b].jsonl:1 (one)\n<b>yes\n🙂\n")
     assert "\x1b[30;42myes" in out.getvalue() and "\x1b[30;42m<b>" not in out.getvalue()
+
+
+def test_keys_that_nobody_reads_empty_turns_and_nulls_are_told_in_tables_and_on_the_page(report):
+    counts = report["train"]["counts"]
+    counts |= {"unread": {"lang": 3, "<source>": 120}, "empty_turns": 5, "null_rows": 7}
+    out = io.StringIO()
+    Console(file=out, width=200, soft_wrap=True).print(audit_tables(report))
+    for shown in (out.getvalue(), audit_page(report, "audit").replace("&lt;", "<").replace("&gt;", ">")):
+        assert "keys that no form reads: <source> (120 rows), lang (3 rows)" in shown
+        assert "empty assistant turns, not trained" in shown
+        assert "7 rows with nulls in tool calls" in shown and "sft_jax.data.forms.nulls:without_nulls" in shown

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from sft_jax.config import Data, Model, RunConfig, Sharding, Train, validate
+from sft_jax.data.chat.tokenizer import model_stops
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
 from sft_jax.train.inputs import Inputs, read_inputs
-from sft_jax.weights.pretrained import open_base, put_on_devices
+from sft_jax.weights.pretrained import open_base, open_pretrained, put_on_devices
 
 
 @pytest.fixture
@@ -99,3 +101,11 @@ def test_an_objective_without_its_head_is_refused_with_the_command_that_makes_on
     data = dataclasses.replace(config.data, train=(str(pairs),))
     with pytest.raises(BadInput, match="sft-jax reward-init"):
         _inputs(dataclasses.replace(config, data=data, train=Train(objective="reward")))
+
+
+def test_the_tokenizer_of_a_model_knows_the_stop_tokens_that_its_generation_config_names(config, tmp_path, tiny_model):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    for given, known in (([5, 257, 6], (5, 257, 6)), (7, (7,)), (None, ())):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
+        assert model_stops(open_pretrained(str(folder)).tokenizer) == known

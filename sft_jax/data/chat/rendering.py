@@ -165,7 +165,8 @@ class Template:
     def name(self) -> str:
         """Which template this is, for messages."""
         digest = hashlib.sha256(self.source.encode()).hexdigest()[:8]
-        return f"chat template {digest} of {Path(self.tokenizer.name_or_path).name or 'this tokenizer'}: {self.source[:22]!r}"
+        origin = Path(self.tokenizer.name_or_path).name or "this tokenizer"
+        return f"chat template {digest} of {origin}: {self.source[:22]!r}"
 
     def _render_whole(self, rendered: Callable[[], Rendered] | None) -> Rendered:
         problems = []

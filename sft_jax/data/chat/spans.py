@@ -55,6 +55,7 @@ def find_span(
     whole: str,
     stops: re.Pattern[str],
     added: re.Pattern[str] | None = None,
+    ends: re.Pattern[str] | None = None,
 ) -> Span:
     """Character span [start, end) of assistant message `i` in `whole`, the render of all `messages`.
 
@@ -62,9 +63,10 @@ def find_span(
       stops: matches the tokenizer's special tokens, one of which must end the turn. Where a template writes none, the
         special token that opens the next message is what the model must end with (GLM).
       added: matches the tokens that may open a message; None for `stops`.
+      ends: matches those special tokens at which the model is stopped, where that is known; None for `stops`.
 
     Raises:
-      NoStop: the turn ends the text without a stop token.
+      NoStop: no stop token ends the turn, which ends the text or is followed by a message that opens with none.
       NoExactSpan: its place cannot be told exactly.
     """
     start = find_start(render, messages, i, whole, added or stops)
@@ -84,7 +86,7 @@ def find_span(
         return start, _end(render, messages, i, whole, start, stops)
     if stopped:
         return start, start + len(turn)
-    opening = stops.match(whole, len(through))
+    opening = (ends or stops).match(whole, len(through))
     if not opening or _words(render, messages, i + 1, whole).before < opening.end():
         raise NoStop((start, start + len(turn)))
     return start, opening.end()

@@ -15,7 +15,7 @@ import numpy as np
 
 from sft_jax.data.chat.rendering import Template
 from sft_jax.data.chat.template_coverage import REASONING
-from sft_jax.data.chat.tokenizer import offset_backend
+from sft_jax.data.chat.tokenizer import model_stops, offset_backend
 from sft_jax.errors import BadRow
 
 Span = tuple[int, int]
@@ -45,6 +45,17 @@ def added_pattern(tokenizer: Any) -> re.Pattern[str]:
     """Matches every token added to the vocabulary, special or not (DeepSeek's headers are not)."""
     added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
     return re.compile("|".join(re.escape(token) for token in _longest_first(added)) or "(?!)")
+
+
+def stops_pattern(tokenizer: Any) -> re.Pattern[str] | None:
+    """Matches the stop tokens of the tokenizer's model; None where nobody has said which they are."""
+    return _stops_pattern(tokenizer, model_stops(tokenizer))
+
+
+@lru_cache(maxsize=4)
+def _stops_pattern(tokenizer: Any, stops: tuple[int, ...]) -> re.Pattern[str] | None:
+    named = [name for name, token in special_ids(tokenizer).items() if token in stops]
+    return re.compile("|".join(map(re.escape, named))) if named else None
 
 
 @lru_cache(maxsize=4)

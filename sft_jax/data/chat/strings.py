@@ -44,8 +44,6 @@ def own_tokens(encoding: Any, tokenizer: Any) -> slice:
 
 def prompt_ids(text: str, tokenizer: Any) -> list[int]:
     """Token ids of a text to go on from: what training has in front of a completion, so no EOS behind it."""
-    if not text:
-        return []
     encoding = offset_backend(tokenizer).encode(text, add_special_tokens=True)
     kept = own_tokens(encoding, tokenizer)
     return encoding.ids[kept]

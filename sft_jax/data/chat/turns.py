@@ -6,7 +6,7 @@ from typing import Any
 from sft_jax.data.chat.last_stop import ends_with_special
 from sft_jax.data.chat.rendering import Template
 from sft_jax.data.chat.spans import NoExactSpan, NoStop, Span, find_span, find_start
-from sft_jax.data.chat.special_text import added_pattern, special_pattern
+from sft_jax.data.chat.special_text import added_pattern, special_pattern, stops_pattern
 from sft_jax.data.chat.template_coverage import losses, things_said
 from sft_jax.data.chat.tokenizer import model_stops
 from sft_jax.errors import BadRow
@@ -102,7 +102,8 @@ def _no_span(template: Template, i: int, error: NoExactSpan) -> BadRow:
 
 def _derived_span(template: Template, i: int) -> Span:
     stops, added = special_pattern(template.tokenizer), added_pattern(template.tokenizer)
-    return find_span(template.render, template.messages, i, template.whole, stops, added)
+    ends = stops_pattern(template.tokenizer)
+    return find_span(template.render, template.messages, i, template.whole, stops, added, ends)
 
 
 def _marked_spans(template: Template, turns: list[int]) -> dict[int, Span]:

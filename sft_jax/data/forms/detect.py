@@ -42,7 +42,7 @@ KNOWN_KEYS = (
     "id",
 )
 """Every key that some form reads."""
-_SHOWN = 100
+_SHOWN = 80
 """Characters of a record's keys that a message lists."""
 
 
@@ -112,8 +112,9 @@ def _unknown(record: Record, declared: str, mapped: Collection[str]) -> str:
     if len(found) > _SHOWN:
         found = f"{found[:_SHOWN].rpartition(', ')[0] or found[:_SHOWN]}, …"
     if declared == "auto":
-        expected = "; ".join(_spell([names[:1] for names in KEYS[form]]) for form in KEYS if form != "pair")
-        lacks = f"expected {expected}"
+        forms: tuple[Format, ...] = ("messages", "sharegpt", "prompt_completion", "question_answer", "alpaca", "text")
+        expected = "; ".join(_spell([names[:1] for names in KEYS[form]]) for form in forms)
+        lacks = f"expected {expected}; or see docs/data.md"
     else:
         need = KEYS[_candidates(declared, mapped)[0]]
         missing = [names for names in need if not any(key in record.value for key in names)]
@@ -121,7 +122,7 @@ def _unknown(record: Record, declared: str, mapped: Collection[str]) -> str:
     filled = f" (data.fields fills {', '.join(mapped)})" if mapped else ""
     return (
         f"{record.where}: keys found: {found}; {lacks}{filled}. "
-        "Name yours with data.fields (prompt=question), or convert rows with data.function."
+        "Name yours with data.fields (prompt=question), or use data.function."
     )
 
 

@@ -6,6 +6,7 @@ import time
 from datetime import date
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sft_jax.config import Data
@@ -48,8 +49,10 @@ def test_without_a_date_a_template_prints_today_also_after_a_fixed_one(make_toke
 
 
 def test_the_policy_is_that_of_the_config():
-    data = Data(end_of_turn=False, allow_lossy=True, special_text="text", template_date="2026-02-03")
-    assert render_options_of(data) == RenderOptions(False, True, "text", "2026-02-03")
+    data = Data(
+        end_of_turn=False, allow_lossy=True, special_text="text", template_date="2026-02-03", template_kwargs=("x=1",)
+    )
+    assert render_options_of(data) == RenderOptions(False, True, "text", "2026-02-03", ("x=1",))
     assert render_options_of(Data()) == RenderOptions()
 
 
@@ -111,3 +114,49 @@ def test_arguments_are_written_out_for_a_template_that_joins_them_to_a_string(ma
     call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Zürich"}}}
     talk = [TALK[0], {"role": "assistant", "content": None, "tool_calls": [call]}]
     assert '"arguments": <{"city": "Zürich"}>}' in rendered("f:1", talk, make_tokenizer(joining))
+
+
+KWARGS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ style | default('') }}{{ (documents or []) | length }}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{{ style | default('') }}{{ (documents or []) | length }}{% endif %}"""
+"""Says its values in every turn, and in front of what the model writes."""
+
+
+@pytest.mark.parametrize("kwargs", [None, {"style": "ab"}, {"style": "ab", "documents": [{"text": "c"}]}])
+@pytest.mark.parametrize("special_text", ["special", "text"])
+def test_ids_are_those_of_apply_chat_template_with_the_rows_values(make_tokenizer, kwargs, special_text):
+    tokenizer, options = make_tokenizer(KWARGS), RenderOptions(special_text=special_text)
+    talk = [*TALK, {"role": "user", "content": "<|endoftext|>" if special_text == "text" else "?"}, TALK[1]]
+    encoded = encode("f:1", Conversation(talk, template_kwargs=kwargs), tokenizer, "assistant", options)
+    given = kwargs or {}
+    if special_text == "special":
+        assert encoded.tokens.tolist() == tokenizer.apply_chat_template(talk, return_dict=False, **given)
+    assert tokenizer.decode(encoded.tokens) == tokenizer.apply_chat_template(talk, tokenize=False, **given)
+    assert tokenizer.decode(encoded.tokens[encoded.weights > 0]) == "world<|im_end|>" * 2
+    prompt = generation_prompt("f:1", talk[:3], None, tokenizer, options, kwargs)
+    last = int(np.flatnonzero(np.diff(encoded.weights) > 0)[-1]) + 1
+    assert prompt == encoded.tokens[:last].tolist(), "what the model is given in training"
+
+
+def test_a_runs_values_go_to_every_render_and_the_rows_own_win(make_tokenizer):
+    tokenizer, options = make_tokenizer(KWARGS), RenderOptions(template_kwargs=("style=cd",))
+    for kwargs, style in ((None, "cd"), ({"style": "ab"}, "ab")):
+        encoded = encode("f:1", Conversation(TALK, template_kwargs=kwargs), tokenizer, "assistant", options)
+        assert encoded.tokens.tolist() == tokenizer.apply_chat_template(TALK, style=style, return_dict=False)
+        prompt = generation_prompt("f:1", TALK[:1], None, tokenizer, options, kwargs)
+        assert tokenizer.decode(prompt).endswith(f"assistant\n{style}0")
+    assert "cd0hello" in rendered("f:1", TALK, tokenizer, options)
+
+
+def test_names_that_the_template_never_mentions_are_told(make_tokenizer, templates):
+    kwargs = {"style": "ab", "sytle": "ab"}
+    for template, unused in ((KWARGS, ("sytle",)), (templates.CHATML, ("style", "sytle"))):
+        conversation = Conversation(TALK, template_kwargs=kwargs)
+        assert encode("f:1", conversation, make_tokenizer(template), "assistant").unused == unused
+    assert encode("f:1", Conversation(TALK), make_tokenizer(KWARGS), "assistant").unused == ()
+    assigned = "{% set style = style | default('x') %}" + templates.CHATML
+    assert (
+        encode("f:1", Conversation(TALK, template_kwargs={"style": "a"}), make_tokenizer(assigned), "assistant").unused
+        == ()
+    )

@@ -232,3 +232,64 @@ def test_a_function_may_give_no_record_or_several(tmp_path: Path):
     renamed = made({"q": "a", "n": 1}, function=function, fields=("question=prompt", "answer=completion"))
     assert renamed[0].form == "question_answer", "the map applies to what the function returns"
     refused({"q": "a"}, "data.function", "raised KeyError: 'n'", "mine.py:2", function=function)
+
+
+SILENT = {"role": "assistant", "content": " \n"}
+
+
+@pytest.mark.parametrize(
+    ("value", "empty"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}, SILENT, {"role": "user", "content": "a"}, SILENT]}, 2),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": ""}]}, 1),
+        ({"prompt": "a", "completion": [SILENT]}, 1),
+        ({"prompt": [{"role": "user", "content": "a"}, SILENT, {"role": "user", "content": "b"}],
+          "completion": [{"role": "assistant", "content": "c"}]}, 0),
+        ({"messages": [{"role": "user", "content": "a"}, {**SILENT, "reasoning_content": "hm"}]}, 0),
+        ({"messages": [{"role": "user", "content": "a"}, {**SILENT, "weight": 0}]}, 0),
+    ],
+)  # fmt: skip
+def test_an_empty_turn_that_would_train_has_no_weight_and_is_counted(value: dict[str, Any], empty: int):
+    [one] = made(value)
+    assert one.empty == empty
+    assert sum(message.get("weight") == 0 for message in one.messages[one.first :]) == empty + ("weight" in str(value))
+
+
+def test_an_empty_answer_is_nothing_to_compare():
+    talk = [{"role": "user", "content": "a"}]
+    full = [*talk, {"role": "assistant", "content": "b"}]
+    refused({"chosen": full, "rejected": [*talk, SILENT]}, "rejected ends with an empty message", format="pair")
+
+
+def test_a_column_that_cannot_be_read_is_an_error_where_it_is_read():
+    row = Record("t.parquet", 3, {"question": "a", "answer": b"\xff", "text": "c"}, {"answer": "column 'answer': bad"})
+    with pytest.raises(BadRow, match=r"^t.parquet:3: column 'answer': bad$"):
+        demonstrations(row, Data())
+    with pytest.raises(BadRow, match=r"^t.parquet:3: column 'answer': bad$"):
+        demonstrations(row, Data(fields=("text=answer.words",)))
+    assert demonstrations(row, Data(format="text"))[0].text == "c"
+
+
+FOLDER = "/home/somebody/experiments/2026-11/demonstrations/part-00017.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("value", "settings"),
+    [
+        ({f"column number {k}": k for k in range(100)}, {}),
+        ({"query": "a"}, {"format": "prompt_completion"}),
+        ({"question": "a", "answer": 4e10}, {}),
+        ({"messages": [{"role": "x" * 50, "content": ""}]}, {}),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, {}),
+        ({"prompt": "a", "completion": "b", "system": "c" * 1000}, {}),
+        ({"messages": [{"role": "system", "content": "d" * 1000}], "system": "c" * 1000}, {}),
+        ({"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"messages": 1, "tools": 2}}, {}),
+        ({"input_ids": [1, 2], "labels": [2, -100]}, {}),
+    ],
+)
+def test_a_refusal_says_the_path_once_and_fits_three_lines(value: dict[str, Any], settings: dict[str, Any]):
+    with pytest.raises(BadRow) as caught:
+        demonstrations(Record(FOLDER, 17, value), Data(**settings))
+    message = str(caught.value)
+    assert message.startswith(f"{FOLDER}:17: ") and message.count(FOLDER) == 1
+    assert len(message) <= 3 * 120, message

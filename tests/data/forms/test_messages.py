@@ -164,3 +164,18 @@ def test_a_message_of_white_space_says_nothing_and_one_that_calls_or_reasons_doe
     assert says_nothing({"role": "assistant", "content": None})
     assert not says_nothing({"role": "assistant", "content": None, "tool_calls": [CALL]})
     assert not says_nothing({"role": "assistant", "content": "", "reasoning_content": "hm"})
+
+
+def test_a_call_without_arguments_has_none():
+    for arguments in ("", " \n", "{}"):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        [message] = checked({"role": "assistant", "content": None, "tool_calls": [call]})
+        assert message["tool_calls"][0]["function"]["arguments"] == {}
+
+
+def test_messages_may_be_a_json_string_as_tools_may():
+    talk = [{"role": "user", "content": "a"}]
+    assert check_messages("f:1", json.dumps(talk)) == talk
+    refused(lambda: check_messages("f:1", "[{"), "f:1: messages is a string but not valid JSON")
+    refused(lambda: check_messages("f:1", '{"role": "user"}'), "messages is an object")
+    refused(lambda: check_messages("f:1", ""), "messages is an empty string")

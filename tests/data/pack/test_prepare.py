@@ -1,9 +1,12 @@
 """Preparation in memory: first tokens, over-length rows, rows without a target and bad rows are counted."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sft_jax.config import Data
@@ -227,3 +230,91 @@ def test_the_account_is_kept_by_source_and_adds_up(make_tokenizer, jsonl):
     assert add(parts) == whole.counts
     assert [whole.counts.by_source[path]["rows"] for path in paths] == [3, 4]
     assert sum(about["tokens"] for about in whole.counts.by_source.values()) == whole.counts.tokens
+
+
+USER, REPLY = ({"role": role, "content": role} for role in ("user", "assistant"))
+SILENT = {"role": "assistant", "content": ""}
+
+
+def test_empty_turns_are_counted_and_a_row_of_nothing_else_is_dropped(make_tokenizer, jsonl):
+    tokenizer = make_tokenizer()
+    path = jsonl([{"messages": [USER, SILENT, USER, REPLY]}, {"messages": [USER, SILENT]}, {"messages": [USER, REPLY]}])
+    prepared = prepare(Data(train=(path,)), tokenizer)
+    assert (prepared.counts.used, prepared.counts.empty_turns, prepared.counts.dropped_no_target) == (2, 2, 1)
+    first = prepared.examples[0]
+    talk = [USER, {**SILENT, "weight": 0}, USER, REPLY]
+    assert first.tokens.tolist() == tokenizer.apply_chat_template(talk, return_dict=False)
+    assert tokenizer.decode(first.tokens[first.weights > 0]) == "assistant<|im_end|>", "not the empty turn's stop token"
+    [dropped] = prepared.dropped
+    assert dropped.where == f"{path}:2" and dropped.reason == "no trained token (an empty assistant turn)"
+    assert "2 empty assistant turns, not trained" in describe(prepared)
+
+
+def test_keys_that_no_form_reads_are_counted(make_tokenizer, jsonl):
+    rows = [{"messages": [USER, REPLY], "source": "web", "lang": "en"}, {"text": "a", "source": "book", "lang": None}]
+    prepared = prepare(Data(train=(jsonl(rows),)), make_tokenizer())
+    assert prepared.counts.unread == {"source": 2, "lang": 1}
+    assert "keys that no form reads: source (2 rows), lang (1 rows)" in describe(prepared)
+    assert add([prepared.counts, prepared.counts]).unread == {"source": 4, "lang": 2}
+
+
+def test_columns_that_are_not_read_are_counted_as_keys(make_tokenizer, tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "image": [b"\xff", b"\xfe"]}), path)
+    prepared = prepare(Data(train=(str(path),)), make_tokenizer())
+    assert prepared.counts.used == 2 and prepared.counts.unread == {"image": 2}
+    (tmp_path / "mine.py").write_text("def f(row): return {'text': row['text'] + row['image'].hex(), 'more': 1}")
+    prepared = prepare(Data(train=(str(path),), function=f"{tmp_path}/mine.py:f"), make_tokenizer())
+    assert prepared.counts.used == 2 and prepared.counts.unread == {"more": 2}
+
+
+THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{{ '<think></think>' if enable_thinking is defined and not enable_thinking else '' }}{% endif %}"""
+
+
+def test_a_rows_values_for_the_template_decide_what_trains_and_unknown_ones_are_counted(make_tokenizer, jsonl):
+    tokenizer = make_tokenizer(THINKS)
+    given = ({}, {"enable_thinking": False}, {"enable_thinking": True, "enable_thinkng": False})
+    rows = [{"messages": [USER, REPLY], "chat_template_kwargs": kwargs} for kwargs in given]
+    for run, expected in (((), [1, 0, 1]), (("enable_thinking=false",), [0, 0, 1])):
+        prepared = prepare(Data(train=(jsonl(rows),), template_kwargs=run), tokenizer)
+        trained = [tokenizer.decode(e.tokens[e.weights > 0]) for e in prepared.examples]
+        assert trained == [f"{'<think></think>' * thinks}assistant<|im_end|>" for thinks in expected]
+        assert prepared.counts.unread == {"chat_template_kwargs.enable_thinkng": 1}
+
+
+def test_nulls_in_tool_calls_are_counted_with_the_cure(make_tokenizer, jsonl):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1, "y": None}}}
+    calls = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    path = jsonl([{"messages": calls}, {"messages": [USER, REPLY]}])
+    prepared = prepare(Data(train=(path,)), make_tokenizer())
+    assert prepared.counts.null_rows == 1
+    assert any(
+        line.startswith("1 rows with nulls in tool calls") and "without_nulls" in line for line in describe(prepared)
+    )
+    cured = prepare(Data(train=(path,), function="sft_jax.data.forms.nulls:without_nulls"), make_tokenizer())
+    assert cured.counts.null_rows == 0 and "null" not in make_tokenizer().decode(cured.examples[0].tokens)
+
+
+def test_a_list_of_bad_rows_and_a_refused_file_say_the_path_once_and_fit_three_lines(make_tokenizer, tmp_path: Path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"query": 1}\n{"question": "a", "answer": 42}\n{"text": }\n')
+    with pytest.raises(BadInput) as caught:
+        prepare(Data(train=(str(path),), bad_rows="skip"), make_tokenizer())
+    message = str(caught.value)
+    assert message.count(str(path)) == 1 and "in any of its 3 rows. The first, line 1: bad row: keys found" in message
+    assert len(message) - len(str(path)) <= 300, message
+    path.write_text(path.read_text() + json.dumps({"text": "a"}) + "\n")
+    lines = describe(prepare(Data(train=(str(path),), bad_rows="skip"), make_tokenizer()))
+    listed = [line for line in lines if str(path) in line]
+    assert len(listed) == 3 and all(line.count(str(path)) == 1 for line in listed)
+    assert "bad row: column 10: not valid JSON" in listed[2]
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": ""}\n')
+    with pytest.raises(
+        BadInput, match=rf"^{other} and 1 more: no trained token in any of their 4 rows\. The first, line 1:"
+    ):
+        path.write_text('{"query": 1}\n' * 3)
+        prepare(Data(train=(str(other), str(path)), bad_rows="skip"), make_tokenizer())

@@ -110,3 +110,6 @@ def test_numbers_lists_and_nested_objects_come_back_as_json_has_them(tmp_path: P
     records = list(read_records((f"tfds://{builder.data_path}:train",)))
     assert [record.value for record in records] == rows
     assert demonstrations(records[0], Data())[0].weights.tolist() == [0, 1, 1]
+    first, _ = read_rows((f"tfds://{builder.data_path}:train",), wanted={"input_ids", "labels"})
+    assert first.value == {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+    assert set(first.unread) == {"score", "turns", "meta"}
