@@ -33,7 +33,9 @@ def watch_for_preemption(notice: Callable[[], None] = lambda: None) -> Iterator[
         notice()
 
     single = jax.process_count() == 1
-    signals = (signal.SIGTERM, signal.SIGINT) if single else ()
+    signals = [signal.SIGTERM] if single else []
+    if single and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a shell keeps Ctrl-C from its background jobs
+        signals.append(signal.SIGINT)
     before = {one: signal.signal(one, handler) for one in signals}
 
     def poll() -> bool:
