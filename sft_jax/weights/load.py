@@ -82,6 +82,8 @@ def open_model(path: str) -> ModelFiles:
             f"{path}: no such file or directory. A model is a Hugging Face directory, a .gguf file or hf://org/name."
             f"{_how_to_get(path)}"
         )
+    if place.suffix == ".py":
+        raise BadInput(f"{path}: this is a config, not a model. MODEL is the workdir of its run, such as runs/mine")
     if place.suffix != ".gguf":
         raise BadInput(f"{path}: not a .gguf file. A model is a Hugging Face directory, a .gguf file or hf://org/name.")
     tensors, config, generation_config = open_gguf(place)
