@@ -19,7 +19,7 @@ from sft_jax.config import RunConfig, load_config, validate, with_overrides
 from sft_jax.data.pack.batches import PreparedRows
 from sft_jax.distributed import start as starting
 from sft_jax.distributed.agree import agree_on_options, agreed
-from sft_jax.distributed.watchdog import Leave, await_verdict, stay
+from sft_jax.distributed.watchdog import ExitProcess, log_exit, wait_for_watchdog
 from sft_jax.errors import BadInput
 from sft_jax.handoff.artefact import describe_handoff, write_handoff
 from sft_jax.parallel.mesh import make_mesh
@@ -62,7 +62,7 @@ class Run:
         say: Callable[[str], None] = lambda text: None,
         progress: Callable[[int], None] | None = None,
         preemption: Preemption | None = None,
-        leave: Leave = stay,
+        exit_process: ExitProcess = log_exit,
         on_evaluation: Sequence[OnEvaluation] = (),
         locate: Locate = Location,
         **overrides: Any,
@@ -74,7 +74,7 @@ class Run:
           progress: takes the number of rows tokenised so far.
           preemption: `train.preemption.watch_for_preemption`, or another context that gives a poll: every process asks
             it once per step and evaluation batch, and True saves and raises Preempted.
-          leave: ends the process where another one of the run is gone.
+          exit_process: called to end this process when another process of the run is lost.
           on_evaluation: what else is measured at each evaluation.
           locate: gives the same Location for a name again where several runs share what they copy from a bucket.
           overrides: dotted names of fields, `**{"optimizer.learning_rate": 1e-4}`.
@@ -84,7 +84,7 @@ class Run:
         """
         config = with_overrides(config if isinstance(config, RunConfig) else load_config(config), overrides)
         validate(config)
-        starting.start(config.distributed, leave)
+        starting.start(config.distributed, exit_process)
         agree_on_options(config)
         self.workdir = Location(config.workdir)
         """As the config names it; `workdir.local()` is the directory, or the copy of a bucket's."""
@@ -195,7 +195,7 @@ class Run:
         log = stack.enter_context(process_log(path, goes_with_the_process=self.workdir.is_remote))
         stack.push(_verdict_before_the_log_closes)
         if starting.watch is not None:
-            starting.watch.last_words = self.workdir.publish_results
+            starting.watch.before_exit = self.workdir.publish_results
 
         def tell(text: str) -> None:
             say(text)
@@ -279,7 +279,7 @@ class Run:
 def _verdict_before_the_log_closes(kind: Any, error: BaseException | None, trace: Any) -> None:
     """So that the log says which process was lost, not only which collective failed."""
     if starting.watch is not None and error is not None:
-        await_verdict(starting.watch, error)
+        wait_for_watchdog(starting.watch, error)
 
 
 def _read(config: RunConfig, workdir: Location, progress: Any, locate: Locate) -> Inputs:

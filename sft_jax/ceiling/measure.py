@@ -17,7 +17,7 @@ from sft_jax.ceiling.verdict import Quality, check_scores, measure_quality, reac
 from sft_jax.config import RunConfig
 from sft_jax.distributed.agree import agree_on_options, agreed, is_first_process
 from sft_jax.distributed.start import start
-from sft_jax.distributed.watchdog import Leave, stay
+from sft_jax.distributed.watchdog import ExitProcess, log_exit
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.as_json import plain
 from sft_jax.evaluate.bootstrap import paired_difference
@@ -65,7 +65,9 @@ def _check_options(config: RunConfig, options: Ceiling) -> None:
             raise BadInput(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least 1")
 
 
-def measure_ceiling(config: RunConfig, options: Ceiling, train: Train = fitted, leave: Leave = stay) -> dict[str, Any]:
+def measure_ceiling(
+    config: RunConfig, options: Ceiling, train: Train = fitted, exit_process: ExitProcess = log_exit
+) -> dict[str, Any]:
     """Train, measure and judge: the content of ceiling.json, which it writes.
 
     Args:
@@ -75,7 +77,7 @@ def measure_ceiling(config: RunConfig, options: Ceiling, train: Train = fitted, 
       BadInput: options or data that cannot work.
     """
     _check_options(config, options)
-    start(config.distributed, leave)
+    start(config.distributed, exit_process)
     agree_on_options(options)
     compile_once(Path(config.workdir))
     locate = functools.cache(Location)  # one copy for all runs of what they read from a bucket

@@ -42,7 +42,7 @@ def train_on_terminal(config: RunConfig, **options: Any) -> "Run":
         if is_first_process():
             tokenised(rows)
 
-    run = Run(config, say=say, progress=progress, preemption=watch_for_preemption, leave=leave, **options)
+    run = Run(config, say=say, progress=progress, preemption=watch_for_preemption, exit_process=leave, **options)
     console.quiet = not is_first_process()
     with run:
         first, last = run.steps_done, run.config.train.steps

@@ -5,7 +5,7 @@ import json
 from typing import TYPE_CHECKING
 
 from sft_jax.config import RunConfig, from_json, identity_differences, to_json
-from sft_jax.distributed.agree import GetsOn, decided_by_first
+from sft_jax.distributed.agree import KeepAlive, run_on_first_process
 from sft_jax.errors import BadInput
 from sft_jax.storage.atomic import write_whole
 from sft_jax.storage.location import Location
@@ -26,12 +26,12 @@ def begun_as_first_sees_it(config: RunConfig, workdir: Location) -> RunConfig | 
       BadInput: the workdir cannot be written.
     """
 
-    def look(_: GetsOn) -> str:
+    def look(_: KeepAlive) -> str:
         workdir.check_writable()
         begun = begun_run(workdir)
         return to_json(begun) if begun else ""
 
-    text = decided_by_first("looks at the workdir", look, config.distributed.timeout_seconds)
+    text = run_on_first_process("looks at the workdir", look, config.distributed.timeout_seconds)
     return from_json(text, str(workdir / RUN_CONFIG)) if text else None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from sft_jax.distributed.agree import decided_by_first, wait_for
+from sft_jax.distributed.agree import run_on_first_process, wait_for
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location, as_location
 from sft_jax.storage.orbax_object_store import teach_orbax
@@ -62,7 +62,7 @@ def restore_parameters(
     step = None
     workdir = as_location(workdir)
     directory = workdir / "checkpoints"
-    if decided_by_first("looks for checkpoints", lambda _: directory.kind() == "directory"):
+    if run_on_first_process("looks for checkpoints", lambda _: directory.kind() == "directory"):
         manager = checkpoint_manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
         step = newest_step(manager)
     if step is None:
@@ -81,7 +81,7 @@ def newest_step(manager: ocp.CheckpointManager) -> int | None:
     Raises:
       BadInput: this process does not see it, long after.
     """
-    step = decided_by_first("looks for the newest checkpoint", lambda _: manager.latest_step())
+    step = run_on_first_process("looks for the newest checkpoint", lambda _: manager.latest_step())
     if step is not None:
         wait_for(lambda: (manager.directory / str(step)).exists(), manager.directory / str(step))
     return step

@@ -66,7 +66,7 @@ def test_the_log_still_takes_what_the_watchdog_finds_when_a_collective_failed(co
         waited_for.append(error)
         logging.getLogger("sft_jax.distributed.watchdog").info("process 2 is silent")
 
-    monkeypatch.setattr("sft_jax.api.run.await_verdict", find)
+    monkeypatch.setattr("sft_jax.api.run.wait_for_watchdog", find)
     failed = jax.errors.JaxRuntimeError("all-reduce failed")
     with pytest.raises(jax.errors.JaxRuntimeError), sft.Run(config) as run:
         monkeypatch.setattr("sft_jax.distributed.start.watch", types.SimpleNamespace())
