@@ -195,7 +195,7 @@ class Model:
             raise BadInput(f"format is {format!r}. Known: hf")
         location = as_location(out)
         location.check_writable()
-        with location.naming():
+        with location.url_in_errors():
             export(
                 self.parameters,
                 self.architecture,
@@ -267,5 +267,5 @@ def load(
         section = ModelSection(str(location), dtype, quantization=quantization)
         architecture, parameters = put_on_devices(pretrained, RunConfig(model=section, sharding=sharding), devices)
     finally:
-        location.forget()
+        location.discard_copy()
     return Model(pretrained, architecture, lambda: parameters, Compute(dtype, layout=Layout(devices, sharding)))

@@ -26,7 +26,7 @@ from sft_jax.parallel.mesh import make_mesh
 from sft_jax.plan.chips import peak_flops
 from sft_jax.report.process_log import LOG, process_log
 from sft_jax.report.run import REPORT, run_page
-from sft_jax.storage.atomic import write_whole
+from sft_jax.storage.atomic import write_atomic
 from sft_jax.storage.location import Location
 from sft_jax.train import checkpoint
 from sft_jax.train.evaluation import make_held_out
@@ -273,7 +273,7 @@ class Run:
             policy, date = f"checkpoints/{self.steps_done}", self.config.data.template_date
             about = describe_handoff(pretrained.tokenizer, pretrained.stop_ids, fingerprint, policy, MODEL_FILES, date)
             write_handoff(folder, about)
-            write_whole(folder / REPORT, lambda file: file.write(run_page(folder).encode()))
+            write_atomic(folder / REPORT, lambda file: file.write(run_page(folder).encode()))
 
 
 def _verdict_before_the_log_closes(kind: Any, error: BaseException | None, trace: Any) -> None:

@@ -49,7 +49,7 @@ def reward_init(arguments: Sequence[str]) -> int:
     generation = {**pretrained.generation_config, "pad_token_id": tokenizer.pad_token_id}
     layout = model.compute.layout
     reward, head = with_reward_head(model.architecture, layout, model.parameters, options.init, options.seed)
-    with out.naming():
+    with out.url_in_errors():
         export(head, reward, config, tokenizer, out.local(), dtype=options.dtype, generation_config=generation)
     publish_and_wait(out)
     if tokenizer.pad_token != before:

@@ -99,7 +99,7 @@ def divergences(
     if policy.architecture.vocab != reference.architecture.vocab:
         raise ValueError(f"vocabularies of {policy.architecture.vocab} and {reference.architecture.vocab} tokens")
     layout = compute.layout
-    batch_size = layout.whole_batches(batch_size)
+    batch_size = layout.round_up_batch(batch_size)
     models = [
         (
             model.parameters,

@@ -105,7 +105,7 @@ def reward_documents(
     batch_size: int = 8,
 ) -> Iterator[float]:
     """The reward of each document (int32 token ids) in order."""
-    batch_size = compute.layout.whole_batches(batch_size)
+    batch_size = compute.layout.round_up_batch(batch_size)
     rewards = make_rewards(architecture, compute)
     for start in range(0, len(documents), batch_size):
         batch = documents[start : start + batch_size]

@@ -17,7 +17,7 @@ from sft_jax.data.chat.tokenizer import vocabulary_size
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.attention.reference import TokenPositions
 from sft_jax.model.cache import Caches
-from sft_jax.model.decoder import apart, empty_slots, forward, forward_step, logits, values_of
+from sft_jax.model.decoder import forward, forward_step, logits, make_caches, unstacked, values_of
 from sft_jax.model.layers import Compute
 from sft_jax.sample.draw import Sampling, draw
 from sft_jax.weights.pretrained import Pretrained
@@ -91,14 +91,14 @@ def make_programs(
     """
     stops = np.array(stop_ids, np.int32)
     limit = sampling.max_new_tokens
-    compute = replace(compute, layout=compute.layout.rows_whole)
+    compute = replace(compute, layout=compute.layout.without_length_sharding)
     on_cpu = compute.layout.platform == "cpu"
 
     def stepped(parameters):
         """(architecture, compute, values) for the loop over tokens."""
         values = values_of(architecture, parameters)
-        apart_or_not = apart(architecture, compute, values) if on_cpu else (architecture, values)
-        return apart_or_not[0], compute, apart_or_not[1]
+        arranged = unstacked(architecture, compute, values) if on_cpu else (architecture, values)
+        return arranged[0], compute, arranged[1]
 
     def next_token(parameters, hidden_BD, keys, count):
         raw = logits(architecture, parameters, hidden_BD)
@@ -124,7 +124,7 @@ def make_programs(
             jnp.zeros((rows, limit), jnp.int32).at[:, 0].set(first),
             jnp.zeros((rows, limit), jnp.float32).at[:, 0].set(log_p),
             jnp.ones(rows, jnp.int32),
-            empty_slots(stepped(parameters)[0], of_rows[0], of_rows[1], limit),
+            make_caches(stepped(parameters)[0], of_rows[0], of_rows[1], limit),
             TokenPositions(*(jnp.pad(x[prompt_of], ((0, 0), (0, limit))) for x in where)),
         )
 
@@ -187,7 +187,7 @@ class Generator:
         self._architecture, self._compute, self._sampled_vocab = architecture, compute, sampled_vocab
         self._limit = architecture.max_positions
         self._stop_ids = tuple(stop_ids)
-        self._batch_size = compute.layout.whole_batches(batch_size)
+        self._batch_size = compute.layout.round_up_batch(batch_size)
         self._decode = decode
 
     def __call__(
@@ -206,7 +206,7 @@ class Generator:
         # Rows of one batch have like lengths, and the completions of one prompt stand together.
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         jobs = [(index, number) for index in order for number in range(n)]
-        distinct = self._compute.layout.whole_batches(min(self._batch_size, -(-(self._batch_size - 1) // n) + 1))
+        distinct = self._compute.layout.round_up_batch(min(self._batch_size, -(-(self._batch_size - 1) // n) + 1))
         results: dict[tuple[int, int], Generated] = {}
         for start in range(0, len(jobs), self._batch_size):
             batch = jobs[start : start + self._batch_size]

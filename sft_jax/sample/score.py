@@ -81,7 +81,7 @@ def score_examples(
     batch_size: int = 8,
 ) -> Iterator[np.ndarray]:
     """For each example in order: float32 [len(tokens) - 1], the log-probability of each token after the first."""
-    batch_size = compute.layout.whole_batches(batch_size)
+    batch_size = compute.layout.round_up_batch(batch_size)
     score = make_score(architecture, compute, chunk=max(1, 512 // batch_size))
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
@@ -142,7 +142,7 @@ def score_targets(
     batch_size: int = 8,
 ) -> Iterator[np.ndarray]:
     """For each example in order: float32 [targets], log p of each token with a weight; no other meets the head."""
-    batch_size = compute.layout.whole_batches(batch_size)
+    batch_size = compute.layout.round_up_batch(batch_size)
     score = _make_target_scores(architecture, compute, max(1, 512 // batch_size))
     for start in range(0, len(examples), batch_size):
         batch = [examples[number] for number in range(start, min(start + batch_size, len(examples)))]

@@ -21,7 +21,7 @@ from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import leaves
 from sft_jax.model.families import FAMILIES, architecture_of, as_reward, family_of
-from sft_jax.model.leaves import ArrayLeaf, Leaf, effective, part_name
+from sft_jax.model.leaves import ArrayLeaf, Leaf, effective_kernel, part_name
 from sft_jax.weights.names import Sizes, Source, sizes_of, sources_of, their_shape, to_theirs
 from sft_jax.weights.safetensors import INDEX, SINGLE
 
@@ -308,6 +308,6 @@ def _slicer(leaf: Leaf, whole: NamedSharding | None, count: tuple[int, ...], dty
 
     def block(arrays, start):
         parts = {suffix: cut(array, start) for suffix, array in arrays.items()}
-        return effective(leaf.kernel(parts), leaf.array.equation).astype(dtype)
+        return effective_kernel(leaf.kernel(parts), leaf.array.equation).astype(dtype)
 
     return jax.jit(block, out_shardings=whole)

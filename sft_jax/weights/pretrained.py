@@ -20,7 +20,7 @@ from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters, initialise
 from sft_jax.model.families import architecture_of
 from sft_jax.model.leaves import Int8, Storage
-from sft_jax.model.trainable import cut_for
+from sft_jax.model.trainable import cut_stacks
 from sft_jax.parallel.rules import AnyMesh, axis_parts, shardings
 from sft_jax.storage.copies import MODEL_FILES
 from sft_jax.storage.location import Location, as_location
@@ -90,7 +90,7 @@ def open_pretrained(path: Location | str | Path, tokenizer: str = "", chat_templ
             load=lambda architecture, shardings: _load_run(location, run, architecture, shardings),
             template_date=run.data.template_date,
         )
-    with location.naming():
+    with location.url_in_errors():
         files = open_model(_with_weights(location))
     return Pretrained(
         origin=str(location),
@@ -209,7 +209,7 @@ def architecture_at(path: str) -> Architecture:
     """
     location = Location(path)
     folder = location.local()
-    with location.naming():
+    with location.url_in_errors():
         if path.startswith("hf://") or not folder.is_dir():
             return open_model(_with_weights(location)).architecture
         name = folder / MODEL_FILES / "config.json" if is_workdir(location) else folder / "config.json"
@@ -226,7 +226,7 @@ def as_trained(architecture: Architecture, config: RunConfig) -> Architecture:
     if config.model.quantization == "int8":
         storage = (*storage, ("*.kernel", Int8()))
     storage = (*storage, *storage_of(config.adapter))
-    return cut_for(config.train.trainable, dataclasses.replace(architecture, storage=storage))
+    return cut_stacks(config.train.trainable, dataclasses.replace(architecture, storage=storage))
 
 
 def laid_out(architecture: Architecture, config: RunConfig, mesh: AnyMesh) -> Architecture:

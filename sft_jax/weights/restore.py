@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from sft_jax.distributed.agree import run_on_first_process, wait_for
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location, as_location
-from sft_jax.storage.orbax_object_store import teach_orbax
+from sft_jax.storage.orbax_object_store import enable_object_stores
 from sft_jax.weights.restack import Piece, as_asked, as_stored, is_stack, pieces_of, stored_layers
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file it touches
@@ -41,7 +41,7 @@ def checkpoint_manager(workdir: Location, options: ocp.CheckpointManagerOptions)
     arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "moments", "counters")}
     handlers: Any = {**arrays, "record": ocp.JsonCheckpointHandler()}
     if workdir.is_remote:
-        teach_orbax()
+        enable_object_stores()
     return _Manager((workdir / "checkpoints").epath, item_handlers=handlers, options=options)
 
 

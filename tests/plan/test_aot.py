@@ -143,7 +143,7 @@ def test_slices_lie_on_the_data_axis_and_nothing_else_goes_between_them(tpus_of)
     of_slice = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert (of_slice == of_slice.reshape(4, -1)[:, 0].reshape(4, 1, 1, 1, 1)).all()
     assert of_slice[:2].max() == 0 and of_slice[2:].min() == 1
-    with pytest.raises(BadInput, match=r"mesh.data is 1, but the 16 devices are 2 slices.*--mesh.data 2"):
+    with pytest.raises(BadInput, match=r"mesh.data is 1, but the 16 devices form 2 slices.*--mesh.data 2"):
         make_mesh(Mesh(fsdp=16), devices)
 
 

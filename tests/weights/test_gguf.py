@@ -179,7 +179,7 @@ def test_every_token_that_ends_a_turn_is_kept(convert):
     ("change", "message"),
     [
         (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "RoPE scaling 'yarn' is not supported"),
-        (lambda w: w.add_rope_dimension_count(4), "RoPE turns 4 of 8 elements a head"),
+        (lambda w: w.add_rope_dimension_count(4), "RoPE rotates 4 of 8 elements per head"),
         (lambda w: w.add_uint16("split.count", 3), "part 1 of 3; join them with `llama-gguf-split --merge"),
     ],
 )
