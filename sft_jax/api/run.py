@@ -257,9 +257,9 @@ class Run:
             sink.write(row)
         self._on_row(row)
 
-    def _evaluate(self, state: TrainState, step: int, may_give_up: bool) -> MetricsRow | None:
+    def _evaluate(self, state: TrainState, step: int, may_abort: bool) -> MetricsRow | None:
         assert self._held_out is not None, "validate refuses eval_every without data.eval"
-        row = self._held_out(state, step, may_give_up)
+        row = self._held_out(state, step, may_abort)
         if row is not None:
             for measure in self._on_evaluation:
                 row.update(measure(self, step))

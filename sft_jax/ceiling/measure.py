@@ -30,7 +30,7 @@ from sft_jax.sample.draw import Sampling
 from sft_jax.storage.atomic import write_json
 from sft_jax.storage.location import Location
 from sft_jax.train.inputs import read_inputs
-from sft_jax.train.metrics import cut_after
+from sft_jax.train.metrics import truncate_after
 from sft_jax.weights.pretrained import read_run_config
 
 Train = Callable[..., Run]
@@ -169,7 +169,7 @@ def document_losses_into(path: Path) -> Callable[[Run, int], dict[str, Any]]:
         examples, model = list(run.inputs.evaluation.examples), run.model
         found = document_losses(model.architecture, model.compute, model.parameters, examples, batch_size=64)
         if is_first_process():
-            cut_after(path, step - 1)  # a run that was killed may have been here
+            truncate_after(path, step - 1)  # a run that was killed may have been here
             row = {"step": step, "nll": [one.nll for one in found], "weight": [one.weight for one in found]}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

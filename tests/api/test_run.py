@@ -168,7 +168,7 @@ def test_a_part_goes_on_from_its_checkpoint_and_other_base_weights_are_refused(c
     tensors = load_file(weights)
     tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(sft.BadInput, match=r"trained a part of .*base, whose other weights are not what they were"):
+    with pytest.raises(sft.BadInput, match=r"trained a part of .*base, whose frozen weights have changed since"):
         sft.Run(config, **overrides)
 
 

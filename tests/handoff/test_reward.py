@@ -9,7 +9,7 @@ from sft_jax.data.chat.encode import encode
 from sft_jax.data.forms.formats import Pair, PromptCompletion
 from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput, BadRow
-from sft_jax.handoff.reward import choose_pad, ends_of, reward_documents, with_reward_head
+from sft_jax.handoff.reward import choose_pad, reward_documents, split_pair, with_reward_head
 from sft_jax.model.architecture import model_flops
 from sft_jax.model.decoder import head_kernel
 from sft_jax.model.families import architecture_of, as_reward, config_of
@@ -109,7 +109,7 @@ def test_a_pair_is_two_documents_whose_last_tokens_count(tokenizer):
 
     pair = Pair(PromptCompletion("Q", " yes"), PromptCompletion("Q", " no"), margin=0.5)
     encoded = encode("f:1", pair, tokenizer, "assistant", RenderOptions())
-    chosen, rejected = ends_of(Example("x", "f", 1, encoded.tokens, encoded.weights))
+    chosen, rejected = split_pair(Example("x", "f", 1, encoded.tokens, encoded.weights))
     assert tokenizer.decode(chosen) == "Q yes<|im_end|>" and tokenizer.decode(rejected) == "Q no<|im_end|>"
     assert encoded.weights[np.flatnonzero(encoded.weights)].tolist() == [1.0, 1.5]
     with pytest.raises(BadRow, match="are the same tokens"):

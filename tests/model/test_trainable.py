@@ -38,9 +38,9 @@ def test_patterns_name_parameters_layer_by_layer(tiny, patterns, expected):
     ("pattern", "message"),
     [
         ("head", "this model ties its head to the embedding. Use 'embedding'"),
-        ("layers.2-3", "the model has the layers 0 to 2"),
+        ("layers.2-3", "the model has layers 0 to 2"),
         ("embeding", "Did you mean 'embedding'"),
-        ("*.moe.*", "names no parameter of this model"),
+        ("*.moe.*", "matches no parameter of this model"),
     ],
 )
 def test_a_pattern_that_names_nothing_is_refused(tiny, pattern, message):
