@@ -215,9 +215,9 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
 
 def _measured(request: "Request", planned: "Planned") -> dict[str, float] | None:
     """The plan's times as they are on this machine; None where it has other chips."""
-    from sft_jax.plan.timing import devices_here, measured_seconds
+    from sft_jax.plan.timing import local_gpus, measured_seconds
 
-    devices = devices_here(request.topology)
+    devices = local_gpus(request.topology)
     if not devices:
         return None
     seconds = measured_seconds(request, devices)

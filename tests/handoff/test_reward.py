@@ -85,7 +85,7 @@ def test_a_scalar_head_costs_no_vocabulary(tiny):
 
 def test_padding_ends_no_answer(tokenizer):
     assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
-    with pytest.raises(BadInput, match="no special token that is free"):  # <|im_start|> stands in the template
+    with pytest.raises(BadInput, match="no special token to use for padding"):  # <|im_start|> stands in the template
         choose_pad(tokenizer, [257], 260)
     assert choose_pad(tokenizer, [257], 260, "<|im_start|>") == "<|im_start|>"
     with pytest.raises(BadInput, match="ends answers"):
@@ -98,7 +98,7 @@ def test_padding_has_an_embedding(tokenizer):
     more = copy.deepcopy(tokenizer)
     more.add_special_tokens({"additional_special_tokens": ["<|x|>", "<|y|>"]})  # 258 and 259
     assert choose_pad(more, [257], 260) == "<|x|>"
-    with pytest.raises(BadInput, match="no special token that is free"):
+    with pytest.raises(BadInput, match="no special token to use for padding"):
         choose_pad(more, [257], 258)
     with pytest.raises(BadInput, match="has id 259, but the model has 259 embeddings"):
         choose_pad(more, [257], 259, "<|y|>")

@@ -148,5 +148,5 @@ def test_slices_lie_on_the_data_axis_and_nothing_else_goes_between_them(tpus_of)
 
 
 def test_an_unknown_topology_is_refused_with_the_spelling(tpus_of):
-    with pytest.raises(BadInput, match=r"topology 'v9:2x2'.*spelled v4:2x2x4, v5e:4x4"):
+    with pytest.raises(BadInput, match=r"topology 'v9:2x2'.*Examples of topologies: v4:2x2x4, v5e:4x4"):
         tpus_of("v9:2x2")

@@ -290,9 +290,9 @@ def test_pickled_weights_are_not_read(edited):
     ("prepare", "message"),
     [
         (lambda d: None, r"no config.json. A Hugging Face directory has one."),
-        (lambda d: (d / "m.gguf").touch(), r"no config.json. Name the file .*m.gguf itself"),
+        (lambda d: (d / "m.gguf").touch(), r"no config.json. Pass the file .*m.gguf itself"),
         (lambda d: (d / "config.json").write_text('{"a": 1,}'), r"config.json:1:9: not valid JSON"),
-        (lambda d: (d / "config.json").write_text("[]"), r"config.json: holds list, expected an object"),
+        (lambda d: (d / "config.json").write_text("[]"), r"config.json: contains a list, expected an object"),
     ],
 )
 def test_a_directory_that_is_no_model_says_why(tmp_path, prepare, message):
@@ -318,7 +318,7 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch):
         raise huggingface_hub.errors.LocalEntryNotFoundError("An error happened while trying to locate the files.")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(BadInput, match=r"hf://org/name: could not be downloaded: An error.*copy the model's directory"):
+    with pytest.raises(BadInput, match=r"hf://org/name: could not be downloaded: An error.*copy the model directory"):
         open_model("hf://org/name")
 
 
