@@ -17,7 +17,7 @@ from sft_jax.ceiling.verdict import Quality, check_scores, measure_quality, reac
 from sft_jax.config import RunConfig
 from sft_jax.distributed.agree import agree_on_options, agreed, is_first_process
 from sft_jax.distributed.start import start
-from sft_jax.distributed.watchdog import Leave, stay
+from sft_jax.distributed.watchdog import ExitProcess, log_exit
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.as_json import plain
 from sft_jax.evaluate.bootstrap import paired_difference
@@ -30,7 +30,7 @@ from sft_jax.sample.draw import Sampling
 from sft_jax.storage.atomic import write_json
 from sft_jax.storage.location import Location
 from sft_jax.train.inputs import read_inputs
-from sft_jax.train.metrics import cut_after
+from sft_jax.train.metrics import truncate_after
 from sft_jax.weights.pretrained import read_run_config
 
 Train = Callable[..., Run]
@@ -65,7 +65,9 @@ def _check_options(config: RunConfig, options: Ceiling) -> None:
             raise BadInput(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least 1")
 
 
-def measure_ceiling(config: RunConfig, options: Ceiling, train: Train = fitted, leave: Leave = stay) -> dict[str, Any]:
+def measure_ceiling(
+    config: RunConfig, options: Ceiling, train: Train = fitted, exit_process: ExitProcess = log_exit
+) -> dict[str, Any]:
     """Train, measure and judge: the content of ceiling.json, which it writes.
 
     Args:
@@ -75,7 +77,7 @@ def measure_ceiling(config: RunConfig, options: Ceiling, train: Train = fitted, 
       BadInput: options or data that cannot work.
     """
     _check_options(config, options)
-    start(config.distributed, leave)
+    start(config.distributed, exit_process)
     agree_on_options(options)
     compile_once(Path(config.workdir))
     locate = functools.cache(Location)  # one copy for all runs of what they read from a bucket
@@ -167,7 +169,7 @@ def document_losses_into(path: Path) -> Callable[[Run, int], dict[str, Any]]:
         examples, model = list(run.inputs.evaluation.examples), run.model
         found = document_losses(model.architecture, model.compute, model.parameters, examples, batch_size=64)
         if is_first_process():
-            cut_after(path, step - 1)  # a run that was killed may have been here
+            truncate_after(path, step - 1)  # a run that was killed may have been here
             row = {"step": step, "nll": [one.nll for one in found], "weight": [one.weight for one in found]}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

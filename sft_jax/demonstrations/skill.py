@@ -133,14 +133,14 @@ def write_task(
     All of it is a function of the arguments; a directory that has it already is left as it is. Questions of the two
     files may coincide: each answer is drawn anew, so that the held-out loss is the demonstrator's entropy at best.
     """
-    from sft_jax.storage.atomic import write_json, write_whole
+    from sft_jax.storage.atomic import write_atomic, write_json
 
     model = directory / MODEL
     if not (model / "config.json").is_file():
         model.mkdir(parents=True, exist_ok=True)
         for name, count, stream in ((TRAIN, demonstrations, 2 * seed), (HELD_OUT, held_out, 2 * seed + 1)):
             text = "".join(json.dumps(row) + "\n" for row in rows(demonstrator, count, stream)).encode()
-            write_whole(directory / name, lambda file, text=text: file.write(text))
+            write_atomic(directory / name, lambda file, text=text: file.write(text))
         tokenizer = _tokenizer()
         tokenizer.save_pretrained(str(model))
         write_json(model / "config.json", _decoder(len(tokenizer), embed, layers, heads, tokenizer.eos_token_id))

@@ -95,12 +95,12 @@ def _demonstration(row: Mapping[str, Any], text: str) -> dict[str, Any]:
 def train(base: RunConfig, workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Two passes over the demonstrations, the quickstart's optimizer."""
     from sft_jax.cli.train import train_on_terminal
-    from sft_jax.storage.atomic import write_whole
+    from sft_jax.storage.atomic import write_atomic
 
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "demonstrations.jsonl"
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    write_whole(path, lambda file: file.write(text))
+    write_atomic(path, lambda file: file.write(text))
     data = dataclasses.replace(base.data, train=(str(path),), eval=(), sequence_length=512)
     optimizer = dataclasses.replace(base.optimizer, learning_rate=1e-4, warmup_steps=2)
     batch = dataclasses.replace(base.train, epochs=2, batch_size=4, tensorboard=False)

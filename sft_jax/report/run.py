@@ -10,7 +10,7 @@ from pathlib import Path
 from sft_jax.report.plots import MOST_POINTS, Point, Series, plot, thinned
 from sft_jax.report.render import render
 from sft_jax.report.terminal import clock
-from sft_jax.storage.atomic import write_whole
+from sft_jax.storage.atomic import write_atomic
 from sft_jax.train.metrics import MetricsRow, scores_of
 
 REPORT = "report.html"
@@ -47,7 +47,7 @@ class RunReport:
 
     def write_now(self) -> None:
         """The page of what metrics.jsonl holds."""
-        write_whole(self._workdir / REPORT, lambda file: file.write(run_page(self._workdir).encode()))
+        write_atomic(self._workdir / REPORT, lambda file: file.write(run_page(self._workdir).encode()))
 
     def wait(self) -> None:
         """Until no page is being written; raises what went wrong with the last one."""

@@ -78,7 +78,7 @@ def spelled_sizes(sizes: Mapping[str, int]) -> str:
 
 
 def _cells(each: Placed) -> tuple[str, ...]:
-    return each.name, dims(each.shape), spelled(each), dims(each.shard_shape), size_of(each.bytes_a_device)
+    return each.name, dims(each.shape), spelled(each), dims(each.shard_shape), size_of(each.bytes_per_device)
 
 
 TOTALS = ("held by each device", "bytes", "of it replicated")
@@ -135,7 +135,7 @@ def as_json(placed: Sequence[Placed], sizes: Mapping[str, int], notes: Sequence[
         {
             "kind": each.kind, "name": each.name, "shape": each.shape, "dtype": each.dtype, "logical_axes": each.axes,
             "spec": ["+".join(over) or None for over in each.over], "shard_shape": each.shard_shape,
-            "bytes_a_device": each.bytes_a_device, "copies": each.copies, "replicated_because": each.why,
+            "bytes_a_device": each.bytes_per_device, "copies": each.copies, "replicated_because": each.why,
         }
         for each in placed
     ]  # fmt: skip
@@ -169,7 +169,7 @@ def _picture(placed: Placed, sizes: Mapping[str, int], layouts: dict[Any, dict[s
     layout = layouts[key]
     text = (
         f"{dims(placed.shape)} {placed.dtype} in {math.prod(layout['grid'])} shard(s), "
-        f"{size_of(placed.bytes_a_device)} per device"
+        f"{size_of(placed.bytes_per_device)} per device"
     )
     return {"name": placed.name, "text": text, "divided": divided, "layout": layout["number"]}
 

@@ -14,7 +14,7 @@ def test_options_that_cannot_work_are_refused_before_anything_is_trained(config_
         (("--parts", "4", "1"), "at least three falling numbers that end with 1"),
         (("--parts", "1", "2", "4"), "at least three falling numbers that end with 1"),
         (("--seeds", "0"), "--seeds is 0"),
-        (("--workdir", "gs://bucket/run"), "expected a path of this machine"),
+        (("--workdir", "gs://bucket/run"), "expected a local path"),
         (("--data.limit", "4"), "leave data.limit"),
         (("--train.objective", "reward"), "leave loss.kind at cross_entropy"),
         (("--data.eval", "--train.eval-every", "0"), "data.eval is empty"),
