@@ -1,4 +1,4 @@
-"""What `sft-jax ceiling` is told, besides the run's config."""
+"""Options of `sft-jax ceiling`, in addition to the run's config."""
 
 from dataclasses import dataclass
 
@@ -7,24 +7,24 @@ from sft_jax.config import RunConfig
 
 @dataclass(frozen=True)
 class Ceiling(RunConfig):
-    """Measure what more demonstrations would buy, what imitation leaves to better ones or to ranking, and say so."""
+    """Measure whether more or better demonstrations, a larger model or preferences would help, and give a verdict."""
 
     parts: tuple[int, ...] = (16, 8, 4, 2, 1)
     """Train on 1/16, 1/8, … of the demonstrations."""
     seeds: int = 2
-    """Runs of each part, each on other demonstrations."""
+    """Runs of each part, each on different demonstrations."""
     check: tuple[str, ...] = ("auto",)
-    """How answers are scored, as in sft-jax evaluate; the first score counts."""
+    """How to score answers, as in sft-jax evaluate; the first score counts."""
     scorer: str = ""
-    """A function of yours that scores, file.py:name: (completion, row) -> number in [0, 1]."""
+    """Your own scoring function, file.py:name: (completion, row) -> number in [0, 1]."""
     samples: int = 16
-    """Samples of each held-out prompt, at temperature 1."""
+    """Samples per held-out prompt, at temperature 1."""
     prompts: int = 200
-    """Held-out prompts that are answered, at most."""
+    """Maximum number of held-out prompts to answer."""
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     larger: str = ""
-    """A larger MODEL, trained alike on all demonstrations: does it learn them better?"""
+    """A larger MODEL to train the same way on all demonstrations: does it learn them better?"""
     json: bool = False
     """Print JSON."""
     html: str = ""
