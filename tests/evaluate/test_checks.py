@@ -89,7 +89,7 @@ def test_patterns_json_schemas_and_lengths(tmp_path, task, said):
     file.write_text(json.dumps(schema))
     [check] = make_checks([f"json_schema:{file}"])
     assert check(task("x"), said('{"a": 2}')) == {"json_schema": 1.0}
-    with pytest.raises(BadInput, match="no JSON schema"):
+    with pytest.raises(BadInput, match="not a JSON schema"):
         json_schema(one, said("{}"), str(tmp_path / "other.json"))
     with pytest.raises(BadInput, match="is not a valid schema"):
         json_schema(task("x", json_schema={"type": "nonsense"}), said("{}"))

@@ -40,4 +40,4 @@ def test_the_page_of_a_long_run_stays_small_and_says_how_steps_are_drawn_togethe
     rows = [_row(step, 1.0 + step % 2) for step in range(1, 20 * MAX_POINTS + 1)]
     page = _page(tmp_path, rows)
     assert len(page) < 300_000
-    assert "means of up to 20 steps" in page and "step 1 to 20: training 1.5 [1, 2]" in page
+    assert "the mean of up to 20 steps" in page and "step 1 to 20: training 1.5 [1, 2]" in page
