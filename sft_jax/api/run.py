@@ -90,7 +90,7 @@ class Run:
         """As the config names it; `workdir.local()` is the directory, or the copy of a bucket's."""
         self._on_row: Callable[[MetricsRow], None] = lambda row: None
         with contextlib.ExitStack() as stack:  # closes what is open where the rest cannot be opened
-            stack.callback(self.workdir.forget)
+            stack.callback(self.workdir.discard_copy)
             self._open(stack, config, say, progress, preemption, on_evaluation, locate)
             self._stack = stack.pop_all()
 
