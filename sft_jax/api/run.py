@@ -196,7 +196,7 @@ class Run:
         config = self.config
         stack.enter_context(self.workdir.publishing())
         path = self.workdir.local_file(LOG.format(jax.process_index()))
-        log = stack.enter_context(process_log(path, goes_with_the_process=self.workdir.is_remote))
+        log = stack.enter_context(process_log(path, is_ephemeral=self.workdir.is_remote))
         stack.push(_verdict_before_the_log_closes)
         if starting.watch is not None:
             starting.watch.before_exit = self.workdir.publish_results

@@ -194,4 +194,4 @@ def test_where_the_compiler_does_not_exist_the_plan_is_analytic_and_says_so(run,
     assert status == 0, err
     found = json.loads(out)
     assert found["method"] == "analytic"
-    assert any(f"{system} on {machine}" in note and "Linux on x86-64 alone" in note for note in found["notes"])
+    assert any(f"{system} on {machine}" in note and "only for Linux on x86-64" in note for note in found["notes"])
