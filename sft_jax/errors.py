@@ -1,21 +1,21 @@
-"""The one way to say that what the user gave cannot be used, and the exit statuses of the command line."""
+"""The library's exceptions, and the exit statuses of the command line."""
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 42
-"""A checkpoint was committed after SIGTERM; running the same command again continues."""
+"""A checkpoint was committed after SIGTERM; the same command resumes from it."""
 
 
 class BadInput(Exception):
-    """Input that cannot be used: the message says what was found, what was expected, and the fix.
+    """Invalid input from the user: the message says what was found, what was expected, and how to fix it.
 
     The command line prints the message without a traceback and exits with status 2.
     """
 
 
 class BadRow(BadInput):
-    """One row of the data cannot be used while its neighbours may be: `data.bad_rows="skip"` leaves it out, counted."""
+    """One invalid row of the data; `data.bad_rows="skip"` skips and counts such rows."""
 
 
 class NonFinite(Exception):
@@ -34,7 +34,7 @@ def hub_hint(name: str) -> str:
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """A hint such as `Did you mean 'cosine'?`, or every known word when none is close."""
+    """A hint such as `Did you mean 'cosine'?`, or the list of known words if none is close."""
     import difflib
 
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)

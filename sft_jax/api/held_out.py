@@ -9,7 +9,7 @@ from sft_jax.evaluate.checks import check_answers, make_checks, summarise
 from sft_jax.evaluate.complete import answer_of
 from sft_jax.evaluate.evaluation import read_tasks
 from sft_jax.sample.draw import Sampling
-from sft_jax.train.metrics import cut_after
+from sft_jax.train.metrics import truncate_after
 
 if TYPE_CHECKING:
     from sft_jax.api.run import Run
@@ -30,7 +30,7 @@ def answer_held_out(run: "Run") -> Callable[["Run", int], Mapping[str, Any]]:
     checks = make_checks(train.eval_checks, train.eval_scorer, tasks)
     path = run.workdir.local() / SAMPLES
     if is_first_process():
-        cut_after(path, run.steps_done)
+        truncate_after(path, run.steps_done)
     model, sampling = run.model, Sampling(train.eval_new_tokens)
     model.prompts(tasks, sampling)  # a prompt that leaves no room is refused now
 

@@ -14,7 +14,7 @@ from sft_jax.config import Model as ModelSection
 from sft_jax.data.pack.prepare import check_vocabulary, encode_rows
 from sft_jax.data.pack.store import Example
 from sft_jax.data.read.rows import Record, Row
-from sft_jax.distributed.agree import agree_on_written, is_first_process
+from sft_jax.distributed.agree import is_first_process, publish_and_wait
 from sft_jax.distributed.start import start
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.complete import prompts_of
@@ -211,7 +211,7 @@ class Model:
             raise BadInput(f"format is {format!r}. Known: hf")
         location = as_location(out)
         location.check_writable()
-        with location.naming():
+        with location.url_in_errors():
             export(
                 self.parameters,
                 self.architecture,
@@ -227,7 +227,7 @@ class Model:
                 stops, rendering = self.pretrained.stop_ids, self.pretrained.rendering
                 about = describe_handoff(self.tokenizer, stops, fingerprint, ".", ".", rendering)
                 write_handoff(location.local(), about)
-            agree_on_written(location)
+            publish_and_wait(location)
 
     def _task(self, number: int, prompt: Prompt) -> Task:
         if isinstance(prompt, str):
@@ -283,5 +283,5 @@ def load(
         section = ModelSection(str(location), dtype, quantization=quantization)
         architecture, parameters = put_on_devices(pretrained, RunConfig(model=section, sharding=sharding), devices)
     finally:
-        location.forget()
+        location.discard_copy()
     return Model(pretrained, architecture, lambda: parameters, Compute(dtype, layout=Layout(devices, sharding)))

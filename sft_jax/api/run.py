@@ -20,7 +20,7 @@ from sft_jax.data.chat.rendering import render_options_of
 from sft_jax.data.pack.batches import PreparedRows
 from sft_jax.distributed import start as starting
 from sft_jax.distributed.agree import agree_on_options, agreed
-from sft_jax.distributed.watchdog import Leave, await_verdict, stay
+from sft_jax.distributed.watchdog import ExitProcess, log_exit, wait_for_watchdog
 from sft_jax.errors import BadInput
 from sft_jax.handoff.artefact import describe_handoff, write_handoff
 from sft_jax.parallel.mesh import make_mesh
@@ -63,7 +63,7 @@ class Run:
         stage: Stage = lambda what: contextlib.nullcontext(),
         progress: Callable[[int], None] | None = None,
         preemption: Preemption | None = None,
-        leave: Leave = stay,
+        exit_process: ExitProcess = log_exit,
         on_evaluation: Sequence[OnEvaluation] = (),
         locate: Locate = Location,
         **overrides: Any,
@@ -76,7 +76,7 @@ class Run:
           progress: takes the number of rows tokenised so far.
           preemption: `train.preemption.watch_for_preemption`, or another context that gives a poll: every process asks
             it once per step and evaluation batch, and True saves and raises Preempted.
-          leave: ends the process where another one of the run is gone.
+          exit_process: called to end this process when another process of the run is lost.
           on_evaluation: what else is measured at each evaluation.
           locate: gives the same Location for a name again where several runs share what they copy from a bucket.
           overrides: dotted names of fields, `**{"optimizer.learning_rate": 1e-4}`.
@@ -86,13 +86,13 @@ class Run:
         """
         config = with_overrides(config if isinstance(config, RunConfig) else load_config(config), overrides)
         validate(config)
-        starting.start(config.distributed, leave)
+        starting.start(config.distributed, exit_process)
         agree_on_options(config)
         self.workdir = Location(config.workdir)
         """As the config names it; `workdir.local()` is the directory, or the copy of a bucket's."""
         self._on_row: Callable[[MetricsRow], None] = lambda row: None
         with contextlib.ExitStack() as stack:  # closes what is open where the rest cannot be opened
-            stack.callback(self.workdir.forget)
+            stack.callback(self.workdir.discard_copy)
             self._open(stack, config, say, stage, progress, preemption, on_evaluation, locate)
             self._stack = stack.pop_all()
 
@@ -198,10 +198,10 @@ class Run:
         config = self.config
         stack.enter_context(self.workdir.publishing())
         path = self.workdir.local_file(LOG.format(jax.process_index()))
-        log = stack.enter_context(process_log(path, goes_with_the_process=self.workdir.is_remote))
+        log = stack.enter_context(process_log(path, is_ephemeral=self.workdir.is_remote))
         stack.push(_verdict_before_the_log_closes)
         if starting.watch is not None:
-            starting.watch.last_words = self.workdir.publish_results
+            starting.watch.before_exit = self.workdir.publish_results
 
         def tell(text: str) -> None:
             say(text)
@@ -210,7 +210,7 @@ class Run:
         log.info("%s", where_it_runs())
         for note in self.inputs.notes:
             tell(note)
-        tell(_what_trains(self.program, self.inputs.pretrained, config))
+        tell(_what_trains(self.program, self.inputs.pretrained, config, mesh))
         preempted = stack.enter_context(preemption()) if preemption else lambda: False
         manager = checkpoint.open_checkpoints(self.workdir, config.train.keep_last, config.train.keep_every)
         resumed = newest_step(manager)
@@ -268,9 +268,9 @@ class Run:
             sink.write(row)
         self._on_row(row)
 
-    def _evaluate(self, state: TrainState, step: int, may_give_up: bool) -> MetricsRow | None:
+    def _evaluate(self, state: TrainState, step: int, may_abort: bool) -> MetricsRow | None:
         assert self._held_out is not None, "validate refuses eval_every without data.eval"
-        row = self._held_out(state, step, may_give_up)
+        row = self._held_out(state, step, may_abort)
         if row is not None:
             for measure in self._on_evaluation:
                 row.update(measure(self, step))
@@ -293,7 +293,7 @@ class Run:
 def _verdict_before_the_log_closes(kind: Any, error: BaseException | None, trace: Any) -> None:
     """So that the log says which process was lost, not only which collective failed."""
     if starting.watch is not None and error is not None:
-        await_verdict(starting.watch, error)
+        wait_for_watchdog(starting.watch, error)
 
 
 def _read(config: RunConfig, workdir: Location, progress: Any, locate: Locate) -> Inputs:
@@ -344,12 +344,12 @@ def _initial(inputs: Inputs, program: TrainProgram, manager: Any, step: int | No
     return state, frozen, base
 
 
-def _what_trains(program: TrainProgram, pretrained: Pretrained, config: RunConfig) -> str:
+def _what_trains(program: TrainProgram, pretrained: Pretrained, config: RunConfig, mesh: jax.sharding.Mesh) -> str:
     """One line: the model, its size and dtype, the devices and their mesh, the workdir."""
     trained = sum(leaf.size for leaf in jax.tree.leaves(program.state.trainable))
     frozen = sum(leaf.size for leaf in jax.tree.leaves(program.frozen))
     size = f"{(trained + frozen) / 1e6:,.1f} M parameters" + (f", {trained / 1e6:,.2f} M trained" if frozen else "")
-    axes = ", ".join(f"{axis} {n}" for axis, n in program.compute.layout.mesh.shape.items() if n > 1) or "one device"
+    axes = ", ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1) or "one device"
     device = jax.devices()[0].device_kind
     return (
         f"model: {pretrained.origin}, {size}, {config.model.dtype}; devices: {jax.device_count()} x {device} "

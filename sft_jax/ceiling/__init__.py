@@ -1,1 +1,1 @@
-"""Has imitation hit its ceiling? Runs on parts of the demonstrations, scaling, scores, a verdict and its page."""
+"""Has imitation hit its ceiling? Runs on subsets of the demonstrations, a scaling fit, scores, a verdict, its page."""

@@ -1,4 +1,4 @@
-"""Has imitation hit its ceiling? Trains on parts of the demonstrations and measures."""
+"""Has imitation hit its ceiling? Trains on subsets of the demonstrations and measures the models."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from sft_jax.ceiling.verdict import Quality, check_scores, measure_quality, reac
 from sft_jax.config import RunConfig
 from sft_jax.distributed.agree import agree_on_options, agreed, is_first_process
 from sft_jax.distributed.start import start
-from sft_jax.distributed.watchdog import Leave, stay
+from sft_jax.distributed.watchdog import ExitProcess, log_exit
 from sft_jax.errors import BadInput
 from sft_jax.evaluate.as_json import plain
 from sft_jax.evaluate.bootstrap import paired_difference
@@ -30,21 +30,21 @@ from sft_jax.sample.draw import Sampling
 from sft_jax.storage.atomic import write_json
 from sft_jax.storage.location import Location
 from sft_jax.train.inputs import read_inputs
-from sft_jax.train.metrics import cut_after
+from sft_jax.train.metrics import truncate_after
 from sft_jax.weights.pretrained import read_run_config
 
 Train = Callable[..., Run]
-"""(config, **options of Run) -> the run, gone to its end."""
+"""(config, **options of Run) -> the finished run."""
 
 RESULT = "ceiling.json"
 EVALUATIONS = 10
-"""Times a run is measured on the held-out rows; the best one counts, so that repetition hurts no small part."""
+"""Held-out evaluations per run; the best one counts, so that small subsets are not penalised for overfitting."""
 LOSSES = "held_out.jsonl"
-"""In the workdir of each run: step, and the summed nll of every held-out document."""
+"""File in each run's workdir: step, and the summed nll of every held-out document."""
 
 
 def fitted(config: RunConfig, **options: Any) -> Run:
-    """A run, gone to its end."""
+    """Train a run to its end."""
     with Run(config, **options) as run:
         run.fit()
     return run
@@ -54,31 +54,33 @@ def _check_options(config: RunConfig, options: Ceiling) -> None:
     if not config.data.eval:
         raise BadInput("data.eval is empty: the ceiling is measured on held-out demonstrations")
     if config.loss.kind != "cross_entropy":
-        raise BadInput("the ceiling is that of imitation: leave loss.kind at cross_entropy")
+        raise BadInput("sft-jax ceiling measures imitation: leave loss.kind at cross_entropy")
     if config.data.limit or config.data.streaming or config.data.weights:
-        raise BadInput("sft-jax ceiling draws its own parts: leave data.limit, data.streaming and data.weights out")
+        raise BadInput("sft-jax ceiling draws its own subsets: do not set data.limit, data.streaming or data.weights")
     parts = options.parts
     if len(parts) < 3 or list(parts) != sorted(set(parts), reverse=True) or parts[-1] != 1:
-        raise BadInput(f"--parts is {parts}, expected at least three falling numbers that end with 1, such as 8 4 2 1")
+        raise BadInput(f"--parts is {parts}, expected at least three decreasing numbers ending with 1, such as 8 4 2 1")
     for name in ("seeds", "samples", "prompts", "max_new_tokens"):
         if getattr(options, name) < 1:
             raise BadInput(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least 1")
 
 
-def measure_ceiling(config: RunConfig, options: Ceiling, train: Train = fitted, leave: Leave = stay) -> dict[str, Any]:
-    """Train, measure and judge: the content of ceiling.json, which it writes.
+def measure_ceiling(
+    config: RunConfig, options: Ceiling, train: Train = fitted, exit_process: ExitProcess = log_exit
+) -> dict[str, Any]:
+    """Train, measure and reach a verdict; writes ceiling.json and returns its content.
 
     Args:
-      train: makes a run and goes to its end; the command line's shows it on the terminal.
+      train: trains a run to its end; the command line's version shows progress on the terminal.
 
     Raises:
       BadInput: options or data that cannot work.
     """
     _check_options(config, options)
-    start(config.distributed, leave)
+    start(config.distributed, exit_process)
     agree_on_options(options)
     compile_once(Path(config.workdir))
-    locate = functools.cache(Location)  # one copy for all runs of what they read from a bucket
+    locate = functools.cache(Location)  # all runs share one local copy of bucket files
     config, total = resolved(config, locate)
     sizes = [max(1, total // part) for part in options.parts]
     nll: list[np.ndarray] = []
@@ -121,7 +123,7 @@ def measure_ceiling(config: RunConfig, options: Ceiling, train: Train = fitted, 
 
 
 def compile_once(workdir: Path) -> None:
-    """Many runs compile the same programs: keep them in the workdir, unless the user keeps them elsewhere."""
+    """Cache compiled programs, which the runs share, in the workdir, unless the user has set a cache."""
     if not jax.config.values["jax_compilation_cache_dir"]:
         workdir.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
@@ -129,7 +131,7 @@ def compile_once(workdir: Path) -> None:
 
 
 def resolved(config: RunConfig, locate: Callable[[str], Location]) -> tuple[RunConfig, int]:
-    """The config of every run (steps and capacity of the whole set, so that all are of one shape), and its size."""
+    """The config shared by all runs (steps and capacity of the whole set, so that shapes match), and the set's size."""
     one = dataclasses.replace(config, workdir=str(Path(config.workdir) / "whole"))
     inputs = agreed(
         "data",
@@ -142,7 +144,7 @@ def resolved(config: RunConfig, locate: Callable[[str], Location]) -> tuple[RunC
     train = dataclasses.replace(
         inputs.config.train, eval_every=max(1, steps // EVALUATIONS), save_every=0, keep_last=1, tensorboard=False
     )
-    # The devices are simulated once; a run within this process finds them.
+    # The devices are already simulated; runs in this process reuse them.
     started = dataclasses.replace(config.distributed, cpu_devices=0)
     whole = dataclasses.replace(inputs.config, workdir=config.workdir, train=train, distributed=started)
     return whole, len(inputs.source.examples)  # type: ignore[union-attr]
@@ -151,7 +153,7 @@ def resolved(config: RunConfig, locate: Callable[[str], Location]) -> tuple[RunC
 def trained_and_measured(
     config: RunConfig, locate: Callable[[str], Location], train: Train
 ) -> tuple[Run, np.ndarray, np.ndarray]:
-    """A run, and its best evaluation: (run, summed nll of each held-out document, their summed weights), float64."""
+    """Train a run: (run, summed nll of each held-out document at its best evaluation, summed weights), float64."""
     path = Path(config.workdir) / LOSSES
     run = train(config, on_evaluation=(document_losses_into(path),), locate=locate)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -160,14 +162,14 @@ def trained_and_measured(
 
 
 def document_losses_into(path: Path) -> Callable[[Run, int], dict[str, Any]]:
-    """What a run calls at each evaluation: the loss of every held-out document, appended to `path`."""
+    """An evaluation callback that appends the loss of every held-out document to `path`."""
 
     def measure(run: Run, step: int) -> dict[str, Any]:
         assert run.inputs.evaluation is not None
         examples, model = list(run.inputs.evaluation.examples), run.model
         found = document_losses(model.architecture, model.compute, model.parameters, examples, batch_size=64)
         if is_first_process():
-            cut_after(path, step - 1)  # a run that was killed may have been here
+            truncate_after(path, step - 1)  # drop rows of a killed run
             row = {"step": step, "nll": [one.nll for one in found], "weight": [one.weight for one in found]}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -192,7 +194,7 @@ def _larger(
     locate: Callable[[str], Location],
     train: Train,
 ) -> Any:
-    """What a larger model takes off the held-out loss; None where none is named."""
+    """How much a larger model lowers the held-out loss; None if none is given."""
     if not options.larger:
         return None
     model = dataclasses.replace(config.model, path=options.larger)
@@ -200,14 +202,14 @@ def _larger(
     _, losses, theirs = trained_and_measured(run, locate, train)
     if not np.array_equal(theirs, weights):
         raise BadInput(
-            f"--larger {options.larger} reads the held-out rows as other tokens than {config.model.path}: losses per "
-            "token can only be compared where the tokenizer and chat template are the same"
+            f"--larger {options.larger} tokenises the held-out rows differently from {config.model.path}: losses per "
+            "token are comparable only with the same tokenizer and chat template"
         )
     return paired_difference(np.mean(nll, axis=0), losses, weights, weights)
 
 
 def _quality(run: Run, options: Ceiling) -> tuple[Quality | None, str, list[dict[str, Any]]]:
-    """Scores of the demonstrations and of the model on held-out prompts; (None, "", []) where nothing scores them."""
+    """Scores of the demonstrations and the model on held-out prompts; (None, "", []) if no check applies."""
     config, model = run.config, run.model
     tasks = [task for task in read_tasks(config.data, config.data.eval, options.prompts) if task.shown]
     checks = make_checks(options.check, options.scorer, tasks)
@@ -226,11 +228,11 @@ def _quality(run: Run, options: Ceiling) -> tuple[Quality | None, str, list[dict
         values = [row.get(first) for row in check_answers(tasks, completions, checks)]
         numbers = [value for value in values if value is not None]
         if len(numbers) != len(values):
-            raise BadInput(f"the check {first} says nothing of some held-out rows; name one that scores them all")
+            raise BadInput(f"the check {first} does not apply to some held-out rows; choose one that scores them all")
         try:
             check_scores(numbers)
         except ValueError as error:
-            raise BadInput(f"{first}: {error}, or the verdict's margins mean nothing") from error
+            raise BadInput(f"{first}: {error}, which the verdict's margins assume") from error
         return numbers
 
     by_number = [scores([each[k] for each in sampled]) for k in range(options.samples)]
@@ -239,7 +241,7 @@ def _quality(run: Run, options: Ceiling) -> tuple[Quality | None, str, list[dict
 
 
 def score_run(config: RunConfig, options: Ceiling) -> dict[str, Any]:
-    """The scores of a run that `measure_ceiling` has made, by the workdir's own config."""
+    """The scores of a run trained by `measure_ceiling`, from its workdir's config."""
     before = read_run_config(Location(config.workdir))
     losses = document_losses_into(Path(config.workdir) / LOSSES)
     quality, _, _ = _quality(fitted(before, on_evaluation=(losses,)), options)
@@ -247,7 +249,7 @@ def score_run(config: RunConfig, options: Ceiling) -> dict[str, Any]:
 
 
 def _examples(tasks: Sequence[Task], greedy: Sequence[Any], sampled: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """A few prompts with what was shown and what came."""
+    """A few prompts with their demonstrations and answers."""
     return [
         {
             "prompt": task.prompt or str(task.messages[-1].get("content")),

@@ -1,4 +1,4 @@
-"""What `sft-jax ceiling` is told, besides the run's config."""
+"""Options of `sft-jax ceiling`, in addition to the run's config."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from sft_jax.config import RunConfig
 
 @dataclass(frozen=True)
 class Ceiling(RunConfig):
-    """Has imitation hit its ceiling? More demonstrations, better ones, a larger model, or preferences?"""
+    """Measure whether more or better demonstrations, a larger model or preferences would help, and give a verdict."""
 
     parts: tuple[int, ...] = (16, 8, 4, 2, 1)
     """Train on 1/16, 1/8, ... of the demonstrations."""
     seeds: int = 2
     """Runs per part, each on a different sample."""
     check: tuple[str, ...] = ("auto",)
-    """How answers are scored, as in sft-jax evaluate; the first score counts."""
+    """How to score answers, as in sft-jax evaluate; the first score counts."""
     scorer: str = ""
     """Your own scoring function, file.py:name: (completion, row) -> number in [0, 1]."""
     samples: int = 16

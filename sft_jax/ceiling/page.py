@@ -1,4 +1,4 @@
-"""The result of `sft-jax ceiling`: a page with its plots, and tables for the terminal."""
+"""The result of `sft-jax ceiling`: a page with plots, and tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,14 +20,14 @@ def loss_plot(result: Mapping[str, Any], levels: Sequence[tuple[str, float]] = (
     fitted = [Point(n, *_values(loss)) for n, loss in scaling["band"]]
     series = [Series("measured, held out", measured), Series("fit E + A n^-alpha, to twice as many", fitted, "line")]
     floor = scaling["floor"]
-    if floor["high"] - floor["low"] < max(loss["high"] for loss in scaling["losses"]):  # else it says nothing
+    if floor["high"] - floor["low"] < max(loss["high"] for loss in scaling["losses"]):  # otherwise it is undetermined
         series.append(Series(f"floor E = {floor['value']:.3f}", [Point(1, floor["value"])], "level"))
     series += [Series(label, [Point(1, value)], "level") for label, value in levels]
     return plot(series, "demonstrations", "loss per trained token", log_x=True, standalone=standalone)
 
 
 def score_plot(result: Mapping[str, Any], *, standalone: bool = False) -> str:
-    """Best of n by n, with the scores of the demonstrations and of greedy answers."""
+    """Best-of-n score by n, with the scores of demonstrations and greedy answers."""
     quality = result["quality"]
     best = [Point(k, *_values(score)) for k, score in quality["best_of"]]
     series = [Series("best of n samples", best)]
@@ -56,7 +56,7 @@ def ceiling_page(result: Mapping[str, Any]) -> str:
 
 
 def ceiling_tables(result: Mapping[str, Any]) -> Group:
-    """The curve, the scores and the verdict, for the terminal."""
+    """Curve, scores and verdict for the terminal."""
     table = Table("demonstrations", "held-out loss", "95%")
     for n, loss in zip(result["scaling"]["sizes"], result["scaling"]["losses"], strict=True):
         table.add_row(f"{n:,}", f"{loss['value']:.4f}", f"{loss['low']:.4f} .. {loss['high']:.4f}")

@@ -1,4 +1,4 @@
-"""Held-out loss against the number of demonstrations: the floor E + A n^-alpha, and what twice as many would buy."""
+"""Held-out loss by number of demonstrations: the fit E + A n^-alpha, and the gain from twice as many."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,37 +8,37 @@ import numpy as np
 from sft_jax.evaluate.bootstrap import Interval
 
 EXPONENTS = np.linspace(0.05, 2.0, 79)
-"""Tried one by one; for each, floor and scale are a least-squares problem with a closed form."""
+"""Grid of exponents; for each, floor and scale have a closed-form least-squares solution."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What the curve says. Losses in nats a trained token; every interval holds 95 % of the resamples."""
+    """The measured and fitted curve. Losses in nats per trained token; intervals contain 95 % of the resamples."""
 
     sizes: tuple[int, ...]
     """Demonstrations trained on."""
     losses: tuple[Interval, ...]
-    """At each size: the mean over seeds of the held-out loss."""
+    """Held-out loss at each size, averaged over seeds."""
     floor: Interval
-    """E: what more of the same demonstrations would never undercut, if the law holds."""
+    """E: the loss with infinitely many of the same demonstrations, if the law holds."""
     scale: float
     """A."""
     exponent: Interval
-    """alpha; undetermined (a wide interval) where the curve is flat."""
+    """alpha; undetermined (a wide interval) if the curve is flat."""
     gain: Interval
-    """What the fitted law says of twice as many demonstrations: loss now less loss then."""
+    """Predicted decrease of the loss with twice as many demonstrations."""
     last_gain: Interval
-    """What the last step of the measured curve bought: the loss at the size before, less the loss at the largest."""
+    """Measured decrease of the loss from the second largest to the largest size."""
     band: tuple[tuple[int, Interval], ...]
-    """The fitted curve at several sizes up to twice the largest, for plots."""
+    """The fitted curve at sizes up to twice the largest, for plots."""
 
 
 def fit_power_law(sizes: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Least squares of E + A n^-alpha with E, A >= 0 (the form of Hestness et al. 2017, arXiv:1712.00409).
 
     Args:
-      sizes: [N], at least three different ones for the fit to say anything.
-      losses: [R, N], each row fitted by itself.
+      sizes: [N], at least three distinct values for a determined fit.
+      losses: [R, N], each row fitted independently.
 
     Returns:
       floor, scale and exponent, float64 [R].
@@ -65,10 +65,10 @@ def fit_power_law(sizes: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np
 def measure_scaling(
     sizes: Sequence[int], nll: Sequence[np.ndarray], weights: np.ndarray, resamples: int = 2000, seed: int = 0
 ) -> Scaling:
-    """The curve of the measured losses, with bootstrap intervals over held-out documents and over seeds.
+    """Fit the measured losses, with bootstrap intervals over held-out documents and seeds.
 
     Args:
-      sizes: demonstrations, rising.
+      sizes: numbers of demonstrations, increasing.
       nll: for each size float64 [seeds, documents], the summed nll of each held-out document.
       weights: [documents], the summed weight of each.
     """
@@ -76,7 +76,7 @@ def measure_scaling(
     documents = len(weights)
     drawn = np.empty((resamples, len(sizes)))
     for row in range(resamples):
-        # The same documents at every size: what they have in common cancels in the differences.
+        # Draw the same documents at every size, so that shared variation cancels in differences.
         chosen = random.integers(0, documents, documents)
         total = weights[chosen].sum()
         for column, of_size in enumerate(nll):

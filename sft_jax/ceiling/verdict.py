@@ -1,4 +1,4 @@
-"""Has imitation hit its ceiling? Measured evidence, and a verdict in words that follows from it by stated rules."""
+"""Has imitation hit its ceiling? A verdict that follows from the measurements by explicit rules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,32 +10,32 @@ from sft_jax.ceiling.scaling import Scaling
 from sft_jax.evaluate.bootstrap import Interval, paired_difference
 
 WORTH = 0.02
-"""Twice the demonstrations (or a larger model) pay where they take at least this share off the held-out loss."""
+"""Twice the demonstrations (or a larger model) pay off if they lower the held-out loss by at least this fraction."""
 MARGIN = 0.05
-"""Scores, in [0, 1], that differ by less count as the same."""
+"""Scores in [0, 1] that differ by less count as equal."""
 
 Advice = Literal["more data", "better data", "larger model", "preferences", "nothing left", "inconclusive"]
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Scores in [0, 1] on held-out prompts: who demonstrates, and what the model makes of it."""
+    """Scores in [0, 1] of the demonstrations and of the model on held-out prompts."""
 
     demonstrations: Interval
     greedy: Interval
     sampled: Interval
-    """Mean over the samples, at temperature 1: what the imitated distribution scores."""
+    """Mean over samples at temperature 1."""
     best_of: tuple[tuple[int, Interval], ...]
-    """(k, the best of k samples by the same score): what ranking could reach."""
+    """(k, best of k samples by the same score): what ranking could reach."""
     above_model: Interval
-    """Demonstrations less the better of greedy and sampled, on the same prompts."""
+    """Demonstrations minus the better of greedy and sampled, on the same prompts."""
     headroom: Interval
-    """The best of all samples, less greedy, on the same prompts: what imitation leaves and ranking could take."""
+    """Best of all samples minus greedy, on the same prompts: what ranking could gain."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One answer, the words for it, and the numbers behind it."""
+    """The advice, its explanation, and the supporting numbers."""
 
     answer: Advice
     words: str
@@ -43,13 +43,13 @@ class Verdict:
 
 
 def best_of(scores: np.ndarray, k: int) -> np.ndarray:
-    """The expected best of k of the n samples drawn without replacement, [prompts] from [prompts, n].
+    """Expected best of k samples drawn without replacement from n, [prompts] from [prompts, n].
 
-    Of samples in rising order, the i-th (from 1) is the best of k in C(i-1, k-1) of C(n, k) draws; for scores of 0 and
+    In increasing order, the i-th sample (from 1) is the best of k in C(i-1, k-1) of C(n, k) draws. For scores of 0 and
     1 this is pass@k (Chen et al. 2021, arXiv:2107.03374).
     """
     n = scores.shape[1]
-    # C(i-1, k-1) / C(n, k) without large numbers: from the top, each is the one above times (i - k + 1) / i.
+    # C(i-1, k-1) / C(n, k) without large numbers: going down, each is the one above times (i - k + 1) / i.
     share = np.zeros(n)
     share[n - 1] = k / n
     for i in range(n - 1, k - 1, -1):
@@ -88,25 +88,26 @@ def reach_verdict(
 ) -> Verdict:
     """The verdict, by these rules in order.
 
-    1. Greedy answers are right already: nothing is left that this score could show.
-    2. The model scores as its demonstrators do, or above; more of the same cannot show it more. Preferences where the
-       best of several samples is better than the greedy answer; better data where it is not, for ranking finds nothing
-       that is never sampled.
-    3. It scores below them (or there are no scores). More data where twice the demonstrations pay: the interval's low
-       end too is worth half of WORTH. A larger model where they do not pay and the demonstrations score above the
-       model; or where a larger one was trained, pays, and takes off more than twice the demonstrations could.
-    4. Anything else is inconclusive, and the words say what is missing.
+    1. Greedy answers are already right: nothing is left that this score could measure.
+    2. The model scores as well as its demonstrators or better, so more of the same demonstrations cannot help.
+       Preferences if the best of several samples beats the greedy answer; otherwise better data, since ranking cannot
+       find what is never sampled.
+    3. It scores below them (or there are no scores). More data if twice the demonstrations pay off, where the low end
+       of the interval must also reach half of WORTH. A larger model if they do not pay off and the demonstrations
+       score above the model, or if a larger one was trained, pays off, and gains more than twice the demonstrations
+       could.
+    4. Otherwise inconclusive; the words say what is missing.
 
     Args:
-      training_loss: of the largest run at its end, a trained token.
-      larger: held-out loss of the model less that of a larger one trained alike.
+      training_loss: loss per trained token of the largest run at its end.
+      larger: held-out loss of the model minus that of a larger one trained the same way.
     """
     now = scaling.losses[-1].value
     gain, low, high = (100 * x / now for x in (scaling.gain.value, scaling.gain.low, scaling.gain.high))
     worth = 100 * WORTH
     evidence = [
-        f"twice the {scaling.sizes[-1]:,} demonstrations would take {gain:.1f} % [{low:.1f}, {high:.1f}] off the "
-        f"held-out loss of {now:.4f}; the floor of the fit is {_show(scaling.floor)}"
+        f"twice the {scaling.sizes[-1]:,} demonstrations would lower the held-out loss of {now:.4f} by {gain:.1f} % "
+        f"[{low:.1f}, {high:.1f}]; the floor of the fit is {_show(scaling.floor)}"
     ]
     if training_loss is not None:
         evidence.append(f"the loss on its own demonstrations is {training_loss:.4f} at the end of training")
@@ -131,12 +132,12 @@ def _answer(quality: Quality | None, pays: bool, does_not_pay: bool, larger_pays
     if quality is not None and quality.above_model.high <= MARGIN:
         if quality.headroom.low > MARGIN:
             return "preferences", (
-                "The model does as well as its demonstrators, and often samples something better than its greedy "
-                "answer: ranking samples can reach what imitation cannot."
+                "The model does as well as its demonstrators and often samples better answers than its greedy one: "
+                "ranking samples can reach what imitation cannot."
             )
         return "better data", (
-            "The model does as well as its demonstrators, and its samples hold nothing much better to rank: only "
-            "better demonstrations would show it more."
+            "The model does as well as its demonstrators, and its samples contain nothing much better to rank: only "
+            "better demonstrations would help."
         )
     if pays:
         return "more data", "More demonstrations of the same kind still lower the held-out loss."
@@ -146,16 +147,16 @@ def _answer(quality: Quality | None, pays: bool, does_not_pay: bool, larger_pays
         )
     if not does_not_pay:
         return "inconclusive", (
-            "Whether more demonstrations would help cannot be told from these runs: use more seeds or documents."
+            "These runs do not show whether more demonstrations would help: use more seeds or documents."
         )
     if quality is not None and quality.above_model.low > MARGIN:
         return "larger model", (
-            "More demonstrations do not help, and the model does less than they show: the model is the limit."
+            "More demonstrations do not help, and the model scores below them: the model is the limit."
         )
     if quality is None:
         return "inconclusive", (
-            "More demonstrations do not help. Whether the demonstrations or the model are the limit cannot be told "
-            "without scores (--check, --scorer) or a larger model (--larger)."
+            "More demonstrations do not help. To find out whether the demonstrations or the model are the limit, add "
+            "scores (--check, --scorer) or a larger model (--larger)."
         )
     return "inconclusive", "Too few held-out prompts to tell whether the model does as well as its demonstrators."
 
@@ -165,7 +166,7 @@ def _show(interval: Interval) -> str:
 
 
 def check_scores(scores: Sequence[float]) -> None:
-    """Raises ValueError where a score is outside [0, 1]: the rules' margins are on that scale."""
+    """Raises ValueError if a score is outside [0, 1], the scale of the rules' margins."""
     bad = next((score for score in scores if not 0 <= score <= 1), None)
     if bad is not None:
         raise ValueError(f"a score is {bad}, expected 0 to 1")

@@ -36,10 +36,10 @@ def ceiling(arguments: Sequence[str]) -> int:
         from rich.console import Console
 
         from sft_jax.ceiling.page import ceiling_page, ceiling_tables
-        from sft_jax.storage.atomic import write_whole
+        from sft_jax.storage.atomic import write_atomic
 
         page = Path(options.html or Path(config.workdir) / PAGE)
-        write_whole(page, lambda file: file.write(ceiling_page(result).encode()))
+        write_atomic(page, lambda file: file.write(ceiling_page(result).encode()))
         if options.json:
             print(json.dumps(result))
         else:

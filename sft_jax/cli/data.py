@@ -87,7 +87,7 @@ def audit(arguments: Sequence[str]) -> int:
     from sft_jax.data import audit as checks
     from sft_jax.data.pack.prepare import NothingTrains
     from sft_jax.report.audit import audit_page, audit_tables, faults_text
-    from sft_jax.storage.atomic import write_whole
+    from sft_jax.storage.atomic import write_atomic
     from sft_jax.train.inputs import pack, read_demonstrations
 
     try:
@@ -110,7 +110,7 @@ def audit(arguments: Sequence[str]) -> int:
     report["packed_rows"] = checks.shown_rows(source, tokenizer, 2)
     if options.html:
         page = audit_page(report, f"Audit of {', '.join(config.data.train)}")
-        write_whole(Path(options.html), lambda file: file.write(page.encode()))
+        write_atomic(Path(options.html), lambda file: file.write(page.encode()))
         print(options.html, file=sys.stderr)
     if options.json:
         print(json.dumps(report, ensure_ascii=False))

@@ -113,6 +113,6 @@ def write_lines(rows: Iterable[dict[str, Any]], path: str) -> None:
         for _ in lines:  # the work behind a row is everybody's
             pass
     elif path:
-        Location(path).write_whole(lambda file: file.writelines(line.encode() for line in lines))
+        Location(path).write_atomic(lambda file: file.writelines(line.encode() for line in lines))
     else:
         sys.stdout.writelines(lines)

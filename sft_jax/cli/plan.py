@@ -135,7 +135,7 @@ def _sharding(
     from sft_jax.parallel.mesh import check_slices
     from sft_jax.plan.sharding import abstract_mesh, place_all
     from sft_jax.report.sharding import as_json, shard_blocks, sharding_page, sharding_tables
-    from sft_jax.storage.atomic import write_whole
+    from sft_jax.storage.atomic import write_atomic
 
     mesh = abstract_mesh(config, wanted.devices if wanted else _device_count(config, options))
     check_slices(mesh.shape, options.slices)
@@ -149,7 +149,7 @@ def _sharding(
     sizes = dict(mesh.shape)
     if options.html:
         page = sharding_page(f"{config.model.path}: layout", placed, sizes, notes, chosen[0])
-        write_whole(Path(options.html), lambda file: file.write(page.encode()))
+        write_atomic(Path(options.html), lambda file: file.write(page.encode()))
     if options.json:
         print(json.dumps(as_json(placed, sizes, notes), indent=1))
         return EXIT_DONE
@@ -170,7 +170,7 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
     from sft_jax.plan.search import config_lines, flags, nearest_that_fits, search
     from sft_jax.plan.spend import spend
     from sft_jax.report.plan import measured_table, pareto_table, plan_page, plan_tables, spend_rows, spend_table
-    from sft_jax.storage.atomic import write_whole
+    from sft_jax.storage.atomic import write_atomic
 
     compiles = can_compile(request.topology) and not options.analytic
     notes = [*notes, *_how(request, options)]
@@ -189,7 +189,7 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
     if options.html:
         title = f"{request.config.model.path} on {options.topology}"
         page = plan_page(title, best, notes, spend_rows(spent, request.config.train.steps), found)
-        write_whole(Path(options.html), lambda file: file.write(page.encode()))
+        write_atomic(Path(options.html), lambda file: file.write(page.encode()))
     if options.json:
         more = (
             {"search": [_as_json(each) for each in found], "options": flags(best), "config_lines": config_lines(best)}
@@ -222,9 +222,9 @@ def _cost(request: "Request", options: Plan, notes: list[str]) -> int:
 
 def _measured(request: "Request", planned: "Planned") -> dict[str, float] | None:
     """The plan's times as they are on this machine; None where it has other chips."""
-    from sft_jax.plan.timing import devices_here, measured_seconds
+    from sft_jax.plan.timing import local_gpus, measured_seconds
 
-    devices = devices_here(request.topology)
+    devices = local_gpus(request.topology)
     if not devices:
         return None
     seconds = measured_seconds(request, devices)

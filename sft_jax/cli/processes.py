@@ -23,15 +23,15 @@ def leave_the_others(status: int) -> None:
     start = sys.modules.get("sft_jax.distributed.start")
     if start is None or start.watch is None:
         return
-    from sft_jax.distributed.watchdog import await_verdict, farewell
+    from sft_jax.distributed.watchdog import announce_exit, wait_for_watchdog
 
     if error := sys.exception():
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
     if error:
-        await_verdict(start.watch, error)
-    farewell(start.watch, status, f"status {status}; its console says why")
+        wait_for_watchdog(start.watch, error)
+    announce_exit(start.watch, status, f"status {status}; its console says why")
     os._exit(status)
 
 

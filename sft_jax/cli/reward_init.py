@@ -33,7 +33,7 @@ def reward_init(arguments: Sequence[str]) -> int:
     options = parse(RewardInit, arguments, "sft-jax reward-init")
     require(options, "out", "sft-jax reward-init")
     check_writable(options.out, directory=True)
-    from sft_jax.distributed.agree import agree_on_written
+    from sft_jax.distributed.agree import publish_and_wait
     from sft_jax.handoff.reward import choose_pad, with_reward_head
     from sft_jax.model.families import family_of
     from sft_jax.weights.export import export
@@ -49,9 +49,9 @@ def reward_init(arguments: Sequence[str]) -> int:
     generation = {**pretrained.generation_config, "pad_token_id": tokenizer.pad_token_id}
     layout = model.compute.layout
     reward, head = with_reward_head(model.architecture, layout, model.parameters, options.init, options.seed)
-    with out.naming():
+    with out.url_in_errors():
         export(head, reward, config, tokenizer, out.local(), dtype=options.dtype, generation_config=generation)
-    agree_on_written(out)
+    publish_and_wait(out)
     if tokenizer.pad_token != before:
         print(f"padding is {tokenizer.pad_token} instead of {before}, which ends answers")
     print(out)

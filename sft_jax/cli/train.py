@@ -65,7 +65,7 @@ def train_on_terminal(config: RunConfig, **options: Any) -> "Run":
 
     stages = Stages(console, is_first_process)
     preemption = partial(watch_for_preemption, notice)
-    run = Run(config, say=say, stage=stages, progress=progress, preemption=preemption, leave=leave, **options)
+    run = Run(config, say=say, stage=stages, progress=progress, preemption=preemption, exit_process=leave, **options)
     console.quiet = not is_first_process()
     with run:
         first, last = run.steps_done, run.config.train.steps

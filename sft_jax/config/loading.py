@@ -104,15 +104,19 @@ def load_config(path: str | Path) -> RunConfig:
     if (path / "config.json").is_file():  # moved, perhaps, since the run began in it
         resolved = from_json((path / "config.json").read_text(encoding="utf-8"), str(path / "config.json"))
         return dataclasses.replace(resolved, workdir=str(path))
+    if path.name.endswith((".jsonl", ".parquet", ".jsonl.gz", ".jsonl.zst")):
+        raise BadInput(f"{path}: this is data, not a config. Use configs/quickstart.py --data.train {path}")
+    if path.suffix == ".gguf":
+        raise BadInput(f"{path}: this is a model, not a config. Use configs/quickstart.py --model.path {path}")
     if not path.is_file():
-        raise BadInput(f"{path}: no such config file. Configs shipped: configs/quickstart.py, configs/llama31_8b.py")
+        raise BadInput(f"{path}: no such config file. Start from configs/quickstart.py, or leave CONFIG out")
     if path.suffix == ".json":
         return from_json(path.read_text(encoding="utf-8"), str(path))
     if path.suffix in (".yaml", ".yml", ".toml", ".ini", ".cfg"):
         raise BadInput(
-            f"{path}: a config is a Python file with `def get_config() -> RunConfig`, or the config.json of a run; "
-            f"{path.suffix} files are not read. Start from configs/quickstart.py, or give options: "
-            "sft-jax train configs/quickstart.py --data.train YOUR.jsonl"
+            f"{path}: a config is a Python file with `def get_config() -> RunConfig`, or a run's config.json; "
+            f"{path.suffix} files are not read. Start from configs/quickstart.py, or give options alone: "
+            "sft-jax train --model.path MODEL --data.train mine.jsonl"
         )
     try:
         scope = _executed(path)

@@ -1,8 +1,8 @@
 """The demonstrations that ship with sft_jax.
 
-A few hundred conversations in one house style, small enough that a laptop CPU learns them from a 135M-parameter model
-in minutes, with held-out requests that share neither wording nor values with them. `house_style` says what is taught,
-`generate` writes the files, `house_assistant` serves them as a TFDS dataset.
+A few hundred conversations in one house style, small enough to fine-tune a 135M-parameter model on a laptop CPU in
+minutes, with held-out requests that share neither wording nor values with them. `house_style` defines the style,
+`generate` writes the files, and `house_assistant` serves them as a TFDS dataset.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Questions that need no tool, with the answers a demonstrator gives: one short, plain, true sentence."""
+"""Questions that need no tool, with the demonstrated answers: one short, plain, true sentence each."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ SEED = 20
 
 
 def shuffled(items: Sequence[T], key: str) -> list[T]:
-    """Returns the items in an order that depends on the key alone; the standard shuffles change between versions."""
+    """The items in an order that depends only on the key; the standard shuffles change between Python versions."""
     return [items[i] for i in sorted(range(len(items)), key=lambda i: hashlib.sha256(f"{key}/{i}".encode()).digest())]
 
 
 class Deck(Generic[T]):
-    """Deals items in shuffled rounds: each item comes up equally often, and none twice in one round."""
+    """Deals items in shuffled rounds, each item once per round."""
 
     def __init__(self, items: Sequence[T], key: str):
         if not items:
@@ -40,7 +40,7 @@ class Deck(Generic[T]):
         self._round: list[T] = []
 
     def deal(self) -> T:
-        """Returns the next item."""
+        """The next item."""
         place = self._dealt % len(self._items)
         if place == 0:
             self._round = shuffled(self._items, f"{SEED}/{self._key}/{self._dealt // len(self._items)}")
@@ -50,7 +50,7 @@ class Deck(Generic[T]):
 
 @dataclass(frozen=True)
 class Plan:
-    """How many rows of each kind a split has; the first so many multi-turn rows end in thanks."""
+    """Number of rows of each kind in a split; the first `then_thanks` multi-turn rows end with thanks."""
 
     call: int
     calls: int
@@ -64,8 +64,8 @@ class Plan:
 TRAIN_PLAN = Plan(call=20, calls=20, multi_turn=8, then_thanks=4, refusal=4, answer=4, session=252)
 HELD_OUT_PLAN = Plan(call=31, calls=8, multi_turn=6, then_thanks=2, refusal=14, answer=14, session=0)
 
-# A row opens with a system turn of 66 tokens. Several requests in one conversation share it, as they do in a home, and
-# the same number of tokens teaches more of them. Its calls are of two tools that this split may show together.
+# A row starts with a system turn of 66 tokens. Several requests share it in one conversation, as they would at home, so
+# the same number of tokens teaches more requests. Its calls are of two tools that this split may combine.
 SESSIONS = (
     ("first", "second", "refusal"),
     ("both", "refusal"),
@@ -80,10 +80,10 @@ SESSIONS = (
     ("refusal", "first", "second"),
     ("second", "both"),
 )
-"""What is asked in one conversation: for the first or the second tool, for both at once, with its result, or none."""
+"""Requests of one conversation: first or second tool, both at once, a call with its result, a refusal, an answer."""
 
 LONGEST_SESSION = 280
-"""Characters: a conversation that grows longer ends one request earlier, so that all fill a row of tokens alike."""
+"""Maximum characters: longer conversations drop their last requests, so that all fill a row of tokens similarly."""
 
 
 class Writer:
@@ -114,7 +114,7 @@ class Writer:
         self._sessions = Deck(SESSIONS, f"{split}/session")
 
     def rows(self) -> list[dict[str, object]]:
-        """Returns the split's rows, shuffled and numbered; refuses two rows with the same user turn."""
+        """The split's rows, shuffled and numbered. Raises ValueError if two rows have the same user turn."""
         plan = self._plan
         drafts = [("call", self._call(self._tools.deal())) for _ in range(plan.call)]
         drafts += [("calls", self._calls(self._pairs.deal())) for _ in range(plan.calls)]
@@ -176,7 +176,7 @@ class Writer:
         return [message for exchange in asked for message in exchange]
 
     def _outcome(self, call: Call, may_fail: bool) -> tuple[str, str]:
-        """Returns a tool's result and the sentence that reports it."""
+        """A tool's result and the sentence that reports it."""
         if call.name == "weather":
             sky, celsius = self._skies.deal()
             result: dict[str, object] = {"sky": sky, "celsius": celsius}
@@ -205,29 +205,29 @@ REPORTS: dict[str, tuple[str, str]] = {
     "lights": ("The {room} lights are at {percent} percent.", "The {room} lights did not respond."),
     "event": ("The {title} is saved for {day} at {time}.", "The {title} could not be saved."),
 }
-"""What is said of a tool that only reports whether it worked: success, failure."""
+"""Reports for tools that only return whether they worked: (success, failure)."""
 
 
 def turns(user: str, assistant: str) -> list[Message]:
-    """Returns a user turn and the assistant turn that answers it."""
+    """A user turn and the assistant turn that answers it."""
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
 def fill(template: str, arguments: Arguments) -> str:
-    """Puts a call's values into a template; a sentence that opens with a value keeps the value as it is."""
+    """Fill a call's values into a template; a value at the start of a sentence is not capitalised."""
     day = str(arguments.get("day", ""))
     on_day = day if day in ("today", "tomorrow") else f"on {day}"
     return template.format(**arguments, on_day=on_day)
 
 
 def tie(joint: str, **parts: str) -> str:
-    """Puts clauses into a joint, which names a part with a capital where the part opens a sentence."""
+    """Fill clauses into a joint; a capitalised field name capitalises the clause."""
     capitals = {name.capitalize(): text[0].upper() + text[1:] for name, text in parts.items()}
     return joint.format(**parts, **capitals)
 
 
 def files() -> dict[Path, str]:
-    """Returns the path and the whole text of every shipped file."""
+    """Path -> full text of every shipped file."""
     train = Writer("train", TRAIN_PLAN, phrasings.TRAIN, values.TRAIN, answers.TRAIN)
     held_out = Writer("held-out", HELD_OUT_PLAN, held_out_phrasings.HELD_OUT, values.HELD_OUT, answers.HELD_OUT)
     return {TRAIN: "".join(_lines(train)), HELD_OUT: "".join(_lines(held_out))}
@@ -239,13 +239,13 @@ def _lines(writer: Writer) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the files, or with `--check` compares them; returns the exit status."""
+    """Write the files, or compare them with `--check`; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sft_jax.demonstrations.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a shipped file differs")
     check = parser.parse_args(arguments).check
     status = 0
     for path, text in files().items():
-        # Bytes, so that neither the platform's encoding nor its line ends change the files.
+        # Bytes, so that the platform's encoding and line endings do not matter.
         content = text.encode("utf-8")
         if not check:
             path.write_bytes(content)

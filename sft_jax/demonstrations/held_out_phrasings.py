@@ -1,4 +1,4 @@
-"""How the held-out rows ask: no template here stands in `phrasings.TRAIN`."""
+"""The phrasings of the held-out rows; no template is shared with `phrasings.TRAIN`."""
 
 from __future__ import annotations
 

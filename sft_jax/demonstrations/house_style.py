@@ -1,7 +1,7 @@
 """The house style that the shipped demonstrations teach: six tools, one way to call them, one refusal, one register.
 
-An assistant turn is either calls and nothing else, one to a line, or one short plain sentence. The stock template of
-SmolLM2 drops `tools` and `tool_calls` without a word, so the tools stand in the system text and the calls in `content`.
+An assistant turn is either only calls, one per line, or one short plain sentence. SmolLM2's stock template silently
+drops `tools` and `tool_calls`, so the tools are in the system text and the calls in `content`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ TOOLS: dict[str, dict[str, type[str] | type[int]]] = {
     "lights": {"room": str, "percent": int},
     "event": {"title": str, "day": str, "time": str},
 }
-"""Every tool with the arguments that a call must give, all of them, and their types."""
+"""Every tool with its arguments, all of them required, and their types."""
 
 REFUSAL = "I cannot do that."
-"""The whole answer to a request for an action that no tool can run."""
+"""The complete answer to a request for an action that no tool can perform."""
 
 _BETWEEN = " | "
 _LINE = re.compile(r"/(\w+) (\w+: .*)")
@@ -40,10 +40,10 @@ def _signature(name: str) -> str:
     return f"{name}({', '.join(arguments)})"
 
 
-# Every row repeats this text, so it is as short as a fair instruction can be: names alone are strings. A call is a line
-# of few tokens for the same reason; the usual JSON in tags spends nineteen of thirty-three on saying that it is one.
-# A value stands after a space, as in a sentence: in quotes, a byte-level BPE would cut it into other tokens than it has
-# in the request, and copying it would be spelling.
+# Every row repeats this text, so it is as short as a fair instruction can be: untyped arguments are strings. Calls are
+# short lines for the same reason; the usual JSON in tags spends 19 of 33 tokens on markup. A value follows a space, as
+# in a sentence: in quotes, byte-level BPE would tokenise it differently from the request, and the model would have to
+# spell it instead of copying it.
 SYSTEM = (
     f"Tools: {', '.join(_signature(name) for name in TOOLS)}\n"
     f"Call lines: /tool argument: value{_BETWEEN}argument: value\n"
@@ -54,7 +54,7 @@ SYSTEM = (
 
 
 class HouseStyleError(ValueError):
-    """A text or a call breaks the house style; the message says where."""
+    """A text or a call violates the house style; the message says where."""
 
 
 class MalformedCallError(HouseStyleError):
@@ -89,23 +89,23 @@ def check_call(call: Call) -> None:
 
 
 def format_call(name: str, arguments: Arguments) -> str:
-    """Returns the text of one call, its arguments in declared order; refuses a call that `check_call` refuses."""
+    """The text of one call, with arguments in declared order. Raises as `check_call`."""
     check_call(Call(name, arguments))
     return f"/{name} {_BETWEEN.join(f'{key}: {arguments[key]}' for key in TOOLS[name])}"
 
 
 def format_calls(calls: list[Call]) -> str:
-    """Returns the assistant turn that makes these calls: one to a line."""
+    """The assistant turn that makes these calls, one per line."""
     return "\n".join(format_call(call.name, call.arguments) for call in calls)
 
 
 def parse_calls(text: str) -> list[Call]:
-    """Reads an assistant turn: its calls in order, or `[]` when it is plain text without a trace of a call.
+    """Parse an assistant turn: its calls in order, or `[]` for plain text without any trace of a call.
 
-    White space around the whole turn is ignored. A turn that shows any trace of a call (a line that begins with a
-    slash, or named values between bars) must be calls alone, one to a line; anything else raises `MalformedCallError`.
-    A value is an int where the tool declares one and the text is one, otherwise a string. The tool's name and its
-    arguments are not compared with the declared ones here: see `check_call`.
+    White space around the turn is ignored. A turn with any trace of a call (a line that starts with a slash, or named
+    values between bars) must consist of calls only, one per line; otherwise `MalformedCallError` is raised. A value is
+    an int if the tool declares one and the text is one, otherwise a string. Names and arguments are not validated
+    here; see `check_call`.
     """
     text = text.strip()
     if not _FRAGMENT.search(text):
@@ -114,9 +114,9 @@ def parse_calls(text: str) -> list[Call]:
 
 
 def check_turn(text: str) -> None:
-    """Raises `HouseStyleError` unless the text is a legal assistant turn: declared calls alone, or plain text.
+    """Raises `HouseStyleError` unless the text is a legal assistant turn: only declared calls, or plain text.
 
-    Plain text is any text that is not blank and shows no trace of a call; its register is not judged.
+    Plain text is any non-blank text without a trace of a call; its register is not checked.
     """
     if not text.strip():
         raise HouseStyleError("the turn is empty; expected calls or a sentence")
@@ -125,7 +125,7 @@ def check_turn(text: str) -> None:
 
 
 def in_register(text: str) -> bool:
-    """Whether a text is one plain sentence of at most 16 words: capital first, full stop last, no other mark."""
+    """Whether a text is one plain sentence of at most 16 words, capitalised and ending with its only full stop."""
     return _SENTENCE.fullmatch(text) is not None and len(text.split()) <= _LONGEST_ANSWER
 
 
@@ -138,7 +138,7 @@ def _parse_line(number: int, line: str) -> Call:
     for part in body.split(_BETWEEN):
         argument = _ARGUMENT.fullmatch(part)
         if argument is None:
-            raise MalformedCallError(f"line {number}: {part!r} is no argument: value")
+            raise MalformedCallError(f"line {number}: {part!r} is not `argument: value`")
         key, value = argument[1], argument[2]
         if key in arguments:
             raise MalformedCallError(f"line {number}: the argument {key} is given twice")

@@ -1,8 +1,8 @@
-"""How people ask for the six tools, and how one request is tied to another.
+"""How people ask for the six tools, and how two requests are combined.
 
-Each tool has sentences (a whole user turn) and clauses (lower-case imperatives that a joint ties to another tool's
-clause). Training and held-out language never share a template: the held-out rows ask in words that training did not
-show. `{on_day}` reads "on Friday" but plain "tomorrow"; every other field is the argument's value, verbatim.
+Each tool has sentences (a whole user turn) and clauses (lower-case imperatives that a joint combines with another
+tool's clause). Training and held-out language share no template, so held-out rows use wordings not seen in training.
+`{on_day}` becomes "on Friday" but plain "tomorrow"; every other field is the argument's value, verbatim.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Demonstrators of known skill and known entropy, on a task whose answers can be checked: the largest of some digits.
+"""Demonstrators of known skill and entropy on a verifiable task: the largest of some digits.
 
-`60291=` is answered by `9`. A demonstrator is right with probability p, its skill. When it errs, its errors are
+The answer to `60291=` is `9`. A demonstrator is right with probability p, its skill. Its errors are either
 
-- scattered: any of the nine other digits, each as likely; nothing about the question tells when;
-- systematic: on questions that begin with an odd digit, and only there, it takes the largest digit plus one (9 becomes
-  0), mostly. On those questions the wrong answer is the most probable one.
+- scattered: uniform over the nine other digits, independent of the question; or
+- systematic: only on questions that start with an odd digit, where it usually answers the largest digit plus one (9
+  becomes 0). On those questions the wrong answer is the most probable one.
 
-So the loss of a perfect imitator, its accuracy, and what ranking its samples gives are all known exactly.
+So the loss of a perfect imitator, its accuracy, and the gain from ranking its samples are known exactly.
 """
 
 import json
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from sft_jax.config import RunConfig
 
 DIGITS = 5
-"""Digits of a question: 100,000 different ones."""
+"""Digits per question, for 100,000 distinct questions."""
 TRAIN, HELD_OUT, MODEL = "train.jsonl", "held_out.jsonl", "model"
 
 
 @dataclass(frozen=True)
 class Demonstrator:
-    """Who answers, and how well."""
+    """A demonstrator with given skill and kind of errors."""
 
     errors: Literal["scattered", "systematic"]
     skill: float
-    """Probability of the right answer; at least 0.5 where errors are systematic."""
+    """Probability of the right answer; at least 0.5 if errors are systematic."""
 
     @property
     def slip(self) -> float:
-        """Probability of the wrong answer on a question that begins with an odd digit."""
+        """Probability of the wrong answer on a question that starts with an odd digit."""
         return 2 * (1 - self.skill) if self.errors == "systematic" else 1 - self.skill
 
     @property
     def entropy(self) -> float:
-        """Nats an answer: the loss that no imitator undercuts."""
+        """Nats per answer: the lowest loss an imitator can reach."""
         if self.errors == "scattered":
             return _binary_entropy(self.skill) + (1 - self.skill) * math.log(9)
         return _binary_entropy(self.slip) / 2
@@ -59,7 +59,7 @@ class Demonstrator:
         return 1 - self.slip**n / 2
 
     def log_probability(self, question: str, answer: str) -> float:
-        """Nats: of this answer to this question."""
+        """Log-probability of this answer to this question, in nats."""
         right = max(map(int, question))
         if self.errors == "scattered":
             p = self.skill if int(answer) == right else (1 - self.skill) / 9
@@ -83,7 +83,7 @@ def _binary_entropy(p: float) -> float:
 
 
 def rows(demonstrator: Demonstrator, count: int, seed: int) -> list[dict[str, str]]:
-    """Demonstrations: `prompt`, `completion` (what the demonstrator said) and `answer` (what is right)."""
+    """Demonstrations: `prompt`, `completion` (the demonstrator's answer) and `answer` (the right one)."""
     random = np.random.default_rng(seed)
     made = []
     for number in random.integers(0, 10**DIGITS, count):
@@ -104,7 +104,7 @@ def run_config(
     """A run from scratch on the demonstrator's answers, for `configs/ceiling_*.py`; writes the task it needs.
 
     Args:
-      decoder: embed, layers, heads, as `write_task` takes them.
+      decoder: embed, layers and heads, as for `write_task`.
     """
     from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
 
@@ -130,17 +130,17 @@ def write_task(
 ) -> Path:
     """Write train.jsonl, held_out.jsonl and model/ (a decoder's config.json and a tokenizer, no weights).
 
-    All of it is a function of the arguments; a directory that has it already is left as it is. Questions of the two
-    files may coincide: each answer is drawn anew, so that the held-out loss is the demonstrator's entropy at best.
+    The content is a function of the arguments; an existing directory is left unchanged. The two files may share
+    questions: each answer is drawn independently, so the held-out loss is at least the demonstrator's entropy.
     """
-    from sft_jax.storage.atomic import write_json, write_whole
+    from sft_jax.storage.atomic import write_atomic, write_json
 
     model = directory / MODEL
     if not (model / "config.json").is_file():
         model.mkdir(parents=True, exist_ok=True)
         for name, count, stream in ((TRAIN, demonstrations, 2 * seed), (HELD_OUT, held_out, 2 * seed + 1)):
             text = "".join(json.dumps(row) + "\n" for row in rows(demonstrator, count, stream)).encode()
-            write_whole(directory / name, lambda file, text=text: file.write(text))
+            write_atomic(directory / name, lambda file, text=text: file.write(text))
         tokenizer = _tokenizer()
         tokenizer.save_pretrained(str(model))
         write_json(model / "config.json", _decoder(len(tokenizer), embed, layers, heads, tokenizer.eos_token_id))
@@ -148,7 +148,7 @@ def write_task(
 
 
 def _tokenizer() -> Any:
-    """One token a character."""
+    """A tokenizer with one token per character."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

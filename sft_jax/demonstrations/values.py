@@ -1,7 +1,7 @@
-"""What the requests are about: argument values, and errands that no tool can run.
+"""Values for the requests: tool arguments, and errands that no tool can perform.
 
 Every pool is split by hand into training and held-out values, disjoint across all pools. The values fit every template:
-titles begin with a consonant and can be counted ("a haircut"), rooms take "in the", labels "the" and "a", minutes avoid
+titles start with a consonant and are countable ("a haircut"), rooms take "in the", labels "the" and "a", minutes avoid
 "an" (8, 11, 18), and messages are clauses that read the same after "that" and inside quotation marks.
 """
 
@@ -26,7 +26,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 _HELD_OUT_NUMBERS = (7, 14, 22, 23, 26, 27, 33, 38, 42, 52, 55, 68, 85, 95)
-"""Minutes and percents of the held-out rows: no training row may show one, in whatever place."""
+"""Minutes and percentages of the held-out rows; no training row may contain any of them."""
 
 TRAIN = Values(
     arguments={

@@ -1,1 +1,1 @@
-"""Processes: start, agree, watch one another, and who has the TPU."""
+"""Processes of a run: start-up, agreement, the watchdog, and the TPU lock."""

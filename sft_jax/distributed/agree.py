@@ -1,4 +1,4 @@
-"""What all processes of a run must agree on, what process 0 decides for all, and refusals, which are those of all."""
+"""Agreement between the processes of a run: equal options and data, work done by process 0 alone, shared errors."""
 
 import json
 import time
@@ -15,8 +15,8 @@ from sft_jax.storage.location import Location
 
 Result = TypeVar("Result")
 
-_asked: Counter[str] = Counter()
-"""How often this process has asked for each agreement; all ask in the same order."""
+_rounds: Counter[str] = Counter()
+"""Number of agreements so far under each name; every process makes them in the same order."""
 
 
 def agreed(
@@ -26,32 +26,32 @@ def agreed(
     advice: str,
     timeout_seconds: float,
 ) -> Result:
-    """The result of `work` on this process, once the others have theirs and the fields are the same.
+    """Run `work` on every process and return its local result once all processes report equal fields.
 
     Args:
-      what: names the agreement.
-      fields: of the result, to compare; JSON values.
-      advice: what to do about a difference.
+      what: name of the agreement, used in error messages.
+      fields: maps the result to the JSON values to compare.
+      advice: how to fix a difference.
 
     Raises:
-      BadInput: on every process, whatever `work` raised on any; or the fields that differ, with the values.
+      BadInput: on every process, if `work` raised it on any process or if fields differ (lists their values).
     """
     member = joined()
     if member is None:
         return work()
 
-    _asked[what] += 1
-    folder = f"sft_jax/{what}/{_asked[what]}"
+    _rounds[what] += 1
+    folder = f"sft_jax/{what}/{_rounds[what]}"
 
-    def tell(value: Mapping[str, Any]) -> None:
+    def post(value: Mapping[str, Any]) -> None:
         member.store.key_value_set(f"{folder}/{member.process}", json.dumps(value))
 
     try:
         result = work()
     except BadInput as error:
-        tell({"refused": str(error)})
+        post({"refused": str(error)})
         raise
-    tell({"fields": dict(fields(result))})
+    post({"fields": dict(fields(result))})
     answers = [_answer(what, member.store, f"{folder}/{k}", k, timeout_seconds) for k in range(member.processes)]
     for process, answer in enumerate(answers):
         if "refused" in answer:
@@ -64,33 +64,35 @@ def agreed(
 
 
 TIMEOUT_SECONDS = 300.0
-"""How long processes wait for one another where no config says it."""
-GetsOn = Callable[[], None]
-"""To be called now and then by work that takes long, to say that it gets on."""
+"""How long processes wait for one another when no config sets it."""
+KeepAlive = Callable[[], None]
+"""Long-running work calls this periodically to show that it is still making progress."""
 PULSE_SECONDS, ASK_SECONDS = 1.0, 5.0
-"""At most so often process 0 says that it gets on; so often, and at the answer, the others look."""
+"""Minimum interval between process 0's progress signals, and the interval at which the others check for one."""
 
 
-def decided_by_first(what: str, work: Callable[[GetsOn], Result], timeout_seconds: float = TIMEOUT_SECONDS) -> Result:
-    """What `work` gives on process 0, told to the others, which do no such work.
+def run_on_first_process(
+    what: str, work: Callable[[KeepAlive], Result], timeout_seconds: float = TIMEOUT_SECONDS
+) -> Result:
+    """Run `work` on process 0 and return its result on every process.
 
-    They wait as long as it gets on, however long that takes.
+    The other processes wait for as long as the work makes progress.
 
     Args:
-      what: names the decision, as in "process 0 prepares the data".
-      work: called on process 0 alone; gives a JSON value.
-      timeout_seconds: so long after the work last got on the others give up.
+      what: completes the sentence "process 0 ...", as in "prepares the data".
+      work: called on process 0 only; returns a JSON value.
+      timeout_seconds: the others give up this long after the last sign of progress.
 
     Raises:
-      BadInput: on every process, what `work` raised; on the others, that process 0 does not get on.
+      BadInput: on every process, if `work` raised it; on the others, if process 0 makes no progress.
     """
     member = joined()
     if member is None:
         return work(lambda: None)
-    _asked[what] += 1
-    folder = f"sft_jax/first/{what}/{_asked[what]}"
+    _rounds[what] += 1
+    folder = f"sft_jax/first/{what}/{_rounds[what]}"
     if member.process:
-        return _told(what, member, folder, timeout_seconds)
+        return _receive(what, member, folder, timeout_seconds)
     pulse = _Pulse(member.store, f"{folder}/pulse")
     try:
         result = work(pulse)
@@ -102,23 +104,23 @@ def decided_by_first(what: str, work: Callable[[GetsOn], Result], timeout_second
 
 
 def wait_for(is_seen: Callable[[], bool], what: Any, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-    """Returns once this process sees what process 0 has written: the listing of a shared disk may lag.
+    """Block until this process sees what process 0 has written; listings of a shared disk may lag.
 
     Raises:
-      BadInput: it does not; names `what`.
+      BadInput: still not visible after `timeout_seconds`; names `what`.
     """
     end = time.monotonic() + timeout_seconds
     while not is_seen():
         if time.monotonic() > end:
             raise BadInput(
-                f"{what}: process 0 sees it, and this process does not after {timeout_seconds:g} s. All processes "
-                "must see the same workdir: name one on a shared disk or in a bucket."
+                f"{what}: visible to process 0, but still not to this process after {timeout_seconds:g} s. All "
+                "processes must share one workdir: put it on a shared disk or in a bucket."
             )
         time.sleep(0.2)
 
 
 class _Pulse:
-    """Says under a key that process 0 gets on."""
+    """Increments a counter in the store to show that process 0 is making progress."""
 
     def __init__(self, store: Store, key: str):
         self._store, self._key, self._next, self._number = store, key, 0.0, 0
@@ -130,20 +132,20 @@ class _Pulse:
             self._next = time.monotonic() + PULSE_SECONDS
 
 
-def _told(what: str, member: Membership, folder: str, timeout_seconds: float) -> Any:
-    heard, end = "", time.monotonic() + timeout_seconds
+def _receive(what: str, member: Membership, folder: str, timeout_seconds: float) -> Any:
+    last_pulse, end = "", time.monotonic() + timeout_seconds
     while True:
         try:
             milliseconds = int(1000 * min(ASK_SECONDS, timeout_seconds))
             answer = json.loads(member.store.blocking_key_value_get(f"{folder}/answer", milliseconds))
         except jax.errors.JaxRuntimeError as error:
-            told = dict(member.store.key_value_dir_get(folder)).get(f"{folder}/pulse", "")
-            if told != heard:
-                heard, end = told, time.monotonic() + timeout_seconds
+            pulse = dict(member.store.key_value_dir_get(folder)).get(f"{folder}/pulse", "")
+            if pulse != last_pulse:
+                last_pulse, end = pulse, time.monotonic() + timeout_seconds
             elif time.monotonic() > end:
                 raise BadInput(
-                    f"process 0 {what} and has not got on for {timeout_seconds:g} s. Look for its error, or give it "
-                    "longer with distributed.timeout_seconds."
+                    f"process 0 {what} and has made no progress for {timeout_seconds:g} s. Check its log for an "
+                    "error, or raise distributed.timeout_seconds."
                 ) from error
             continue
         if "refused" in answer:
@@ -152,14 +154,14 @@ def _told(what: str, member: Membership, folder: str, timeout_seconds: float) ->
 
 
 OF_EACH_PROCESS = ("distributed.process_id", "distributed.coordinator")
-"""Options that may differ between processes: who they are, and how they spell the address where they have met."""
+"""Options that may differ between processes: the process id, and the spelling of the coordinator's address."""
 
 
 def agree_on_options(options: Any) -> None:
-    """Refuse on every process what the processes were not all started with; call it after `start`.
+    """Check that all processes were started with the same options; call after `start`.
 
     Raises:
-      BadInput: each field that differs, with its values.
+      BadInput: on every process; lists each field that differs, with its values.
     """
     values = {name: value for name, _, value in leaf_fields(options) if name not in OF_EACH_PROCESS}
     advice = "Start every process with the same CONFIG and options."
@@ -167,16 +169,16 @@ def agree_on_options(options: Any) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Whether this is process 0, the only one that writes files and prints."""
     return jax.process_index() == 0
 
 
 SEND_SECONDS = 24 * 3600.0
-"""So long the other processes wait while process 0 sends what it has written to a bucket."""
+"""How long the other processes wait while process 0 uploads its output to a bucket."""
 
 
-def agree_on_written(out: Location) -> None:
-    """Publish what was written in the copy of `out`; no process goes on, and ends, before all is sent."""
+def publish_and_wait(out: Location) -> None:
+    """Upload what was written to the local copy of `out`; every process blocks until the upload is complete."""
     if out.is_remote:
         agreed("output", out.publish, lambda _: {}, "", SEND_SECONDS)
 
@@ -186,13 +188,13 @@ def _answer(what: str, store: Store, key: str, process: int, timeout_seconds: fl
         return json.loads(store.blocking_key_value_get(key, int(timeout_seconds * 1000)))
     except jax.errors.JaxRuntimeError as error:
         raise BadInput(
-            f"process {process} has not told its {what} within {timeout_seconds:g} s: {str(error).splitlines()[0]}. "
-            "Look for its error, or give it longer with distributed.timeout_seconds."
+            f"process {process} has not reported its {what} within {timeout_seconds:g} s: "
+            f"{str(error).splitlines()[0]}. Check its log for an error, or raise distributed.timeout_seconds."
         ) from error
 
 
 def _differences(answers: list[dict[str, Any]]) -> list[str]:
-    """`train.steps: 3 on process 0, 4 on process 1`, for each field that is not the same everywhere."""
+    """One line per field that differs: `train.steps: 3 on process 0, 4 on process 1`."""
     lines = []
     for name in answers[0]:
         values = [answer.get(name) for answer in answers]

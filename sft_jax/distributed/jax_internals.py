@@ -1,9 +1,9 @@
-"""What JAX says of its processes in no public function: the only file that touches `jax._src`.
+"""What JAX exposes about its processes only in private names: the one file that touches `jax._src`.
 
-`jax.distributed.initialize` finds the cluster and connects at once, with no message that names an address; and the
-store through which the processes found each other has no public door. Collectives cannot take the store's place: they
-need the devices, of which the processes may have different numbers by mistake. tests/test_private_names.py checks each
-name, and says which bound in pyproject.toml to move.
+`jax.distributed.initialize` detects the cluster and connects in one call, without naming the address in its errors,
+and the coordination service's key-value store has no public API. Collectives cannot replace the store: they need the
+devices, and a misconfigured process may have the wrong number of them. tests/test_private_names.py checks each name
+and says which bound in pyproject.toml to move.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from jax._src.clusters import ClusterEnv
 
 
 class Store(Protocol):
-    """The part of jaxlib's DistributedRuntimeClient that is used: texts under keys, which every process sees.
+    """The methods of jaxlib's DistributedRuntimeClient that we use: a key-value store shared by all processes.
 
-    All raise `jax.errors.JaxRuntimeError` where the coordinator does not answer.
+    All raise `jax.errors.JaxRuntimeError` if the coordinator does not answer.
     """
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
@@ -27,7 +27,7 @@ class Store(Protocol):
 
 
 class Membership(NamedTuple):
-    """This process among those that have joined."""
+    """This process's rank in the run, and the shared store."""
 
     store: Store
     process: int
@@ -35,7 +35,7 @@ class Membership(NamedTuple):
 
 
 def joined() -> Membership | None:
-    """Where this process is since `jax.distributed.initialize`; None in a run of one process."""
+    """This process's membership after `jax.distributed.initialize`; None in a single-process run."""
     state = distributed.global_state
     if state.client is None:
         return None
@@ -44,9 +44,9 @@ def joined() -> Membership | None:
 
 
 def detect_cluster(timeout_seconds: int) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
-    """Coordinator, number of processes, this one's, its GPUs (None: all), by the environment of a cluster.
+    """(coordinator, number of processes, process id, local GPUs or None for all) from the cluster's environment.
 
     Raises:
-      ValueError, RuntimeError, OSError, KeyError: an environment that contradicts itself.
+      ValueError, RuntimeError, OSError, KeyError: the environment is inconsistent.
     """
     return ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout_seconds)

@@ -1,8 +1,8 @@
-"""The way to the coordinator, over a port of this machine, so that losing it does not abort the process.
+"""A local TCP relay to the coordinator, so that losing the coordinator does not abort the process.
 
-The distributed runtime ends a process with SIGABRT the moment its connection to the coordinator breaks, with no Python
-in between. Its client is given a relay's address instead: the relay sees the break first, keeps the client's side open,
-and says so. There is no other way with jaxlib 0.10: `jax_enable_recoverability` aborts all the same, and so does a
+The distributed runtime calls abort() (SIGABRT) the moment its connection to the coordinator breaks; no Python code
+runs. So its client connects to this relay instead: the relay sees the broken connection first, keeps the client's side
+open and calls `lost`. jaxlib 0.10 offers no alternative: it aborts even with `jax_enable_recoverability`, and with a
 `missed_heartbeat_callback` (std::bad_cast, before any Python).
 """
 
@@ -18,11 +18,11 @@ BLOCK_BYTES = 2**16
 
 
 def open_relay(coordinator: str, lost: Callable[[], None]) -> str:
-    """Pass connections to a port of this machine on to `coordinator`; returns that port's address, `127.0.0.1:port`.
+    """Listen on a local port and forward its connections to `coordinator`; returns the address `127.0.0.1:port`.
 
     Args:
-      coordinator: host:port; while it cannot be reached, connections are closed, and the client tries again.
-      lost: called from a thread when the coordinator's end of a connection closes before the client's does.
+      coordinator: host:port; while it is unreachable, connections are closed and the client retries.
+      lost: called from a thread when the coordinator closes a connection before the client does.
     """
     host, port = coordinator.rsplit(":", 1)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -40,26 +40,26 @@ def _serve(client: socket.socket, coordinator: tuple[str, int], lost: Callable[[
     try:
         upstream = socket.create_connection(coordinator, CONNECT_SECONDS)
     except OSError:
-        time.sleep(RETRY_SECONDS)  # the client tries again at once
+        time.sleep(RETRY_SECONDS)  # the client retries immediately
         client.close()
         return
     upstream.settimeout(None)
     for side in (client, upstream):
         side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    client_left = threading.Event()
+    client_closed = threading.Event()
 
     def send() -> None:
         if _copy(client, upstream):
-            client_left.set()
-        elif not client_left.is_set():  # the coordinator no longer takes bytes: the first sign of its end, at times
+            client_closed.set()
+        elif not client_closed.is_set():  # a failed send is sometimes the first sign that the coordinator is gone
             lost()
         _end(upstream)
 
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
     if not _copy(upstream, client):
-        client_left.set()
-    elif not client_left.is_set():
+        client_closed.set()
+    elif not client_closed.is_set():
         lost()
     _end(client)
     sender.join()
@@ -68,13 +68,13 @@ def _serve(client: socket.socket, coordinator: tuple[str, int], lost: Callable[[
 
 
 def _end(side: socket.socket) -> None:
-    """Closing it alone would leave the other thread waiting in it."""
+    """Shut down rather than close: close() would not wake the other thread out of recv()."""
     with contextlib.suppress(OSError):
         side.shutdown(socket.SHUT_RDWR)
 
 
 def _copy(source: socket.socket, target: socket.socket) -> bool:
-    """Pass bytes on until either side has closed; returns whether that was the source."""
+    """Forward bytes until either side closes; returns whether the source closed."""
     while True:
         try:
             block = source.recv(BLOCK_BYTES)

@@ -1,4 +1,4 @@
-"""Start-up: simulated devices, finding the other processes before the first device is touched, and counting devices."""
+"""Start-up: simulate devices, join the other processes before JAX touches a device, and check the device count."""
 
 import atexit
 import contextlib
@@ -13,18 +13,25 @@ from sft_jax.config import Distributed
 from sft_jax.distributed.jax_internals import detect_cluster, joined
 from sft_jax.distributed.relay import open_relay
 from sft_jax.distributed.tpu_lock import check_tpu_is_free, libtpu_without_tpu
-from sft_jax.distributed.watchdog import Leave, Watchdog, farewell, lost_coordinator, start_watchdog, stay
+from sft_jax.distributed.watchdog import (
+    ExitProcess,
+    Watchdog,
+    announce_exit,
+    log_exit,
+    on_coordinator_lost,
+    start_watchdog,
+)
 from sft_jax.errors import EXIT_BAD_INPUT, BadInput
 
 SLACK_SECONDS = 60
-"""How much longer than ours the runtime's own time limits are: it aborts, and says less."""
+"""Margin by which the runtime's timeouts exceed ours: the runtime aborts with a less useful message."""
 
 watch: Watchdog | None = None
-"""The watchdog of this process; None in a run of one process."""
+"""The watchdog of this process; None in a single-process run."""
 
 
 class Members(NamedTuple):
-    """The processes of a run, and which one this is."""
+    """The processes of a run, and the id of this one."""
 
     coordinator: str
     """host:port of process 0."""
@@ -34,33 +41,33 @@ class Members(NamedTuple):
     """The local GPUs of this process; None for all."""
 
 
-def start(config: Distributed, leave: Leave = stay) -> None:
-    """Configure the backend and join the other processes; call it once, before any `jax.devices()`.
+def start(config: Distributed, exit_process: ExitProcess = log_exit) -> None:
+    """Configure the backend and join the other processes; call once, before any `jax.devices()`.
 
     Args:
-      leave: ends this process where it cannot go on: the others do not come within the timeout (JAX would abort it with
-        a stack of C++), or one of them is gone later.
+      exit_process: called to end this process when it cannot continue: the others do not join within the timeout (JAX
+        would abort with a C++ stack trace), or one is lost later.
 
     Raises:
-      BadInput: `auto` where no cluster says who the processes are; an address that cannot be used; a TPU that another
-        process holds; fewer devices than `config.devices`.
+      BadInput: `auto` outside a known cluster; an unusable address; a TPU held by another process; a device count other
+        than `config.devices`.
     """
     if config.cpu_devices:
         _simulate(config.cpu_devices)
     else:
         check_tpu_is_free()
-        if libtpu_without_tpu():  # else it prints errors of its own before JAX falls back to the CPU
+        if libtpu_without_tpu():  # otherwise it prints errors before JAX falls back to the CPU
             jax.config.update("jax_platforms", "cpu")
-    if not jax.distributed.is_initialized():  # else by an earlier run of this process
+    if not jax.distributed.is_initialized():  # an earlier run in this process may have done it
         members = detect(config) if config.auto else Members(config.coordinator, config.processes, config.process_id)
         if members.processes > 1:
-            _join(members, config, leave)
+            _join(members, config, exit_process)
     if config.devices:
         _check_devices(config)
 
 
 def _simulate(devices: int) -> None:
-    """Raises BadInput where JAX has been used in this process and has other devices: it finds them once."""
+    """Raises BadInput if JAX is already initialized in this process with other devices."""
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
@@ -68,44 +75,42 @@ def _simulate(devices: int) -> None:
         found = jax.local_devices()
         if len(found) != devices or found[0].platform != "cpu":
             raise BadInput(
-                f"distributed.cpu_devices is {devices}, but JAX has been used in this process already and has "
-                f"{len(found)} {found[0].platform} device(s). Start a new process (restart the notebook's kernel) and "
-                "make the run before anything else uses JAX, or set distributed.cpu_devices to 0"
+                f"distributed.cpu_devices is {devices}, but JAX is already initialized in this process with "
+                f"{len(found)} {found[0].platform} device(s). Start a new process (restart the notebook kernel) and "
+                "create the run before anything else uses JAX, or set distributed.cpu_devices to 0"
             ) from error
 
 
 def detect(config: Distributed) -> Members:
-    """Who the processes are by the environment of Cloud TPU, GKE, Slurm or Open MPI.
+    """The processes according to the environment of Cloud TPU, GKE, Slurm or Open MPI.
 
     Raises:
-      BadInput: none of these.
+      BadInput: none of these is present.
     """
     try:
         coordinator, processes, process, gpus = detect_cluster(config.timeout_seconds)
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise BadInput(f"distributed.auto: the cluster's environment cannot be read: {error}. {BY_HAND}") from error
     if coordinator is None or processes is None or process is None:
-        raise BadInput(
-            f"distributed.auto: no cluster environment (Cloud TPU, GKE, Slurm, Open MPI) tells the processes. {BY_HAND}"
-        )
+        raise BadInput(f"distributed.auto: found no cluster environment (Cloud TPU, GKE, Slurm, Open MPI). {BY_HAND}")
     return Members(coordinator, processes, process, None if gpus is None else list(gpus))
 
 
-BY_HAND = "Name them by hand with --distributed.coordinator, --distributed.processes, --distributed.process-id."
+BY_HAND = "Set --distributed.coordinator, --distributed.processes and --distributed.process-id instead."
 
 
-def _join(members: Members, config: Distributed, leave: Leave) -> None:
+def _join(members: Members, config: Distributed, exit_process: ExitProcess) -> None:
     global watch
     _check_address(members)
-    # gloo carries the collectives of CPU processes; accelerators bring their own.
+    # CPU processes need gloo for collectives; accelerators have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
 
     def lost() -> None:
         if watch is not None:
-            lost_coordinator(watch, "has closed the connection")
+            on_coordinator_lost(watch, "has closed the connection")
 
     port = members.coordinator.rsplit(":", 1)[1]
-    with _deadline(members, config.timeout_seconds, leave):
+    with _deadline(members, config.timeout_seconds, exit_process):
         jax.distributed.initialize(
             members.coordinator if members.process == 0 else open_relay(members.coordinator, lost),
             members.processes,
@@ -116,17 +121,22 @@ def _join(members: Members, config: Distributed, leave: Leave) -> None:
             cluster_detection_method="deactivate",
             coordinator_bind_address=f"[::]:{port}" if socket.has_dualstack_ipv6() else f"0.0.0.0:{port}",
         )
-    place = joined()
-    assert place is not None
+    member = joined()
+    assert member is not None
     watch = start_watchdog(
-        place.store, members.process, members.processes, members.coordinator, float(config.silence_seconds), leave
+        member.store,
+        members.process,
+        members.processes,
+        members.coordinator,
+        float(config.silence_seconds),
+        exit_process,
     )
-    # Before JAX's own exit hook, which waits for the others and then ends the coordinator.
-    atexit.register(farewell, watch, 0, "")
+    # Runs before JAX's own exit hook, which waits for the others and then stops the coordinator.
+    atexit.register(announce_exit, watch, 0, "")
 
 
 def _check_address(members: Members) -> None:
-    """Raises BadInput where process 0 cannot listen, or another one cannot look up where it would."""
+    """Raises BadInput if process 0 cannot listen on the port, or another process cannot resolve the host."""
     host, port = members.coordinator.rsplit(":", 1)
     try:
         if members.process == 0:
@@ -136,27 +146,27 @@ def _check_address(members: Members) -> None:
             socket.getaddrinfo(host.strip("[]"), int(port))
     except socket.gaierror as error:
         raise BadInput(
-            f"distributed.coordinator {members.coordinator}: no host has the name {host!r} ({error.strerror}). Give "
-            "the address of process 0 as the other hosts know it."
+            f"distributed.coordinator {members.coordinator}: no host has the name {host!r} ({error.strerror}). Use "
+            "an address of process 0 that the other hosts can resolve."
         ) from error
     except OSError as error:
         raise BadInput(
             f"distributed.coordinator {members.coordinator}: process 0 cannot listen on port {port}: {error.strerror}. "
-            "Another run may hold it: stop that one, or take another port for all processes."
+            "Another run may be using it: stop that run, or choose another port for all processes."
         ) from error
 
 
 @contextlib.contextmanager
-def _deadline(members: Members, seconds: int, leave: Leave) -> Iterator[None]:
-    """End the process when what is inside takes longer than the timeout; Python cannot interrupt it."""
+def _deadline(members: Members, seconds: int, exit_process: ExitProcess) -> Iterator[None]:
+    """End the process if the body takes longer than the timeout; Python cannot interrupt the C++ call inside."""
 
     def give_up() -> None:
-        others = "the others did not all come" if members.process == 0 else "it did not answer"
-        leave(
+        others = "not all of the others joined" if members.process == 0 else "it did not answer"
+        exit_process(
             EXIT_BAD_INPUT,
-            f"error: process {members.process} of {members.processes} waited {seconds} s at the "
+            f"error: process {members.process} of {members.processes} waited {seconds} s for the "
             f"coordinator {members.coordinator}: {others}. Start every process with the same --distributed.coordinator "
-            "(host:port of process 0) and --distributed.processes, and its own --distributed.process-id; the port must "
+            "(host:port of process 0) and --distributed.processes, and its own --distributed.process-id. The port must "
             "be open between the hosts.",
         )
 
@@ -170,7 +180,7 @@ def _deadline(members: Members, seconds: int, leave: Leave) -> Iterator[None]:
 
 
 def _check_devices(config: Distributed) -> None:
-    """Raises BadInput, on every process, where the devices of all are not `config.devices`."""
+    """Raises BadInput, on every process, if the total device count is not `config.devices`."""
     if jax.device_count() != config.devices:
         per_process = dict.fromkeys(range(jax.process_count()), 0)
         for device in jax.devices():
@@ -178,6 +188,6 @@ def _check_devices(config: Distributed) -> None:
         listed = ", ".join(f"{number} on process {process}" for process, number in per_process.items())
         raise BadInput(
             f"distributed.devices is {config.devices}, found {jax.device_count()} {jax.devices()[0].device_kind} "
-            f"devices: {listed}. A host is missing or does not see all its chips; set distributed.devices to 0 to take "
-            "what is there."
+            f"devices: {listed}. A host is missing or does not see all of its chips. Set distributed.devices to 0 to "
+            "accept any number."
         )

@@ -1,9 +1,9 @@
-"""A thread that ends this process when another one of the run is gone, so that all can be started again.
+"""A watchdog thread that exits this process when another process of the run is lost, so that all can be restarted.
 
-Otherwise the survivors wait in a collective until the distributed runtime aborts them (SIGABRT, minutes later), which
-no restart policy can tell from a crash. Every process writes a beat into the store through which the processes found
-each other; process 0 reads them and gives the verdict, which the others read: the traffic grows with the number of
-processes, not with its square. A process that leaves says so, with its status, and the others leave with the same.
+Without it, the survivors hang in a collective until the distributed runtime aborts them (SIGABRT, minutes later), which
+a restart policy cannot tell from a crash. Every process writes heartbeats to the coordination service's key-value
+store. Process 0 reads them and publishes a verdict that the others read, so traffic grows linearly with the number of
+processes. A process that exits announces its exit status, and the others exit with the same status.
 """
 
 import contextlib
@@ -25,47 +25,47 @@ BEATS = "sft_jax/beats/"
 VERDICT = "sft_jax/verdict/"
 BEATS_PER_SILENCE = 6
 INTERVAL_SECONDS = 1.0
-ROUNDS_TO_READ = 3
-"""So many intervals a verdict stands before process 0 leaves: one to be read in, one in which a process may still end
-by itself, with a message of its own, and one to spare."""
-ROUNDS_TO_FIND = 4
-"""Intervals between the end of a silence and the verdict in each process: its beat, the one that finds it, the one that
-is read, and one to spare."""
-LAST_WORDS_SECONDS = 5.0
+READ_INTERVALS = 3
+"""Intervals between publishing a verdict and the exit of process 0: one for the others to read it, one for a process
+that is already exiting with its own message, and one spare."""
+FIND_INTERVALS = 4
+"""Intervals between the end of the allowed silence and the verdict in each process: one for the heartbeat, one for
+process 0 to notice, one for the others to read the verdict, and one spare."""
+BEFORE_EXIT_SECONDS = 5.0
 PROCESSES_PER_SECOND = 250
-"""So many beats a second process 0 reads at most: with more processes the interval is longer."""
+"""The most heartbeats per second that process 0 reads; with more processes the interval grows."""
 
 
-Leave = Callable[[int, str], None]
-"""(exit status, why) -> ends this process, from a thread that is not the main one."""
+ExitProcess = Callable[[int, str], None]
+"""(exit status, reason) -> ends this process; called from a background thread."""
 
 
-def stay(status: int, why: str) -> None:
-    """The process of somebody else's program: it is told in the log, and the runtime's own time limits end it."""
+def log_exit(status: int, why: str) -> None:
+    """The default, for use as a library: only log, and let the runtime's own timeouts end the process."""
     _log.critical("this process should end with status %d: %s", status, why)
 
 
 @dataclasses.dataclass
 class Watchdog:
-    """What the threads of one process share; `start_watchdog` makes it."""
+    """State shared by the watchdog's threads; created by `start_watchdog`."""
 
     client: Store
     process: int
     processes: int
     coordinator: str
     silence_seconds: float
-    """The longest that a process may be silent."""
-    over: threading.Event = dataclasses.field(default_factory=threading.Event)
-    """This process is leaving by itself: whoever goes now is missed by nobody."""
-    heard: float = dataclasses.field(default_factory=time.monotonic)
-    """When the store last answered this process."""
-    last_words: Callable[[], None] = lambda: None
-    """Called before this process is ended, at most `LAST_WORDS_SECONDS` long."""
-    leave: Leave = stay
-    leaving: threading.Event = dataclasses.field(default_factory=threading.Event)
-    """The verdict is found: it is being told, and then this process is ended."""
-    awaited_for: BaseException | None = None
-    """The error for which `await_verdict` has waited."""
+    """How long a process may go without a heartbeat."""
+    exiting: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Set once this process is exiting on its own; later losses are ignored."""
+    last_contact: float = dataclasses.field(default_factory=time.monotonic)
+    """Time of the last answer from the store."""
+    before_exit: Callable[[], None] = lambda: None
+    """Called before this process is ended; may take up to `BEFORE_EXIT_SECONDS`."""
+    exit_process: ExitProcess = log_exit
+    verdict_found: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Set once there is a verdict; the process is ended shortly after."""
+    waited_for: BaseException | None = None
+    """The error that `wait_for_watchdog` has already waited for."""
 
     @property
     def interval_seconds(self) -> float:
@@ -74,89 +74,94 @@ class Watchdog:
 
 
 def start_watchdog(
-    client: Store, process: int, processes: int, coordinator: str, silence_seconds: float, leave: Leave = stay
+    client: Store,
+    process: int,
+    processes: int,
+    coordinator: str,
+    silence_seconds: float,
+    exit_process: ExitProcess = log_exit,
 ) -> Watchdog:
-    """Watch the other processes from now on; see `Watchdog` for the arguments.
+    """Start watching the other processes; see `Watchdog` for the arguments.
 
-    The process ends with `EXIT_PREEMPTED` (start me again) where another one, or the coordinator, is silent for longer
-    than `silence_seconds`, and with another's status where that one has failed.
+    The process exits with `EXIT_PREEMPTED` (restart me) if another process or the coordinator is silent for longer than
+    `silence_seconds`, and with the status of the process that failed if one announced a failure.
     """
-    watch = Watchdog(client, process, processes, coordinator, silence_seconds, leave=leave)
+    watch = Watchdog(client, process, processes, coordinator, silence_seconds, exit_process=exit_process)
     threading.Thread(target=_beat, args=(watch,), daemon=True, name="beats").start()
-    threading.Thread(target=_listen, args=(watch,), daemon=True, name="silence of the coordinator").start()
+    threading.Thread(target=_watch_coordinator, args=(watch,), daemon=True, name="silence of the coordinator").start()
     return watch
 
 
-def lost_coordinator(watch: Watchdog, how: str) -> None:
-    """End this process: the coordinator is gone."""
-    _leave(
+def on_coordinator_lost(watch: Watchdog, how: str) -> None:
+    """End this process because the coordinator is lost."""
+    _exit(
         watch,
         EXIT_PREEMPTED,
-        f"the coordinator {watch.coordinator} (process 0) {how}. Its console and log say why. Start all processes "
-        "again: they continue from the newest checkpoint.",
+        f"the coordinator {watch.coordinator} (process 0) {how}. See its console and log for the cause. Restart all "
+        "processes: they resume from the newest checkpoint.",
     )
 
 
-def farewell(watch: Watchdog, status: int, why: str) -> None:
-    """Tell the others that this process leaves with `status` (0: it is done), before it does."""
-    watch.over.set()
+def announce_exit(watch: Watchdog, status: int, why: str) -> None:
+    """Tell the other processes that this one is about to exit with `status` (0: done)."""
+    watch.exiting.set()
 
-    def tell() -> None:
-        # Where nobody answers, the others find out by the silence.
+    def announce() -> None:
+        # If the store does not answer, the others notice the missing heartbeats.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             if status == 0:
                 _set(watch, f"{BEATS}{watch.process}", "done")
             elif watch.process == 0:
-                _pronounce(watch, status, f"process 0 has left: {why}")
+                _publish_verdict(watch, status, f"process 0 has exited: {why}")
             else:
                 _set(watch, f"{BEATS}{watch.process}", json.dumps({"status": status, "why": why}))
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    teller.join(2 * ROUNDS_TO_READ * watch.interval_seconds)
+    announcer = threading.Thread(target=announce, daemon=True)
+    announcer.start()
+    announcer.join(2 * READ_INTERVALS * watch.interval_seconds)
 
 
-def await_verdict(watch: Watchdog, error: BaseException) -> None:
-    """Give the watchdog the time to find that another process is gone; returns when none is, at once the second time.
+def wait_for_watchdog(watch: Watchdog, error: BaseException) -> None:
+    """Block long enough for the watchdog to detect a lost process; return if none is lost.
 
-    For an error of the runtime, which may come of that: a collective whose peer has died raises in those that were in
-    it. Any other error returns at once.
+    A JAX runtime error may be the consequence of one: a collective raises when a peer dies. Returns immediately for any
+    other error, and the second time for the same error.
     """
-    if not isinstance(error, jax.errors.JaxRuntimeError) or watch.awaited_for is error:
+    if not isinstance(error, jax.errors.JaxRuntimeError) or watch.waited_for is error:
         return
-    watch.awaited_for = error
-    if watch.leaving.wait(watch.silence_seconds + ROUNDS_TO_FIND * watch.interval_seconds):
-        time.sleep((ROUNDS_TO_READ + ROUNDS_TO_FIND) * watch.interval_seconds + LAST_WORDS_SECONDS)
+    watch.waited_for = error
+    if watch.verdict_found.wait(watch.silence_seconds + FIND_INTERVALS * watch.interval_seconds):
+        time.sleep((READ_INTERVALS + FIND_INTERVALS) * watch.interval_seconds + BEFORE_EXIT_SECONDS)
 
 
 def _beat(watch: Watchdog) -> None:
-    """Write beats, and on process 0 read everybody's; on the others read the verdict."""
+    """Write heartbeats. Process 0 also reads everyone's heartbeats; the others read its verdict."""
     number, seen = 0, {process: ("", time.monotonic()) for process in range(watch.processes)}
-    while not watch.over.is_set():
+    while not watch.exiting.is_set():
         number += 1
         try:
             _set(watch, f"{BEATS}{watch.process}", str(number))
             if watch.process == 0:
                 beats = {int(key.rsplit("/", 1)[1]): value for key, value in watch.client.key_value_dir_get(BEATS)}
-                _find_silent(watch, beats, seen)
+                _check_beats(watch, beats, seen)
             else:
                 for _, verdict in watch.client.key_value_dir_get(VERDICT):
-                    _leave(watch, **json.loads(verdict))
-            watch.heard = time.monotonic()
+                    _exit(watch, **json.loads(verdict))
+            watch.last_contact = time.monotonic()
         except jax.errors.JaxRuntimeError:
-            pass  # `_listen` counts for how long
-        watch.over.wait(watch.interval_seconds)
+            pass  # `_watch_coordinator` measures how long this lasts
+        watch.exiting.wait(watch.interval_seconds)
 
 
-def _find_silent(watch: Watchdog, beats: dict[int, str], seen: dict[int, tuple[str, float]]) -> None:
-    """Pronounce a verdict where a process has failed or is silent; `seen` holds (beat, since when) of each."""
+def _check_beats(watch: Watchdog, beats: dict[int, str], seen: dict[int, tuple[str, float]]) -> None:
+    """Publish a verdict if a process has failed or is silent; `seen` maps each process to (heartbeat, time seen)."""
     now = time.monotonic()
     for process, beat in beats.items():
         if beat.startswith("{"):
-            left = json.loads(beat)
-            why = f"process {process} has left: {left['why']}"
-            _pronounce(watch, left["status"], why)
-            _leave(watch, left["status"], why)
+            announced = json.loads(beat)
+            why = f"process {process} has exited: {announced['why']}"
+            _publish_verdict(watch, announced["status"], why)
+            _exit(watch, announced["status"], why)
         if seen[process][0] != beat:
             seen[process] = beat, now
     silent = [
@@ -167,42 +172,42 @@ def _find_silent(watch: Watchdog, beats: dict[int, str], seen: dict[int, tuple[s
     if silent:
         named = ", ".join(map(str, sorted(silent)))
         why = (
-            f"process {named} has been silent for more than {watch.silence_seconds:g} s: dead, stopped or cut off. "
-            "Start all processes again: they continue from the newest checkpoint."
+            f"process {named} has been silent for more than {watch.silence_seconds:g} s: dead, stopped or "
+            "disconnected. Restart all processes: they resume from the newest checkpoint."
         )
-        _pronounce(watch, EXIT_PREEMPTED, why)
-        _leave(watch, EXIT_PREEMPTED, why)
+        _publish_verdict(watch, EXIT_PREEMPTED, why)
+        _exit(watch, EXIT_PREEMPTED, why)
 
 
-def _pronounce(watch: Watchdog, status: int, why: str) -> None:
-    """Write the verdict, and stay until the others have had the time to read it: process 0 serves the store."""
-    watch.leaving.set()
+def _publish_verdict(watch: Watchdog, status: int, why: str) -> None:
+    """Write the verdict and wait for the others to read it: process 0 serves the store."""
+    watch.verdict_found.set()
     _set(watch, f"{VERDICT}0", json.dumps({"status": status, "why": why}))
-    time.sleep(ROUNDS_TO_READ * watch.interval_seconds)
+    time.sleep(READ_INTERVALS * watch.interval_seconds)
 
 
 def _set(watch: Watchdog, key: str, value: str) -> None:
     watch.client.key_value_set(key, value, allow_overwrite=True)
 
 
-def _listen(watch: Watchdog) -> None:
-    """Calls to the store may block for minutes where the network is cut, so another thread counts the silence."""
-    while not watch.over.wait(watch.interval_seconds):
-        if time.monotonic() - watch.heard > watch.silence_seconds:
-            lost_coordinator(watch, f"has not answered for {watch.silence_seconds:g} s")
+def _watch_coordinator(watch: Watchdog) -> None:
+    """Measure the coordinator's silence in a separate thread: store calls may block for minutes on a broken network."""
+    while not watch.exiting.wait(watch.interval_seconds):
+        if time.monotonic() - watch.last_contact > watch.silence_seconds:
+            on_coordinator_lost(watch, f"has not answered for {watch.silence_seconds:g} s")
 
 
-def _leave(watch: Watchdog, status: int, why: str) -> None:
-    watch.leaving.set()
-    if watch.over.wait(watch.interval_seconds):
-        return  # this process ends by itself
-    text = f"process {watch.process} of {watch.processes} leaves: {why}"
+def _exit(watch: Watchdog, status: int, why: str) -> None:
+    watch.verdict_found.set()
+    if watch.exiting.wait(watch.interval_seconds):
+        return  # this process is already exiting on its own
+    text = f"process {watch.process} of {watch.processes} exits: {why}"
 
-    def speak() -> None:  # to a file system that may hang too
+    def run() -> None:  # writes to a file system that may hang too
         _log.info("%s", text)
-        watch.last_words()
+        watch.before_exit()
 
-    speaker = threading.Thread(target=speak, daemon=True)
-    speaker.start()
-    speaker.join(LAST_WORDS_SECONDS)
-    watch.leave(status, text)
+    runner = threading.Thread(target=run, daemon=True)
+    runner.start()
+    runner.join(BEFORE_EXIT_SECONDS)
+    watch.exit_process(status, text)

@@ -1,1 +1,1 @@
-"""What a run changed: behaviour on held-out requests before and after, and the ceiling that imitation hits."""
+"""Evaluation on held-out rows: likelihood, checks on completions, and behaviour before and after training."""

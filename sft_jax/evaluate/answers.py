@@ -1,4 +1,4 @@
-"""Answers that are right or wrong by themselves: the same text, or the same number."""
+"""Checks against a reference answer: the same text, or the same final number."""
 
 import re
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from sft_jax.errors import BadInput
 from sft_jax.evaluate.task import Answer, Task
 
 REFERENCE_KEYS = ("answer", "ground_truth", "reference")
-"""Keys of a row that say what is right, whoever demonstrates; a list holds several right answers."""
+"""Keys of a row with the right answer, independent of the demonstration; a list holds several right answers."""
 
 _MARKED = re.compile(r"####\s*(\S+)|^\s*A:\s*(\S+)", re.MULTILINE)
-"""GSM8K ends a solution with `#### 18` (Cobbe et al. 2021), and the solutions published beside it with `A: 18`."""
+"""GSM8K solutions end with `#### 18` (Cobbe et al. 2021), the model solutions published with it with `A: 18`."""
 _NUMBER = re.compile(r"(?:(?<![\w)])[-\u2212])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-"""With its sign, which is none behind a number or a bracket: the last number of `16-3` is 3."""
+"""Includes the sign, except after a number or a bracket: the last number of `16-3` is 3."""
 
 
 def references(task: Task) -> list[str]:
-    """The right answers as the row gives them, else the demonstrated text; [] where there is neither."""
+    """The row's right answers, else the demonstrated text; [] if there is neither."""
     for key in REFERENCE_KEYS:
         value = task.row.get(key)
         if isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -28,20 +28,21 @@ def references(task: Task) -> list[str]:
 
 
 def exact(task: Task, completion: Answer) -> Mapping[str, float | None]:
-    """`exact`: the text without white space around it is one of the right answers.
+    """`exact`: whether the stripped text equals one of the right answers.
 
     Raises:
-      BadInput: the row says nothing of the right answer.
+      BadInput: the row has no right answer.
     """
     right = {answer.strip() for answer in _needed(task, "exact")}
     return {"exact": float(completion.text.strip() in right)}
 
 
 def numeric(task: Task, completion: Answer) -> Mapping[str, float | None]:
-    """`numeric`: the final number equals that of a right answer; `number_marked`: it stands where the format wants it.
+    """`numeric`: whether the final number equals that of a right answer; `number_marked`: whether it has the expected
+    marker.
 
     Raises:
-      BadInput: the row's right answer holds no number.
+      BadInput: the row's right answer contains no number.
     """
     right = {number for number in map(final_number, _needed(task, "numeric")) if number is not None}
     if not right:
@@ -51,12 +52,12 @@ def numeric(task: Task, completion: Answer) -> Mapping[str, float | None]:
 
 
 def is_marked(text: str) -> bool:
-    """Whether a number stands behind `####`, or on a line of its own behind `A:`."""
+    """Whether a number follows `####`, or `A:` at the start of a line."""
     return any(_number(a or b) is not None for a, b in _MARKED.findall(text))
 
 
 def final_number(text: str) -> Decimal | None:
-    """The number behind the last mark, else the last number of the text; None where there is none."""
+    """The number after the last marker, else the last number of the text; None if there is none."""
     for marked in reversed(_MARKED.findall(text)):
         number = _number(marked[0] or marked[1])
         if number is not None:

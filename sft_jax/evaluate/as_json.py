@@ -1,11 +1,11 @@
-"""Results as JSON has them."""
+"""Conversion of results to JSON values."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, named tuples and tuples as objects and lists."""
+    """Convert dataclasses and named tuples to dicts, and tuples to lists."""
     if hasattr(value, "_asdict"):
         return plain(value._asdict())
     if is_dataclass(value) and not isinstance(value, type):

@@ -1,7 +1,7 @@
 """Behaviour on held-out demonstrations in the house style: does the model call, refuse, answer and stop as shown?
 
-Every row is judged at its first assistant turn: the model sees what stands before it, and its completion is compared
-with what the demonstrator wrote there. Later turns of the row are not used.
+Every row is judged at its first assistant turn: the model gets the messages before it, and its completion is compared
+with the demonstrated turn. Later turns are not used.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ Row: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Shares of rows, each in [0, 1], and the number of rows each is a share of.
+    """Shares of rows in [0, 1], and the number of rows each is taken over.
 
-    White space around a completion is ignored throughout.
+    White space around a completion is ignored.
 
-    - `tool_call_exact_match`: of the `tool_call_rows` (the demonstrator made calls), the share whose completion is
-      calls alone, one to a line, equal to the demonstrated ones: the same names with the same arguments, in the same
-      order. Arguments are compared by name, so their order does not count. One character of other text outside the
-      calls makes it a miss.
-    - `well_formed`: of all `rows`, the share whose completion is legal in the house style: either calls alone, one to
-      a line, each of a known tool with exactly its declared arguments in their types, or text that is not blank and
-      has no trace of a call. Whether it is the right thing to say does not count.
-    - `correct_refusal`: of the `refusal_rows` (the demonstrator refused), the share whose completion is the refusal
-      of the house, word for word and nothing else.
+    - `tool_call_exact_match`: of the `tool_call_rows` (the demonstrator made calls), the share whose completion
+      consists only of calls, one per line, equal to the demonstrated ones: the same names and arguments in the same
+      order. Arguments are compared by name, so their order does not matter. Any other text makes it a miss.
+    - `well_formed`: of all `rows`, the share whose completion is legal in the house style: either only calls, one per
+      line, each of a known tool with exactly its declared arguments and types, or non-blank text without any trace of
+      a call. Whether the content is right does not matter.
+    - `correct_refusal`: of the `refusal_rows` (the demonstrator refused), the share whose completion is exactly the
+      house style's refusal.
     - `stopped`: of all `rows`, the share whose completion ended with a stop token.
     """
 
@@ -45,12 +44,12 @@ class Behaviour:
     refusal_rows: int
 
     def as_dict(self) -> dict[str, float | int]:
-        """Returns every field by its name."""
+        """All fields by name."""
         return dataclasses.asdict(self)
 
 
 def prompt_of(row: Row) -> tuple[list[dict[str, str]], str]:
-    """Returns the messages before the row's first assistant turn, and what the demonstrator wrote in that turn."""
+    """(messages before the row's first assistant turn, the demonstrated text of that turn)."""
     messages: list[dict[str, str]] = list(row["messages"])
     for place, message in enumerate(messages):
         if message["role"] == "assistant":
@@ -64,12 +63,13 @@ def prompt_of(row: Row) -> tuple[list[dict[str, str]], str]:
 
 
 def behaviour_of(rows: Sequence[Row], completions: Sequence[Answer]) -> Behaviour:
-    """Returns how well the completions, one a row in the rows' order, behave as the rows demonstrate.
+    """Compare the completions, one per row in order, with the demonstrated behaviour.
 
-    Raises `BadInput` where a share would have nothing to be a share of: no rows, no row with calls, no refusal.
+    Raises:
+      BadInput: a share is undefined: no rows, no row with calls, or no refusal.
     """
     if len(rows) != len(completions):
-        raise BadInput(f"{len(completions)} completions for {len(rows)} rows; expected one completion a row.")
+        raise BadInput(f"{len(completions)} completions for {len(rows)} rows; expected one completion per row.")
     matches: list[bool] = []
     refusals: list[bool] = []
     for row, completion in zip(rows, completions, strict=True):
@@ -90,7 +90,7 @@ def behaviour_of(rows: Sequence[Row], completions: Sequence[Answer]) -> Behaviou
 
 
 def _demonstrated_calls(row: Row, expected: str) -> list[Call]:
-    # A broken demonstration would count as a miss of every model: it is the data that must be mended.
+    # A broken demonstration would count as a miss of every model; the data must be fixed instead.
     try:
         check_turn(expected)
     except HouseStyleError as error:

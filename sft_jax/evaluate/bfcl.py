@@ -1,9 +1,9 @@
-"""The Berkeley Function Calling Leaderboard's files as they are shipped (PyPI: bfcl-eval), and its rules.
+"""The files of the Berkeley Function Calling Leaderboard as shipped (PyPI: bfcl-eval), and its rules.
 
-Questions are JSON lines of `id`, `question` (turns of messages) and `function` (schemas with Python's types); the
-accepted answers lie in `possible_answer/` beside them, under the same file name. All single-turn categories run. The
-rules are those of its `ast_checker`. In the categories of Java and JavaScript the leaderboard reads the language's own
-literals; here a value counts where it is an accepted one as it stands or as text (`true`, `5L`), and no type is asked.
+Questions are JSON lines of `id`, `question` (turns of messages) and `function` (schemas with Python's types); accepted
+answers are in `possible_answer/` next to them, under the same file name. All single-turn categories are supported. The
+rules are those of its `ast_checker`. For Java and JavaScript the leaderboard parses the language's literals; here a
+value is accepted if it equals an accepted one, directly or as text (`true`, `5L`), and types are not checked.
 """
 
 import json
@@ -18,8 +18,8 @@ from sft_jax.errors import BadInput
 from sft_jax.evaluate.task import Task
 
 ACCEPTED = "accepted_calls"
-"""Key that `bfcl_task` adds to a row: [{name: {argument: [accepted values]}}], [] where no call fits, ANY_CALL where
-the leaderboard looks no further than whether there is one."""
+"""Key that `bfcl_task` adds to a row: [{name: {argument: [accepted values]}}], [] if no call is right, ANY_CALL if the
+leaderboard only checks that there is one."""
 ANY_CALL = "any"
 
 _TYPES: dict[str, type] = {
@@ -34,7 +34,7 @@ _TYPES: dict[str, type] = {
     "object": dict,
     "number": float,
 }
-"""Types whose values are compared by type; the last two stand in people's own schemas."""
+"""Types whose values are compared by type; the last two occur in users' own schemas."""
 _JSON_TYPES = {
     **dict.fromkeys(("dict", "HashMap", "Hashtable"), "object"),
     **dict.fromkeys(("float", "double"), "number"),
@@ -47,7 +47,7 @@ _JSON_TYPES = {
 _NEED_ENVIRONMENT = ("multi_turn", "memory", "web_search", "format_sensitivity")
 _PUNCTUATION = re.compile(r"[ ,./\-_*^]")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)[lLfFdDn]?")
-"""A number in Java or JavaScript, with the letter that says its type."""
+"""A Java or JavaScript number with its type suffix."""
 
 
 def is_bfcl(row: Mapping[str, Any]) -> bool:
@@ -56,20 +56,20 @@ def is_bfcl(row: Mapping[str, Any]) -> bool:
 
 
 def bfcl_task(record: Record) -> Task:
-    """A question as a task with tools; where no call fits (irrelevance), no call is what is wanted.
+    """A question as a task with tools; for irrelevance categories the expected result is no call.
 
     Raises:
-      BadInput: a category whose answers must be executed, more than one turn, or no accepted answers beside the file.
+      BadInput: a category that must be executed or has several turns, or missing accepted answers.
     """
     row = record.value
     name = str(row["id"])
-    # The id says it too, so that a part of a file under another name is judged alike.
+    # Also use the id, so that a subset saved under another file name is judged the same.
     category = f"{Path(record.source).stem} ({re.sub(r'_[0-9].*', '', name)})"
     turns = row["question"]
     if "function" not in row or len(turns) != 1 or any(word in category for word in _NEED_ENVIRONMENT):
         raise BadInput(
-            f"{record.where}: {category} needs an environment in which calls are executed over several turns. "
-            "Single-turn categories run: simple, multiple, parallel, parallel_multiple, irrelevance, live_*."
+            f"{record.where}: {category} needs an environment that executes calls over several turns. "
+            "Supported are single-turn categories: simple, multiple, parallel, parallel_multiple, irrelevance, live_*."
         )
     if "irrelevance" in category:
         accepted: Any = []
@@ -91,13 +91,13 @@ def _answer_file(source: str) -> Path:
 def _answers(source: str) -> dict[str, Any]:
     path = _answer_file(source)
     if not path.is_file():
-        raise BadInput(f"{source}: the accepted answers are missing: {path}. Keep both as the wheel ships them")
+        raise BadInput(f"{source}: the accepted answers are missing: {path}. Keep both files where the wheel has them")
     lines = path.read_text(encoding="utf-8").splitlines()
     return {row["id"]: row["ground_truth"] for row in map(json.loads, filter(None, lines))}
 
 
 def _json_schema(value: Any) -> Any:
-    """Python's, Java's and JavaScript's type names as JSON schema's; a parameter of any type loses its type."""
+    """Convert Python, Java and JavaScript type names to JSON schema's; `any` becomes no type."""
     if isinstance(value, list):
         return [_json_schema(child) for child in value]
     if not isinstance(value, dict):
@@ -112,7 +112,7 @@ def _json_schema(value: Any) -> Any:
 
 
 def system_prompt(tools: list[dict[str, Any]]) -> str:
-    """What a model is told whose chat template has no place for tools."""
+    """The system prompt that describes tools if the chat template does not support them."""
     functions = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
     return (
         "You can call these functions, one JSON schema to a line:\n"
@@ -126,7 +126,7 @@ def system_prompt(tools: list[dict[str, Any]]) -> str:
 
 
 def properties_of(row: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], list[str]]:
-    """Schemas of a function's parameters, as shipped, and the names of those required; no types of other languages."""
+    """(parameter schemas of a function as shipped, required names); types are dropped for Java and JavaScript."""
     function = next((f for f in row["function"] if f["name"] == name), row["function"][0])
     parameters = function.get("parameters") or {}
     properties = parameters.get("properties", {})
@@ -138,9 +138,9 @@ def properties_of(row: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any],
 def accepts(
     given: Mapping[str, Any], accepted: Mapping[str, list[Any]], properties: Mapping[str, Any], required: list[str]
 ) -> bool:
-    """Whether arguments are accepted: nothing missing, nothing unexpected, every value of its type and accepted.
+    """Whether arguments are accepted: none missing or unexpected, and every value has the right type and is accepted.
 
-    A parameter may be left out where "" is among its accepted values and the schema does not require it.
+    A parameter may be omitted if "" is among its accepted values and the schema does not require it.
     """
     if any(name not in given for name in required):
         return False
@@ -181,7 +181,7 @@ def _value_accepted(value: Any, accepted: list[Any], schema: Mapping[str, Any]) 
 
 
 def _items_typed(value: Any, accepted: list[Any], item: type | None) -> bool:
-    """Elements have the schema's type, or that of some accepted list's first element (a variable's name)."""
+    """Whether elements have the schema's type, or that of an accepted list's first element (a variable name)."""
     if item is None or not isinstance(value, list):
         return True
 
@@ -195,10 +195,10 @@ def _items_typed(value: Any, accepted: list[Any], item: type | None) -> bool:
 
 
 def _dict_accepted(value: Any, accepted: Mapping[str, list[Any]]) -> bool:
-    """Every key is known and has an accepted value; those left out may be."""
+    """Whether every key is known and has an accepted value, and missing keys may be omitted."""
     if not isinstance(value, dict) or any(key not in accepted for key in value):
         return False
-    # A few answers hold a plain value where others list the accepted ones.
+    # A few answers have a plain value instead of a list of accepted ones.
     choices = {key: values if isinstance(values, list) else [values] for key, values in accepted.items()}
     if any(key not in value and "" not in values for key, values in choices.items()):
         return False
@@ -206,7 +206,7 @@ def _dict_accepted(value: Any, accepted: Mapping[str, list[Any]]) -> bool:
 
 
 def _loosely_accepted(value: Any, one: Any) -> bool:
-    """Equal as it stands or as text; parts of an object or a list each by themselves."""
+    """Equal directly or as text; compares objects and lists element by element."""
     if isinstance(one, dict):
         if not isinstance(value, dict) or any(key not in one for key in value):
             return False
@@ -220,11 +220,11 @@ def _loosely_accepted(value: Any, one: Any) -> bool:
         return same_length and all(map(_loosely_accepted, value, one))
     texts = [str(each).lower() if isinstance(each, bool) else str(each) for each in (value, one)]
     numbers = [_NUMBER.fullmatch(text) for text in texts]
-    if numbers[0] and numbers[1]:  # not as text: without its punctuation 4.5 would be 45
+    if numbers[0] and numbers[1]:  # not as text: without punctuation 4.5 would equal 45
         return float(numbers[0][1]) == float(numbers[1][1])
     return _plain(texts[0]) == _plain(texts[1])
 
 
 def _plain(value: Any) -> Any:
-    """Text without spaces, most punctuation and case, with one kind of quotes; anything else as it is."""
+    """Normalise text: no spaces, most punctuation or case, and one kind of quotes; other values unchanged."""
     return _PUNCTUATION.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Percentile bootstrap (Efron 1979) in numpy: means, weighted means and paired differences with their intervals."""
+"""Percentile bootstrap (Efron 1979) in numpy: means, weighted means and paired differences with intervals."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,17 +9,17 @@ from numpy.typing import ArrayLike
 RESAMPLES = 2000
 LEVEL = 0.95
 _CELLS = 2_000_000
-"""Drawn numbers held at once: 16 MB, and as much again as floats."""
+"""Random numbers held at a time: 16 MB, and the same again as floats."""
 
 
 class Interval(NamedTuple):
-    """A value and where it would lie, in `level` of the cases, had other rows of the same kind been measured."""
+    """A value and its bootstrap confidence interval over rows."""
 
     value: float
     low: float
     high: float
     n: int
-    """Rows it is taken over."""
+    """Number of rows."""
 
 
 def mean_interval(
@@ -30,14 +30,14 @@ def mean_interval(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> Interval:
-    """The mean, or sum(values) / sum(weights) where weights are given: rows are drawn with both.
+    """The mean, or sum(values) / sum(weights) if weights are given, with its interval.
 
     Args:
       values: [n] numbers.
-      weights: [n] numbers >= 0, such as each document's trained tokens beside its summed loss.
-      seed: of the drawing; the same gives the same interval.
-      resamples: how often n rows are drawn, with replacement.
-      level: share of the resampled means that lie in the interval.
+      weights: [n] numbers >= 0, resampled together with the values, such as each document's number of trained tokens.
+      seed: random seed; the same seed gives the same interval.
+      resamples: number of bootstrap samples.
+      level: confidence level.
 
     Raises:
       ValueError: no rows, or weights that sum to 0.
@@ -55,12 +55,12 @@ def paired_difference(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> Interval:
-    """The mean of a less that of b over the same rows, which are drawn together: what they share cancels.
+    """mean(a) - mean(b) over the same rows, which are resampled together so that shared variation cancels.
 
-    A row that is None in a or in b is left out of both; arguments otherwise as `mean_interval`.
+    Rows that are None in a or b are dropped from both; other arguments as `mean_interval`.
 
     Raises:
-      ValueError: no rows, or not as many of each.
+      ValueError: no rows, or a and b differ in length.
     """
     return _interval([(a, weights_a), (b, weights_b)], seed, resamples, level)
 
@@ -68,11 +68,11 @@ def paired_difference(
 def _interval(
     columns: Sequence[tuple[ArrayLike, ArrayLike | None]], seed: int, resamples: int, level: float
 ) -> Interval:
-    """Of the first column's ratio less the second's, if there is one."""
+    """Interval of the first column's ratio, minus the second's if there is one."""
     sums = [np.asarray(values, object) for values, _ in columns]
     n = len(sums[0])
     if not n or any(len(column) != n for column in sums):
-        raise ValueError(f"columns of {', '.join(str(len(column)) for column in sums)} rows, expected as many, not 0")
+        raise ValueError(f"columns have {', '.join(str(len(column)) for column in sums)} rows, expected equal, not 0")
     weights = [np.ones(n) if w is None else np.asarray(w, np.float64) for _, w in columns]
     known = np.array([all(column[i] is not None for column in sums) for i in range(n)])
     sums = [column[known].astype(np.float64) for column in sums]
@@ -82,7 +82,7 @@ def _interval(
         raise ValueError("the weights sum to 0, so the mean is undefined")
 
     def estimate(counts: np.ndarray) -> np.ndarray:
-        """[resamples] from how often each row was drawn, [resamples, n]."""
+        """Estimates [resamples] from the counts of each row, [resamples, n]."""
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = [counts @ s / (counts @ w) for s, w in zip(sums, weights, strict=True)]
         return ratios[0] - ratios[1] if len(ratios) == 2 else ratios[0]
@@ -94,6 +94,6 @@ def _interval(
         for done in range(0, resamples, at_once)
     ]
     estimates = np.concatenate(drawn)
-    estimates = estimates[np.isfinite(estimates)]  # rows drawn whose weights are all 0 have no mean
+    estimates = estimates[np.isfinite(estimates)]  # a sample whose weights are all 0 has no mean
     low, high = np.percentile(estimates, (50 * (1 - level), 50 * (1 + level)))
     return Interval(float(estimate(np.ones((1, n)))[0]), float(low), float(high), n)

@@ -1,4 +1,4 @@
-"""Tool calls in a completion: read in the notations that models write them in, and compared with those wanted."""
+"""Tool calls in a completion: parsed from the formats that models use, and compared with the expected ones."""
 
 import ast
 import json
@@ -19,13 +19,13 @@ _MISTRAL = re.compile(r"\[TOOL_CALLS\]\s*(.*)", re.DOTALL)
 _FENCED = re.compile(r"```(?:json|python|tool_code)?\s*\n(.*?)```", re.DOTALL)
 _PYTHON_CALL = re.compile(r"\[?\s*[A-Za-z_][\w.]*\s*\(.*\)\s*\]?\s*", re.DOTALL)
 _PYTHON_TRACE = re.compile(r"\[?\s*[A-Za-z_][\w.]*\(\s*(?:\)|[A-Za-z_]\w*\s*=)")
-"""What prose in the shape of a call (`Yes (I think so)`) has not: no space before the bracket, and a named argument."""
+"""Distinguishes calls from prose such as `Yes (I think so)`: no space before the bracket, and a named argument."""
 _THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
-"""Reasoning before the answer: the calls in it are not made."""
+"""Reasoning before the answer; calls in it do not count."""
 _HOUSE_LINE = re.compile(r"^/\w+ \w+:", re.MULTILINE)
 
 CALL_SCORES = ("tool_call", "tool_name", "tool_call_read", "no_call")
-"""What `tool_calls` tells."""
+"""The scores of `tool_calls`."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,25 @@ class Call:
 
 @dataclass(frozen=True)
 class Calls:
-    """What a text calls."""
+    """The calls in a text."""
 
     calls: tuple[Call, ...]
     malformed: str = ""
-    """Why a trace of a call could not be read; "" where all could, and where there is none."""
+    """Why a trace of a call could not be parsed; "" if all could, or if there is none."""
 
 
 class _Malformed(ValueError):
-    """A trace of a call that cannot be read."""
+    """A trace of a call that cannot be parsed."""
 
 
 def find_calls(text: str) -> Calls:
     """The calls of a completion, in order.
 
-    Read are: Hermes and Qwen (`<tool_call>{json}</tool_call>`), Mistral (`[TOOL_CALLS][…]`), Llama 3
-    (`{"name": …, "parameters": …}`, several behind one another with `;` or line ends, also behind `<|python_tag|>`),
-    a JSON list of such objects, Python calls (`[f(a=1), g(b="x")]`, literals alone), each also as the one fenced
-    block, and this project's own lines (`/timer minutes: 5`). An object outside of any tag is a call where it has a
-    name and arguments. What stands in `<think>…</think>` before the answer is passed over.
+    Supported formats: Hermes and Qwen (`<tool_call>{json}</tool_call>`), Mistral (`[TOOL_CALLS][…]`), Llama 3
+    (`{"name": …, "parameters": …}`, several separated by `;` or newlines, optionally after `<|python_tag|>`), a JSON
+    list of such objects, and Python calls with literal arguments (`[f(a=1), g(b="x")]`), each also as the only fenced
+    block; and this project's own lines (`/timer minutes: 5`). An untagged object is a call if it has a name and
+    arguments. `<think>…</think>` before the answer is ignored.
     """
     text = _THOUGHT.sub("", text, count=1) if _THOUGHT.match(text) else text
     text = text.replace("<|python_tag|>", "").strip()
@@ -86,7 +86,7 @@ def _read(text: str) -> list[Call]:
 
 
 def _from_json(text: str, tagged: bool = True) -> list[Call]:
-    """The calls of objects and lists of objects behind one another; untagged data that have a name make no call."""
+    """The calls in a sequence of objects and lists of objects; untagged objects without arguments are not calls."""
     decoder, found, place = json.JSONDecoder(), [], 0
     while place < len(text):
         if text[place] in " \t\r\n;,":
@@ -94,7 +94,7 @@ def _from_json(text: str, tagged: bool = True) -> list[Call]:
             continue
         try:
             value, place = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:  # a model that loops writes brackets without end
+        except (ValueError, RecursionError) as error:  # a looping model may write endless brackets
             raise _Malformed(f"not JSON at character {place}: {error}") from error
         found += value if isinstance(value, list) else [value]
     if not tagged and not any(isinstance(value, dict) and _ARGUMENTS & value.keys() for value in found):
@@ -116,38 +116,38 @@ def _call_of(value: Any) -> Call:
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
-            raise _Malformed(f"the arguments of {value['name']} are a string that is no JSON") from error
+            raise _Malformed(f"the arguments of {value['name']} are a string that is not JSON") from error
     if not isinstance(arguments, dict):
-        raise _Malformed(f"the arguments of {value['name']} are no object")
+        raise _Malformed(f"the arguments of {value['name']} are not an object")
     return Call(value["name"], arguments)
 
 
 def _from_python(text: str) -> list[Call]:
-    """The calls of a list, of a tuple, or of one expression a line or between `;`; [] where it is prose."""
+    """The calls in a list, a tuple, or expressions separated by newlines or `;`; [] for prose."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\\d" in a string is the model's affair
+            warnings.simplefilter("ignore")  # the model may write invalid escapes such as "\\d"
             lines = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if not _PYTHON_TRACE.match(text):
             return []
-        raise _Malformed(f"no Python calls: {error}") from error
+        raise _Malformed(f"not Python calls: {error}") from error
     nodes: list[ast.expr] = []
     for line in lines:
         if not isinstance(line, ast.Expr):
-            raise _Malformed("expected calls alone")
+            raise _Malformed("expected only calls")
         nodes += line.value.elts if isinstance(line.value, ast.List | ast.Tuple) else [line.value]
     if not text.startswith("[") and not _PYTHON_TRACE.match(text) and " (" in text:
-        return []  # `Hello (there)` is a call to Python
+        return []  # Python parses `Hello (there)` as a call
     return [_call_node(node) for node in nodes]
 
 
 def _call_node(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise _Malformed("expected calls with named arguments alone")
+        raise _Malformed("expected calls with named arguments only")
     name = ast.unparse(node.func)
     if not re.fullmatch(r"[\w.]+", name):
-        raise _Malformed(f"{name!r} is no name of a function")
+        raise _Malformed(f"{name!r} is not a function name")
     if len({keyword.arg for keyword in node.keywords}) < len(node.keywords):
         raise _Malformed(f"{name} is given an argument twice")
     return Call(name, {keyword.arg or "": _literal(keyword.value) for keyword in node.keywords})
@@ -157,22 +157,22 @@ def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return ast.unparse(node)  # a variable's name, as the leaderboard takes it
+        return ast.unparse(node)  # a variable name, as on the leaderboard
 
 
 def tool_calls(task: Task, completion: Answer) -> Mapping[str, float | None]:
-    """Whether the right tools are called, and none where none fits.
+    """Whether the right tools are called, and none if none is right.
 
-    `tool_call`: as many calls as wanted, each with the right name and arguments, in any order; `tool_name`: the same
-    by names alone; `tool_call_read`: a call was found and could be read. These where calls are wanted; `no_call` where
-    none is: 1 where the completion makes none. The other side is None.
+    If calls are expected: `tool_call`: exactly the expected calls with the right names and arguments, in any order;
+    `tool_name`: the same for names only; `tool_call_read`: a call was found and parsed. If no call is expected:
+    `no_call`: 1 if the completion makes none. The other scores are None.
 
     Raises:
-      BadInput: the row does not say which calls are wanted.
+      BadInput: the row does not say which calls are expected.
     """
     found = find_calls(completion.raw or completion.text)
     if not found.calls and completion.raw:
-        found = find_calls(completion.text)  # special tokens that end a turn are in the way
+        found = find_calls(completion.text)  # special tokens at the end of a turn can break parsing
     if task.row.get(ACCEPTED) == ANY_CALL:
         made = float(bool(found.calls))
         return {"tool_call": made, "tool_name": None, "tool_call_read": made, "no_call": None}
@@ -190,29 +190,29 @@ def tool_calls(task: Task, completion: Answer) -> Mapping[str, float | None]:
 
 
 def wanted_calls(task: Task) -> list[tuple[str, Any]]:
-    """(name, accepted arguments) of every wanted call; [] where none fits.
+    """(name, accepted arguments) of every expected call; [] if none is expected.
 
-    From the leaderboard's accepted answers, from the demonstration's `tool_calls`, or from the calls in its text.
+    From BFCL's accepted answers, the demonstration's `tool_calls`, or the calls in its text.
     """
     accepted = task.row.get(ACCEPTED)
     if accepted is not None:
         if not isinstance(accepted, list) or not all(_is_accepted_call(one) for one in accepted):
             raise BadInput(
                 f"{task.where}: {ACCEPTED} is {str(accepted)[:80]!r}, expected a list of "
-                '{"name": {"argument": [accepted values]}}, empty where no call fits'
+                '{"name": {"argument": [accepted values]}}, empty if no call is expected'
             )
         return [(name, arguments) for one in accepted for name, arguments in one.items()]
     if task.demonstration is None:
-        raise BadInput(f"{task.where}: the check tool_calls needs a demonstrated answer or accepted ones")
+        raise BadInput(f"{task.where}: the check tool_calls needs a demonstrated answer or accepted answers")
     given = task.demonstration.get("tool_calls")
     if given:
         try:
             return [(call.name, call.arguments) for call in map(_call_of, given)]
         except _Malformed as error:
-            raise BadInput(f"{task.where}: the demonstrated tool calls cannot be read: {error}") from error
+            raise BadInput(f"{task.where}: the demonstrated tool calls cannot be parsed: {error}") from error
     shown = find_calls(task.shown)
     if shown.malformed:
-        raise BadInput(f"{task.where}: the demonstrated tool calls cannot be read: {shown.malformed}")
+        raise BadInput(f"{task.where}: the demonstrated tool calls cannot be parsed: {shown.malformed}")
     return [(call.name, call.arguments) for call in shown.calls]
 
 
@@ -224,7 +224,7 @@ def _is_accepted_call(one: Any) -> bool:
 
 
 def _all_match(calls: Sequence[Call], wanted: Sequence[tuple[str, Any]], task: Task) -> bool:
-    """Each wanted call takes the first unused call that fits it, as the leaderboard does."""
+    """Match each expected call with the first unused call that fits, as the leaderboard does."""
     left = list(calls)
     if len(left) != len(wanted):
         return False
@@ -232,7 +232,7 @@ def _all_match(calls: Sequence[Call], wanted: Sequence[tuple[str, Any]], task: T
         fitting = next((place for place, call in enumerate(left) if _fits(call, name, arguments, task)), None)
         if fitting is None:
             return False
-        del left[fitting]  # by its place: calls with 10 and with 10.0 are equal to Python
+        del left[fitting]  # by index: calls with 10 and 10.0 compare equal
     return True
 
 
@@ -245,7 +245,7 @@ def _fits(call: Call, name: str, arguments: Any, task: Task) -> bool:
 
 
 def _parameters(task: Task, name: str, accepted: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
-    """Schemas and required names; in rows that are not the leaderboard's, of any type where no tool says which."""
+    """(parameter schemas, required names); any type is accepted if the row's tools do not define the function."""
     functions = task.row.get("function") or [tool.get("function", tool) for tool in task.tools or ()]
     if any(function.get("name") == name for function in functions):
         return properties_of({**task.row, "function": functions}, name)
@@ -253,7 +253,7 @@ def _parameters(task: Task, name: str, accepted: Mapping[str, Any]) -> tuple[Map
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal as JSON: 5 is 5.0, but true is not 1; a tuple is a list."""
+    """Equal as JSON: 5 equals 5.0, but true is not 1; tuples equal lists."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, dict) and isinstance(b, dict):
@@ -264,5 +264,5 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    """`math.factorial` may be written math_factorial: many interfaces allow no dots."""
+    """`math.factorial` may be written math_factorial: many APIs do not allow dots."""
     return name.replace(".", "_")

@@ -1,4 +1,4 @@
-"""Which checks judge a completion, and what they say of many."""
+"""Selecting and running checks on completions, and summarising their scores."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from sft_jax.evaluate.constraints import is_json, json_schema, length, regex
 from sft_jax.evaluate.task import Answer, Task
 
 Check = Callable[..., Mapping[str, float | None]]
-"""(task, completion) -> named scores in [0, 1]; None where the check says nothing of this row."""
+"""(task, completion) -> named scores in [0, 1]; None if the check does not apply to this row."""
 
 CHECKS: dict[str, Check] = {
     "exact": exact,
@@ -35,11 +35,11 @@ Scores = dict[str, float | None]
 
 
 def make_checks(names: Sequence[str], scorer: str = "", tasks: Sequence[Task] = ()) -> list[Check]:
-    """The checks that `names` and `scorer` ask for.
+    """The checks selected by `names` and `scorer`.
 
     Args:
-      names: keys of CHECKS, `regex:PATTERN`, `json_schema:FILE`, `auto` (what the tasks' rows call for) or `none`.
-      scorer: a function of the user's, `file.py:name` or `package.module:name`; "" for none.
+      names: keys of CHECKS, `regex:PATTERN`, `json_schema:FILE`, `auto` (chosen from the tasks' rows) or `none`.
+      scorer: a user function, `file.py:name` or `package.module:name`; "" for none.
 
     Raises:
       BadInput: an unknown name, or a scorer that cannot be loaded.
@@ -50,7 +50,7 @@ def make_checks(names: Sequence[str], scorer: str = "", tasks: Sequence[Task] = 
         if kind == NONE:
             continue
         if kind == AUTO:
-            checks += [_calls_where_known if each == "tool_calls" else CHECKS[each] for each in called_for(tasks)]
+            checks += [_calls_where_known if each == "tool_calls" else CHECKS[each] for each in auto_checks(tasks)]
         elif kind not in CHECKS or (argument and kind not in _WITH_ARGUMENT):
             raise BadInput(f"--check: no check {name!r}. {nearest(name, [*CHECKS, AUTO, NONE])}")
         else:
@@ -60,10 +60,10 @@ def make_checks(names: Sequence[str], scorer: str = "", tasks: Sequence[Task] = 
     return checks
 
 
-def called_for(tasks: Sequence[Task]) -> list[str]:
-    """What `auto` takes: the checks whose keys or marks stand in the rows.
+def auto_checks(tasks: Sequence[Task]) -> list[str]:
+    """The checks chosen by `auto`: those whose keys or markers occur in the rows.
 
-    `numeric` where every right answer has its mark: one row of many that ends with `A: 5` is a chat about something.
+    `numeric` is chosen only if every right answer has a marker: a single row ending with `A: 5` may be ordinary chat.
     """
     found = []
     if any(_shows_calls(task) for task in tasks):
@@ -79,7 +79,7 @@ def called_for(tasks: Sequence[Task]) -> list[str]:
 
 
 def _shows_calls(task: Task) -> bool:
-    """Whether calls are wanted, or tools are given and the demonstrator needs none of them."""
+    """Whether calls are expected, or tools are given and the demonstrator uses none."""
     if task.row.get(ACCEPTED) is not None:
         return True
     shown = task.demonstration or {}
@@ -87,7 +87,7 @@ def _shows_calls(task: Task) -> bool:
 
 
 def _calls_where_known(task: Task, completion: Answer) -> Mapping[str, float | None]:
-    """`tool_calls`, of the rows among many that say which calls are wanted; none of the others is refused."""
+    """`tool_calls` for rows that say which calls are expected; None for the others, instead of an error."""
     known = task.demonstration is not None or task.row.get(ACCEPTED) is not None
     return tool_calls(task, completion) if known else dict.fromkeys(CALL_SCORES)
 
@@ -102,7 +102,7 @@ def _user_check(scorer: str) -> Check:
     def check(task: Task, completion: Answer) -> Mapping[str, float | None]:
         try:
             found = function(completion.text, dict(task.row))
-        except Exception as error:  # the function is the user's: none of what it raises is a mistake of this program
+        except Exception as error:  # any exception of a user function is a user error
             raise BadInput(f"{task.where}: --scorer {scorer} raised {type(error).__name__}: {error}") from error
         scores = found if isinstance(found, dict) else {name: found}
         return {str(key): _number(task, scorer, value) for key, value in scores.items()}
@@ -117,13 +117,13 @@ def _number(task: Task, scorer: str, value: Any) -> float | None:
     if isinstance(value, bool | int | float) and abs(value) <= sys.float_info.max:  # False for NaN
         return float(value)
     raise BadInput(
-        f"{task.where}: --scorer {scorer} returned {value!r}, expected a finite number, a bool, None (says nothing of "
-        "this row), or a dict from name to these"
+        f"{task.where}: --scorer {scorer} returned {value!r}, expected a finite number, a bool, None (does not apply "
+        "to this row), or a dict from name to these"
     )
 
 
 def check_answers(tasks: Sequence[Task], completions: Sequence[Answer], checks: Sequence[Check]) -> list[Scores]:
-    """For each task and its completion in order: every check's scores, with `stopped` and `tokens`."""
+    """Scores of every check for each task and its completion, plus `stopped` and `tokens`."""
     rows: list[Scores] = []
     for task, completion in zip(tasks, completions, strict=True):
         row: Scores = {}
@@ -134,7 +134,7 @@ def check_answers(tasks: Sequence[Task], completions: Sequence[Answer], checks: 
 
 
 def summarise(rows: Sequence[Scores], seed: int = 0) -> dict[str, Interval]:
-    """The mean of every score over the rows that it says something of, with its interval."""
+    """The mean of every score over the rows it applies to, with its interval."""
     found = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [value for row in rows if (value := row.get(name)) is not None]

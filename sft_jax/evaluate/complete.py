@@ -1,4 +1,4 @@
-"""What a model answers to held-out tasks: prompts by its own chat template, completions as text to be judged."""
+"""A model's answers to held-out tasks: prompts rendered by its chat template, completions as text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,9 +19,9 @@ from sft_jax.weights.pretrained import Pretrained
 
 
 def task_tokens(task: Task, tokenizer: Any, options: RenderOptions = DEFAULT) -> list[int]:
-    """Token ids of what the model is asked to continue: those that training would see before the answer.
+    """Token ids of the prompt: those that training sees before the answer.
 
-    Tools that the chat template has no place for go into the system turn, in words.
+    If the chat template does not support tools, they are described in the system turn.
 
     Args:
       options: how the model's own training rendered conversations.
@@ -47,7 +47,7 @@ def task_tokens(task: Task, tokenizer: Any, options: RenderOptions = DEFAULT) ->
 def prompts_of(
     tasks: Sequence[Task], pretrained: Pretrained, architecture: Architecture, max_new_tokens: int
 ) -> list[list[int]]:
-    """The prompts of all tasks, refused where one leaves no room for `max_new_tokens`.
+    """The prompts of all tasks, checked to leave room for `max_new_tokens`.
 
     Raises:
       BadInput: names the task and the numbers.
@@ -57,9 +57,9 @@ def prompts_of(
         check_ids(task.where, prompt, architecture.vocab, pretrained.origin)
         if not prompt or len(prompt) + max_new_tokens > architecture.max_positions:
             raise BadInput(
-                f"{task.where}: a prompt of {len(prompt)} tokens and {max_new_tokens} new ones, expected at least one "
-                f"and together at most the {architecture.max_positions} positions of {pretrained.origin}. Lower the "
-                "number of new tokens."
+                f"{task.where}: a prompt of {len(prompt)} tokens plus {max_new_tokens} new tokens; expected a "
+                f"non-empty prompt and at most {architecture.max_positions} in total, the maximum of "
+                f"{pretrained.origin}. Lower the number of new tokens."
             )
     return prompts
 
@@ -77,7 +77,7 @@ def complete(
 
 
 def answer_of(one: Generated, tokenizer: Any) -> Answer:
-    """A completion as checks look at it."""
+    """A completion as an Answer, the input of checks."""
     return Answer(
         tokenizer.decode(one.tokens, skip_special_tokens=True),
         one.stopped,

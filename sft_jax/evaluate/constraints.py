@@ -16,10 +16,10 @@ _MISSING = object()
 
 
 def regex(task: Task, completion: Answer, pattern: str = "") -> Mapping[str, float | None]:
-    """`regex`: the pattern (given, or the row's key `regex`) is found in the text; None where a row has none.
+    """`regex`: whether the pattern (given, or from the row's key `regex`) occurs in the text; None without a pattern.
 
     Raises:
-      BadInput: the pattern cannot be compiled.
+      BadInput: an invalid pattern.
     """
     wanted = pattern or task.row.get("regex")
     if wanted is None:
@@ -32,20 +32,20 @@ def _compiled(where: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.MULTILINE)
     except re.error as error:
-        raise BadInput(f"{where}: regex {pattern!r} is no pattern: {error}") from error
+        raise BadInput(f"{where}: invalid regex {pattern!r}: {error}") from error
 
 
 def is_json(task: Task, completion: Answer) -> Mapping[str, float | None]:
-    """`json`: the whole text, or its one fenced block, is JSON: no NaN, and 100 levels at most."""
+    """`json`: whether the whole text, or its only fenced block, is JSON without NaN and at most 100 levels deep."""
     del task
     return {"json": float(_parsed(completion.text) is not _MISSING)}
 
 
 def json_schema(task: Task, completion: Answer, path: str = "") -> Mapping[str, float | None]:
-    """`json_schema`: the text is JSON that the schema (of the file, or the row's key `json_schema`) allows.
+    """`json_schema`: whether the text is JSON valid under the schema (from the file or the row's key `json_schema`).
 
     Raises:
-      BadInput: no such file, no valid schema, or one that refers to what is not in it, or to itself without end.
+      BadInput: no such file, an invalid schema, or one with unresolvable or endlessly recursive references.
     """
     import jsonschema
     import referencing.exceptions
@@ -58,14 +58,14 @@ def json_schema(task: Task, completion: Answer, path: str = "") -> Mapping[str, 
     try:
         validator.check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise BadInput(f"{path or task.where}: json_schema is no schema: {error.message}") from error
+        raise BadInput(f"{path or task.where}: json_schema is not a valid schema: {error.message}") from error
     value = _parsed(completion.text)
     try:
         return {"json_schema": float(value is not _MISSING and validator(schema).is_valid(value))}
     except (referencing.exceptions.Unresolvable, RecursionError) as error:
         raise BadInput(
-            f"{path or task.where}: json_schema cannot be followed: {error}. Expected every $ref to lead to a part of "
-            "the schema itself, and to an end"
+            f"{path or task.where}: json_schema cannot be resolved: {error}. Expected every $ref to refer to a part of "
+            "the schema itself, without endless recursion"
         ) from error
 
 
@@ -74,14 +74,14 @@ def _schema_file(path: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: no JSON schema: {error}") from error
+        raise BadInput(f"{path}: not a JSON schema: {error}") from error
 
 
 def _parsed(text: str) -> Any:
     blocks = _FENCED.findall(text)
     try:
         value = json.loads(blocks[0] if len(blocks) == 1 else text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):  # a model that loops writes brackets without end
+    except (ValueError, RecursionError):  # a looping model may write endless brackets
         return _MISSING
     return _MISSING if strict_json.unusable(value) else value
 
@@ -91,10 +91,10 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def length(task: Task, completion: Answer) -> Mapping[str, float | None]:
-    """`length`: between the row's keys `min_words` and `max_words`; None where it has neither.
+    """`length`: whether the word count is between the row's `min_words` and `max_words`; None if it has neither.
 
     Raises:
-      BadInput: a bound that is no number.
+      BadInput: a bound that is not an integer.
     """
     bounds = [task.row.get(key) for key in ("min_words", "max_words")]
     if bounds == [None, None]:

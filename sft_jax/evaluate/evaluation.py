@@ -1,4 +1,4 @@
-"""One model on one set of held-out rows: likelihood, judged completions, register. Two of them, row by row."""
+"""Evaluate a model on held-out rows (likelihood, checked completions, register), and compare two models row by row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model made of the rows."""
+    """Results of one model on the rows."""
 
     losses: list[DocumentLoss]
     completions: list[Answer]
@@ -43,7 +43,7 @@ class Measured:
 
 
 def read_tasks(data: Data, files: tuple[str, ...], most: int = 0) -> tuple[Task, ...]:
-    """The rows as tasks, the first `most` of them (0: all); those that ask for nothing (text, tokens) are left out.
+    """The first `most` rows as tasks (0: all); rows without a prompt (text, tokens) are skipped.
 
     Raises:
       BadInput: a row in no known form unless data.bad_rows is "skip", or a question whose accepted answers are missing.
@@ -65,7 +65,7 @@ def _tasks(record: Record, data: Data) -> list[Task]:
 
 
 def has_demonstrations(data: Data, files: tuple[str, ...]) -> bool:
-    """Whether the rows demonstrate answers, by the first: prompts alone and the leaderboard's questions do not."""
+    """Whether the rows demonstrate answers, judged by the first one; bare prompts and BFCL questions do not."""
     record = next(iter(read_records(files)))
     if is_bfcl(record.value):
         return False
@@ -84,10 +84,10 @@ def evaluate(
     checks: Sequence[Check],
     batch_size: int,
 ) -> Measured:
-    """Losses of the documents and judged completions of the tasks; call it with the layout active.
+    """Losses of the documents, and completions of the tasks with their scores.
 
     Raises:
-      BadInput: a prompt that leaves no room for a completion, or a row that a check cannot judge.
+      BadInput: a prompt that leaves no room for a completion, or a row that a check cannot score.
     """
     losses = document_losses(architecture, compute, parameters, rows.examples, batch_size) if rows.examples else []
     if not rows.tasks:
@@ -114,7 +114,7 @@ def summary(rows: Rows, found: Measured) -> dict[str, Any]:
 
 
 def differences(a: Measured, b: Measured) -> dict[str, Interval]:
-    """Each measure of a less that of b on the same rows, with paired bootstrap intervals; the loss as `loss`."""
+    """Difference a - b of each measure on the same rows, with paired bootstrap intervals; the loss as `loss`."""
     found = {}
     if a.losses and b.losses:
         found["loss"] = paired_difference(
@@ -136,6 +136,6 @@ def differences(a: Measured, b: Measured) -> dict[str, Interval]:
 
 
 def check_prompts_exist(rows: Rows, file: str) -> None:
-    """Raises BadInput where there is nothing to measure."""
+    """Raises BadInput if there is nothing to measure."""
     if not rows.examples and not rows.tasks:
-        raise BadInput(f"{file}: nothing to measure: no demonstration and no prompt")
+        raise BadInput(f"{file}: nothing to measure: found no demonstrations and no prompts")

@@ -1,4 +1,4 @@
-"""Held-out likelihood: the loss of demonstrations that did not train, by document, by turn and by source."""
+"""Held-out likelihood: the loss of held-out demonstrations by document, turn and source."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from sft_jax.sample.score import score_targets
 
 @dataclass(frozen=True)
 class DocumentLoss:
-    """One document under a model. All sums are float64, in nats, weighted as the tokens train."""
+    """The loss of one document. Sums are float64, in nats, weighted by the tokens' loss weights."""
 
     id: str
     source: str
@@ -40,8 +40,8 @@ def document_losses(
     examples: Sequence[Example],
     batch_size: int = 8,
 ) -> list[DocumentLoss]:
-    """The loss of each document in order; call it with the layout active."""
-    # Rows of one batch are padded to the longest: like lengths together, then back in order.
+    """The loss of each document, in order."""
+    # Rows of a batch are padded to the longest, so sort by length and restore the order afterwards.
     order = sorted(range(len(examples)), key=lambda number: len(examples[number].tokens))
     chosen = [examples[number] for number in order]
     found: dict[int, DocumentLoss] = {}
@@ -56,7 +56,7 @@ def _turns(weights: np.ndarray, log_p: np.ndarray) -> tuple[tuple[float, float],
 
     Args:
       weights: of all tokens.
-      log_p: of those that have a weight.
+      log_p: of the tokens with a nonzero weight.
     """
     trained = np.flatnonzero(weights)
     if not len(trained):
@@ -69,14 +69,14 @@ def _turns(weights: np.ndarray, log_p: np.ndarray) -> tuple[tuple[float, float],
 
 
 def loss_interval(losses: Sequence[DocumentLoss], seed: int = 0) -> Interval:
-    """Nats a trained token (sum over sum), with a bootstrap interval over documents."""
+    """Nats per trained token (ratio of sums), with a bootstrap interval over documents."""
     return mean_interval([one.nll for one in losses], [one.weight for one in losses], seed=seed)
 
 
 def summarise_losses(losses: Sequence[DocumentLoss], seed: int = 0) -> dict[str, Any]:
-    """`loss`, `perplexity` (of the interval's ends too), and the loss `by_turn` and `by_source`.
+    """`loss`, `perplexity` (also of the interval's ends), and the loss `by_turn` and `by_source`.
 
-    `by_turn` counts a conversation's trained turns from 1. All are sums over sums of trained tokens.
+    `by_turn` numbers a conversation's trained turns from 1. All losses are per trained token (ratios of sums).
     """
     whole = loss_interval(losses, seed)
     by_turn: dict[int, list[tuple[float, float]]] = {}

@@ -1,4 +1,4 @@
-"""The register of answers: how long, how formal, how marked up; to be compared with that of the demonstrations."""
+"""The register of answers (length, formality, markup), to compare with that of the demonstrations."""
 
 import re
 from collections.abc import Sequence
@@ -30,13 +30,14 @@ _AT_START = ("stock opening", "capital first")
 def register(texts: Sequence[str]) -> dict[str, float]:
     """Lengths in words and sentences (mean, median, 90th percentile), shares of answers with each mark, distinct-n.
 
-    Shares are in [0, 1]; distinct-n is different n-grams of words over all, in all answers together (Li et al. 2016).
+    Shares are in [0, 1]; distinct-n is the number of distinct word n-grams over all n-grams of all answers (Li et al.
+    2016).
 
     Raises:
-      ValueError: no text.
+      ValueError: no texts.
     """
     if not texts:
-        raise ValueError("no text to describe")
+        raise ValueError("no texts to describe")
     words = [_WORD.findall(text) for text in texts]
     counts = np.array([len(each) for each in words], np.float64)
     sentences = np.array([max(1, len(_SENTENCE_END.findall(text))) for text in texts], np.float64)

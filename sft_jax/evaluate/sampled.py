@@ -1,4 +1,4 @@
-"""Sampled completions as rows: what people and models rank, and what becomes demonstrations or preferences of it."""
+"""Sampled completions as rows to be ranked, and their selection as demonstrations or preference pairs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ KEPT_KEYS = (
     *FOR_TEMPLATE,
     *("answer", "ground_truth", "reference", "regex", "json_schema", "min_words", "max_words"),
 )
-"""These, and those that say how its answers are judged: they go with its completions."""
+"""These, and those that checks need: they are copied to its completions."""
 
 Keep = Literal["best", "passing", "all"]
 
 
 def sampled_row(task: Task, completions: Sequence[Generated], tokenizer: Any) -> dict[str, Any]:
-    """One prompt with its completions, as JSON: valid input for collecting preferences, and for `select`.
+    """One prompt with its completions, as JSON: input for preference collection and for `select`.
 
-    `tokens` and `logprobs` (log p under the model itself, temperature 1) line up and hold the stop token where there is
-    one; `logprob` is their sum.
+    `tokens` and `logprobs` (log p under the unmodified model, temperature 1) have equal length and include the stop
+    token if there is one; `logprob` is the sum of `logprobs`.
     """
     asked: dict[str, Any] = {"messages": list(task.messages)} if task.messages else {"prompt": task.prompt}
     kept = {key: task.row[key] for key in KEPT_KEYS if key in task.row}
@@ -52,7 +52,7 @@ def sampled_row(task: Task, completions: Sequence[Generated], tokenizer: Any) ->
 
 
 def _texts(one: Generated, tokenizer: Any) -> dict[str, str]:
-    """`text`, and `raw` with the special tokens where it has any: some families write tool calls with them."""
+    """`text`, and `raw` with special tokens if it has any: some families use them in tool calls."""
     if one.text is not None:
         return {"text": one.text}
     text, raw = (tokenizer.decode(one.tokens, skip_special_tokens=skip) for skip in (True, False))
@@ -60,19 +60,19 @@ def _texts(one: Generated, tokenizer: Any) -> dict[str, str]:
 
 
 def written(completion: Mapping[str, Any]) -> str:
-    """A completion's text as the model wrote it, special tokens included."""
+    """A completion's text as generated, including special tokens."""
     return completion.get("raw", completion["text"])
 
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the prompts."""
+    """Statistics of a selection."""
 
     prompts: int
     kept: int
     """Rows written."""
     without: int
-    """Prompts of which nothing was written: no completion passes, or all score the same (pairs)."""
+    """Prompts without an output row: no completion passes, or (for pairs) all have the same score."""
     first: float
     """Mean score of each prompt's first completion."""
     mean: float
@@ -82,7 +82,7 @@ class Account:
 
 
 def account(scores: Sequence[Sequence[float]], rows: int, used: int) -> Account:
-    """The numbers behind a selection; `used` prompts gave the `rows`."""
+    """Statistics of a selection in which `used` prompts yielded `rows` rows."""
     count = len(scores)
     return Account(
         count,
@@ -97,10 +97,11 @@ def account(scores: Sequence[Sequence[float]], rows: int, used: int) -> Account:
 def select(
     rows: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]], keep: Keep, at_least: float
 ) -> tuple[list[dict[str, Any]], Account]:
-    """Completions as new demonstrations, which training reads as any others.
+    """Select completions as new demonstrations.
 
-    best: the first of the best completions of each prompt, if its score is at least `at_least`. passing: every
-    completion that scores so, each text once (rejection sampling; Touvron et al. 2023, section 3.2.3). all: every one.
+    best: each prompt's best completion (the first, if tied), if its score is at least `at_least`. passing: every
+    distinct completion with at least that score (rejection sampling; Touvron et al. 2023, section 3.2.3). all: every
+    completion.
     """
     made, used = [], 0
     for row, each in zip(rows, scores, strict=True):
@@ -117,7 +118,7 @@ def select(
 
 
 def pairs(rows: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]]) -> tuple[list[dict[str, Any]], Account]:
-    """The best against the worst completion of each prompt where their scores differ: what a reward model learns."""
+    """Pair each prompt's best and worst completion, if their scores differ, to train a reward model."""
     made = []
     for row, each in zip(rows, scores, strict=True):
         order = range(len(each))
@@ -144,7 +145,7 @@ def _pair(row: Mapping[str, Any], chosen: str, rejected: str) -> dict[str, Any]:
 
 
 def check_sampled(where: str, row: Mapping[str, Any]) -> None:
-    """Raises BadInput where a row is not one of `sft-jax sample`."""
+    """Raises BadInput if a row is not the output of `sft-jax sample`."""
     completions = row.get("completions")
     asked = "messages" in row or "prompt" in row
     fine = isinstance(completions, list) and completions and asked and "id" in row

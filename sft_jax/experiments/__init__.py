@@ -1,1 +1,1 @@
-"""Programs that run the whole of it for a result of their own: quickstart, ceiling, solutions, plans of the configs."""
+"""End-to-end programs: quickstart, the ceiling and solutions experiments, and the plans of the shipped configs."""

@@ -1,6 +1,6 @@
-"""`make ceiling`: the ceiling of imitation on demonstrators whose skill and entropy are known (docs/ceiling.md).
+"""`make ceiling`: the ceiling of imitation for demonstrators of known skill and entropy (docs/ceiling.md).
 
-Runs the five configs/ceiling_*.py, sets what was measured beside what must come out, and draws it.
+Runs the five configs/ceiling_*.py, compares the measurements with the known values, and plots both.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ DEMONSTRATORS = {
 }
 """The demonstrator of each config."""
 TOKENIZER = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-"""For the picture of what each objective trains."""
+"""For the figure of the tokens that each objective trains."""
 TOKENS = 2
-"""Trained tokens of a demonstration: the answer, and the end."""
+"""Trained tokens per demonstration: the answer and the end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Experiment:
 
 
 def experiment(arguments: Sequence[str]) -> int:
-    """Run it; leaves runs/ceiling/experiment.json and the pictures."""
+    """Run the experiment; writes runs/ceiling/experiment.json and the plots."""
     from sft_jax.storage.atomic import write_json
 
     options = parse(Experiment, arguments, "ceiling_experiment")
@@ -74,7 +74,7 @@ def experiment(arguments: Sequence[str]) -> int:
 
 
 def known(demonstrator: Demonstrator) -> dict[str, Any]:
-    """What must come out of perfect imitation."""
+    """The known results of perfect imitation."""
     return {
         "loss": demonstrator.entropy / TOKENS,
         "sampled": demonstrator.skill,
@@ -84,7 +84,7 @@ def known(demonstrator: Demonstrator) -> dict[str, Any]:
 
 
 def checks(config: RunConfig, options: Ceiling, result: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The loss above the demonstrator's own on the same rows, and the scores at a quarter of the demonstrations."""
+    """Loss above the demonstrator's own on the same rows, and the scores with a quarter of the demonstrations."""
     from sft_jax.evaluate.bootstrap import paired_difference
 
     sizes = result["scaling"]["sizes"]
@@ -109,7 +109,7 @@ def _run(config: RunConfig, size: int, seed: int) -> Path:
 
 
 def draw(result: Mapping[str, Any], directory: Path, name: str) -> None:
-    """The curve with the entropy, and best of n with what it must be."""
+    """Plot the loss curve with the known entropy, and best of n."""
     from sft_jax.ceiling.page import loss_plot, score_plot
 
     levels = [("demonstrator's entropy", result["known"]["loss"])]
@@ -118,7 +118,7 @@ def draw(result: Mapping[str, Any], directory: Path, name: str) -> None:
 
 
 def print_row(name: str, result: Mapping[str, Any]) -> None:
-    """One line of the table in docs/ceiling.md."""
+    """Print one line of the table in docs/ceiling.md."""
     exact, quality, scaling = result["known"], result["quality"], result["scaling"]
     best = dict(quality["best_of"])
     cells = [

@@ -1,4 +1,4 @@
-"""Which tokens each objective trains: one conversation under each."""
+"""The tokens that each objective trains, on one conversation."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ MESSAGES = [
 
 
 def objectives(tokenizer: Any) -> list[TokenRow]:
-    """The same text as pretraining takes it, and as each way of imitation does.
+    """The same text tokenised for pretraining and for each way of imitation.
 
     Args:
-      tokenizer: with a chat template.
+      tokenizer: a tokenizer with a chat template.
     """
     text = tokenizer.apply_chat_template(MESSAGES, tokenize=False)
     ways: list[tuple[str, dict[str, Any], dict[str, Any]]] = [

@@ -1,10 +1,10 @@
-"""Plan every shipped config on the chips that its docstring names, and write there what came out: `make plan-configs`.
+"""Plan every shipped config on the topology in its docstring, and write the result there: `make plan-configs`.
 
     python -m sft_jax.experiments.plan_configs [configs/llama31_8b.py ...]
 
-A config's docstring has a line `Plan:  sft-jax plan configs/NAME.py --topology T [--slices N]`; the lines `Planned:`
-below it are written. `configs/plans.json` holds the whole of each plan, and what tells whether it is still true: the
-config, the model, and the closed form's figures, which change with the chips, the assumptions and the cost model.
+A config's docstring has a line `Plan:  sft-jax plan configs/NAME.py --topology T [--slices N]`; this writes the
+`Planned:` lines below it. `configs/plans.json` stores each plan in full, with what shows whether it is up to date: the
+config, the model, and the closed-form figures, which change with the chips, the assumptions and the cost model.
 """
 
 import ast
@@ -33,11 +33,11 @@ from sft_jax.weights.pretrained import architecture_at
 PLANS = Path("configs/plans.json")
 WIDTH = 118
 DIGITS = 6
-"""Of the figures that are kept: the last ones differ between processors."""
+"""Significant digits of stored figures; further ones differ between CPUs."""
 
 
 def shipped() -> dict[str, Request]:
-    """Every config with a `Plan:` line, by its path, with what is planned."""
+    """Config path -> plan request, for every config with a `Plan:` line."""
     found = {}
     for path in sorted(Path("configs").glob("*.py")):
         line = re.search(r"^Plan: +sft-jax plan (.*)$", _docstring(path), re.MULTILINE)
@@ -59,7 +59,7 @@ def _docstring(path: Path) -> str:
 
 
 def fingerprint(request: Request) -> str:
-    """Of the config, the model and the chips; how the processes find each other changes no plan."""
+    """Hash of the config, the model and the chips, without `distributed`, which does not affect the plan."""
     config = asdict(request.config)
     del config["distributed"]
     text = json.dumps([config, asdict(request.architecture), request.shapes, str(request.topology)])
@@ -67,13 +67,13 @@ def fingerprint(request: Request) -> str:
 
 
 def closed_form(request: Request) -> list[float]:
-    """[seconds of a step, bytes a chip at the peak, operations] in closed form."""
+    """[seconds per step, peak bytes per chip, executed FLOPs] in closed form."""
     plan = plan_analytic(request)
     return [float(f"{x:.{DIGITS}g}") for x in (plan.step_seconds, plan.peak_bytes_per_chip, plan.executed_flops)]
 
 
 def record(request: Request, plan: Planned) -> dict[str, Any]:
-    """What `plans.json` keeps of a plan."""
+    """The entry of a plan in `plans.json`."""
     values = {name: value for name, value in vars(plan).items() if name not in ("collectives", "compile_seconds")}
     versions = {name: _version(name) for name in ("jax", "libtpu")} if plan.method == "compiled" else {}
     return {"fingerprint": fingerprint(request), "closed_form": closed_form(request), **versions, "plan": values}
@@ -111,7 +111,7 @@ def write_docstring(path: Path, lines: str) -> None:
 
 
 def read_plans() -> dict[str, Any]:
-    """What is recorded, by config."""
+    """The stored plans, by config path."""
     return json.loads(PLANS.read_text(encoding="utf-8")) if PLANS.exists() else {}
 
 
@@ -120,11 +120,11 @@ def refresh(arguments: Sequence[str]) -> int:
     every, plans = shipped(), read_plans()
     for name in arguments or every:
         if name not in every:
-            raise BadInput(f"{name} is no config with a Plan: line. Known: {', '.join(every)}")
+            raise BadInput(f"{name} is not a config with a Plan: line. Known: {', '.join(every)}")
         request = every[name]
         plan = plan_compiled(request) if can_compile(request.topology) else plan_analytic(request)
         if not plan.fits or (plan.method != "compiled" and not request.topology.is_gpu):
-            raise BadInput(f"{name}: {plan.problem or 'this machine cannot compile for TPUs: plans are compiled'}")
+            raise BadInput(f"{name}: {plan.problem or 'this machine cannot compile for TPUs, which TPU plans need'}")
         plans[name] = record(request, plan)
         write_docstring(Path(name), planned_lines(plans[name]))
         print(f"{name}\n{textwrap.indent(planned_lines(plans[name]), '  ')}", flush=True)

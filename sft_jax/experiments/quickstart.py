@@ -32,13 +32,13 @@ CONFIG = "configs/quickstart.py"
 LONGEST_ANSWER = 64
 """Tokens: the longest demonstrated answer has about 50."""
 MARKER = ".quickstart"
-"""Tells a workdir that the next quickstart may remove."""
+"""Marks a workdir that the next quickstart may remove."""
 SHOWN = ("call", "calls", "refusal")
-"""Kinds of held-out conversations that are shown before and after."""
+"""Kinds of held-out conversations to show before and after."""
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far."""
+    """Peak resident memory of this process so far."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -46,16 +46,16 @@ def peak_rss_bytes() -> int:
 
 
 def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
-    """The held-out demonstrations that behaviour is measured on.
+    """The held-out demonstrations for measuring behaviour.
 
     Raises:
-      BadInput: rows in another form or style than the quickstart's own.
+      BadInput: rows that are not messages in the house style.
     """
     rows = []
     for record in read_records(config.data.eval):
         detect_format(record, "messages")
         rows.append({"id": record.where, "kind": "", **record.value})
-    behaviour_of(rows, [Answer(prompt_of(row)[1], stopped=True) for row in rows])  # known now, not after the training
+    behaviour_of(rows, [Answer(prompt_of(row)[1], stopped=True) for row in rows])  # fail now, not after training
     return rows
 
 
@@ -67,7 +67,7 @@ def answers(model: Model, rows: Sequence[Mapping]) -> list[Answer]:
 
 
 def show(console, rows: Sequence[Mapping], before: Sequence, after: Sequence) -> None:
-    """Three conversations, before and after."""
+    """Print three conversations, before and after."""
     for kind in SHOWN:
         place = next((i for i, row in enumerate(rows) if row["kind"] == kind), None)
         if place is None:
@@ -84,36 +84,36 @@ def show(console, rows: Sequence[Mapping], before: Sequence, after: Sequence) ->
 
 
 def clear(workdir: Path) -> None:
-    """Remove what an earlier quickstart left, and nothing else.
+    """Remove the files of an earlier quickstart, and nothing else.
 
     Raises:
-      BadInput: the directory holds something that no quickstart made.
+      BadInput: the directory contains files that are not from a quickstart.
     """
     if (workdir / MARKER).is_file():
         shutil.rmtree(workdir)
     elif workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
-        raise BadInput(f"{workdir} holds something that no quickstart made; give it a new or empty --workdir")
+        raise BadInput(f"{workdir} contains files that are not from a quickstart; use a new or empty --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / MARKER).touch()
 
 
 def quickstart(arguments: Sequence[str]) -> int:
-    """Run it all; leaves quickstart.json in the workdir."""
+    """Run all steps; writes quickstart.json to the workdir."""
     started = time.perf_counter()
     config = resolve_config([CONFIG, *arguments], "quickstart")
-    require_local(config.workdir, "workdir")  # the export and the report of it lie there too
+    require_local(config.workdir, "workdir")  # it also holds the export and its report
     workdir = Path(config.workdir)
     console = Console(soft_wrap=True, highlight=False)
     rows = held_out_rows(config)
     if config.distributed.processes > 1 or config.distributed.auto:
-        raise BadInput(f"the quickstart is one process; several train with `sft-jax train {CONFIG}`")
+        raise BadInput(f"the quickstart runs in one process; to train with several, use `sft-jax train {CONFIG}`")
     clear(workdir)
     start(config.distributed, leave)
     config = dataclasses.replace(config, distributed=dataclasses.replace(config.distributed, cpu_devices=0))
 
     console.print(f"1/4  measuring {config.model.path} on {len(rows)} held-out prompts")
     before = answers(load(config.model.path, config.mesh, config.model.dtype, config.sharding), rows)
-    console.print("2/4  fine-tuning on the demonstrations the package ships")
+    console.print("2/4  fine-tuning on the shipped demonstrations")
     run = train_on_terminal(config)
     console.print("3/4  measuring again")
     after = answers(run.model, rows)
@@ -134,14 +134,14 @@ def quickstart(arguments: Sequence[str]) -> int:
 
 
 def summarise(console, result: Mapping[str, Any], workdir: Path) -> None:
-    """The numbers, and what to type next."""
+    """Print the results and what to try next."""
     table = Table("held-out prompts", "before", "after", title=None)
     for name in ("tool_call_exact_match", "correct_refusal", "well_formed", "stopped"):
         table.add_row(name.replace("_", " "), f"{result['before'][name]:.1%}", f"{result['after'][name]:.1%}")
     console.print()
     console.print(table)
     minutes, gigabytes = result["seconds"] / 60, result["peak_rss_bytes"] / 1e9
-    console.print(f"{minutes:.1f} minutes, {gigabytes:.1f} GB of memory at most; {workdir / 'quickstart.json'}")
+    console.print(f"{minutes:.1f} minutes, {gigabytes:.1f} GB peak memory; {workdir / 'quickstart.json'}")
     prompts = "sft_jax/demonstrations/held_out.jsonl"
     console.print(
         f"""

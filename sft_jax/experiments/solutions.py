@@ -2,7 +2,8 @@
 
 The data is GSM8K's `example_model_solutions.jsonl` (Cobbe et al. 2021, MIT; not part of this repository): for each
 question a human's solution and those of four models, each marked right or wrong. The same pretrained model imitates
-each demonstrator, all of them mixed, and only what is right; then every held-out solution's likelihood is measured.
+each demonstrator, a mixture of the models, and only their right solutions; then the likelihood of every held-out
+solution is measured.
 """
 
 import dataclasses
@@ -31,14 +32,14 @@ class Experiment:
     solutions: str = "example_model_solutions.jsonl"
     """GSM8K's file of that name."""
     demonstrations: int = 80
-    """Of each arm."""
+    """Demonstrations per arm."""
     held_out: int = 40
     """Questions whose solutions are measured."""
     workdir: str = "runs/solutions"
 
 
 def experiment(arguments: Sequence[str]) -> int:
-    """Run it; leaves WORKDIR/solutions.json."""
+    """Run the experiment; writes WORKDIR/solutions.json."""
     options = parse(Experiment, arguments, "solutions_experiment")
     require_local(options.workdir, "--workdir")
     rows = _read(options)
@@ -61,7 +62,7 @@ def _read(options: Experiment) -> list[dict[str, Any]]:
     path = Path(options.solutions)
     if not path.is_file():
         raise BadInput(
-            f"{path}: no such file. It is part of GSM8K (github.com/openai/grade-school-math); --solutions F"
+            f"{path}: no such file. Get it from GSM8K (github.com/openai/grade-school-math) and set --solutions FILE"
         )
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     needed = options.held_out + options.demonstrations
@@ -71,12 +72,12 @@ def _read(options: Experiment) -> list[dict[str, Any]]:
 
 
 def solution(row: Mapping[str, Any], who: str) -> tuple[str, bool]:
-    """(text, is it right) of one demonstrator."""
+    """(text, whether it is right) of one demonstrator."""
     return (row["ground_truth"], True) if who == HUMAN else (row[who]["solution"], row[who]["is_correct"])
 
 
 def demonstrations_of(arm: str, rows: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
-    """`count` demonstrations: of one demonstrator, of the four models in turn, or of these what is right."""
+    """`count` demonstrations: from one demonstrator, from the four models in turn, or only the right ones of these."""
     made = []
     for number, row in enumerate(rows):
         who = MODELS[number % len(MODELS)] if arm.startswith("mixed") else arm
@@ -85,7 +86,7 @@ def demonstrations_of(arm: str, rows: Sequence[Mapping[str, Any]], count: int) -
             made.append(_demonstration(row, text))
         if len(made) == count:
             return made
-    raise BadInput(f"only {len(made)} demonstrations of {arm!r}, {count} are asked for")
+    raise BadInput(f"only {len(made)} demonstrations of {arm!r}, expected {count}. Lower --demonstrations")
 
 
 def _demonstration(row: Mapping[str, Any], text: str) -> dict[str, Any]:
@@ -93,14 +94,14 @@ def _demonstration(row: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 
 def train(base: RunConfig, workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Two passes over the demonstrations, the quickstart's optimizer."""
+    """Train for two epochs with the quickstart's optimizer."""
     from sft_jax.cli.train import train_on_terminal
-    from sft_jax.storage.atomic import write_whole
+    from sft_jax.storage.atomic import write_atomic
 
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "demonstrations.jsonl"
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    write_whole(path, lambda file: file.write(text))
+    write_atomic(path, lambda file: file.write(text))
     data = dataclasses.replace(base.data, train=(str(path),), eval=(), sequence_length=512)
     optimizer = dataclasses.replace(base.optimizer, learning_rate=1e-4, warmup_steps=2)
     batch = dataclasses.replace(base.train, epochs=2, batch_size=4, tensorboard=False)
@@ -108,7 +109,7 @@ def train(base: RunConfig, workdir: Path, rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def losses_of(model: str, documents: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
-    """Loss a token by demonstrator, and how often the right one of two solutions to one question is the likelier."""
+    """Loss per token by demonstrator, and how often the right of two solutions to a question is more likely."""
     from sft_jax.api.model import load
     from sft_jax.config import Data
     from sft_jax.data.pack.prepare import encode_rows
@@ -142,7 +143,7 @@ def losses_of(model: str, documents: Sequence[tuple[Mapping[str, Any], str]]) ->
 
 
 def print_arm(arm: str, found: Mapping[str, Any]) -> None:
-    """One line of the table in docs/ceiling.md."""
+    """Print one line of the table in docs/ceiling.md."""
     cells = [f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in found.values()]
     print(f"| {arm} | {' | '.join(cells)} |", flush=True)
 

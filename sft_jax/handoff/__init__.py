@@ -1,1 +1,1 @@
-"""What the RL stage starts from: the reward model, and the frozen reference of the KL term."""
+"""Starting points for the RL stage: the reward model and the frozen reference policy."""

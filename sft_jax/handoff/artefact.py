@@ -1,7 +1,7 @@
-"""What a run hands to the RL stage: handoff.json says where policy, tokenizer and stop tokens are, and which weights.
+"""handoff.json, which tells the RL stage where a run's policy, tokenizer and stop tokens are.
 
-The policy of an RL run starts as a copy of these weights, and its KL term is taken against them, frozen: whoever loads
-them can tell by the fingerprint that they are the same ones.
+The RL policy starts from these weights and its KL term uses them, frozen, as the reference. The fingerprint lets a
+loader verify that they are the same weights.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def describe_handoff(
     tokenizer_directory: str,
     rendering: RenderOptions,
 ) -> dict[str, Any]:
-    """The content of handoff.json; paths are relative to where it lies."""
+    """The content of handoff.json; paths are relative to its directory."""
     return {
         "format": 1,
         "policy": policy,
@@ -41,5 +41,5 @@ def describe_handoff(
 
 
 def write_handoff(directory: str | Path, content: Mapping[str, Any]) -> None:
-    """Write handoff.json, whole or not at all."""
+    """Write handoff.json atomically."""
     write_json(Path(directory) / HANDOFF, dict(content))

@@ -1,9 +1,9 @@
-"""The frozen reference policy: its log-probabilities, and how far a policy has moved from it, token by token.
+"""Per-token KL divergence of a policy from the frozen reference, and its usual estimators.
 
 KL(policy || reference) at a position is sum over v of p(v) (log p(v) - log q(v)); p is the policy, q the reference. The
-estimators look only at the token that stands there, r = q / p: k1 = -log r, k2 = (log r)^2 / 2, k3 = (r - 1) - log r
-(Schulman 2020, "Approximating KL divergence"). Their mean is (k1, k3) or nearly is (k2) the KL where the policy itself
-drew the tokens; on other text they are only what their formula says.
+estimators use only the observed token, with r = q / p: k1 = -log r, k2 = (log r)^2 / 2, k3 = (r - 1) - log r (Schulman
+2020, "Approximating KL divergence"). On tokens sampled from the policy their mean equals (k1, k3) or approximates (k2)
+the KL; on other text they have no such meaning.
 """
 
 import functools
@@ -22,7 +22,7 @@ from sft_jax.parallel.rules import Layout
 from sft_jax.sample.score import target_batch, target_states
 
 CHUNK = 512
-"""Positions that meet both heads at once, over all rows: no buffer exceeds twice CHUNK x V."""
+"""Positions per chunk over all rows: no buffer exceeds 2 x CHUNK x V."""
 
 
 class Policy(NamedTuple):
@@ -33,7 +33,7 @@ class Policy(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """At each target of a document, float32 [targets]."""
+    """Per target of a document, float32 [targets]."""
 
     kl: np.ndarray
     """Exact, over the whole vocabulary."""
@@ -41,16 +41,16 @@ class Divergence(NamedTuple):
     k2: np.ndarray
     k3: np.ndarray
     log_p: np.ndarray
-    """Of the target, under the policy."""
+    """log p of the target under the policy."""
     log_q: np.ndarray
-    """Of the target, under the reference."""
+    """log p of the target under the reference."""
     weights: np.ndarray
 
 
 def token_divergences(log_p_BMV: jax.Array, log_q_BMV: jax.Array, targets_BM: jax.Array) -> tuple[jax.Array, ...]:
     """(kl, k1, k2, k3, log p, log q), float32 [B, M] each, from normalised log-probabilities [B, M, V].
 
-    Equal inputs give 0 to the bit. For use inside a step of one's own as well.
+    Equal inputs give exactly 0. Can also be used inside your own training step.
     """
     kl = (jnp.exp(log_p_BMV) * (log_p_BMV - log_q_BMV)).sum(axis=-1)
     log_p, log_q = (jnp.take_along_axis(x, targets_BM[..., None], axis=-1)[..., 0] for x in (log_p_BMV, log_q_BMV))
@@ -60,16 +60,16 @@ def token_divergences(log_p_BMV: jax.Array, log_q_BMV: jax.Array, targets_BM: ja
 
 @functools.lru_cache(maxsize=8)
 def _make_hidden(architecture: Architecture, compute: Compute):
-    """The jitted (parameters, tokens [B, T], lengths [B], index [B, M]) -> hidden states [B, M, D] at `index`."""
+    """Jitted: (parameters, tokens [B, T], lengths [B], index [B, M]) -> hidden states [B, M, D] at `index`."""
     return jax.jit(functools.partial(target_states, architecture, compute))
 
 
 @functools.lru_cache(maxsize=8)
 def _make_log_probabilities(architecture: Architecture, layout: Layout):
-    """The jitted (parameters, hidden [B, C, D]) -> log-probabilities float32 [B, C, V].
+    """Jitted: (parameters, hidden [B, C, D]) -> log-probabilities float32 [B, C, V].
 
-    Policy and reference go through the same program one after the other: within one program the compiler may round the
-    two differently, and the KL of a model with itself would not be 0.
+    Policy and reference run through the same program in turn. In a joint program the compiler may round them
+    differently, and the KL of a model with itself would not be 0.
     """
 
     def log_probabilities(parameters, hidden):
@@ -89,17 +89,17 @@ def _divergences(layout: Layout, log_p, log_q, targets):
 def divergences(
     policy: Policy, reference: Policy, compute: Compute, examples: Sequence[Example], batch_size: int = 8
 ) -> Iterator[Divergence]:
-    """For each example in order, what policy and reference say at its targets (tokens with a weight).
+    """Yield the divergences at each example's targets (tokens with a nonzero weight).
 
-    Both lie on the mesh of `compute.layout`. Only target positions meet the heads, in chunks.
+    Both models must be on the mesh of `compute.layout`. The heads are applied to target positions only, in chunks.
 
     Raises:
-      ValueError: the two have vocabularies of different sizes.
+      ValueError: the vocabularies differ in size.
     """
     if policy.architecture.vocab != reference.architecture.vocab:
         raise ValueError(f"vocabularies of {policy.architecture.vocab} and {reference.architecture.vocab} tokens")
     layout = compute.layout
-    batch_size = layout.whole_batches(batch_size)
+    batch_size = layout.round_up_batch(batch_size)
     models = [
         (
             model.parameters,
@@ -128,10 +128,10 @@ def divergences(
 
 
 def mean(found: Sequence[Divergence]) -> dict[str, float]:
-    """`kl, k1, k2, k3` as weighted means a target, and `tokens`, the number of targets.
+    """Weighted means per target of `kl, k1, k2, k3`, and `tokens`, the number of targets.
 
     Raises:
-      ValueError: no target.
+      ValueError: there are no targets.
     """
     weights = np.concatenate([np.zeros(0), *(one.weights for one in found)])
     if not weights.sum():

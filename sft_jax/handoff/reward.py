@@ -1,6 +1,6 @@
-"""The reward model: a scalar head on the SFT weights, and the rewards it gives.
+"""The reward model: a scalar head on the SFT weights, and its rewards.
 
-The reward of a text is the product of `score` [1, D] and the last token's final hidden state, as in transformers'
+The reward of a text is `score` [1, D] times the final hidden state of the last token, as in transformers'
 `AutoModelForSequenceClassification` with one label.
 """
 
@@ -27,11 +27,11 @@ Init = Literal["zeros", "normal"]
 def with_reward_head(
     architecture: Architecture, layout: Layout, parameters: Mapping[str, jax.Array], init: Init, seed: int
 ) -> tuple[Architecture, dict[str, jax.Array]]:
-    """The decoder with a scalar head in place of the vocabulary's; a tied embedding stays.
+    """Replace the decoder's vocabulary head by a scalar head; a tied embedding is kept.
 
     Args:
-      init: zeros (the first loss is ln 2, whatever the weights), or normal with deviation 1 / sqrt(D + 1) (Stiennon et
-        al. 2020, appendix B.1).
+      init: zeros (the initial loss is ln 2), or normal with standard deviation 1 / sqrt(D + 1) (Stiennon et al. 2020,
+        appendix B.1).
     """
     kept = {name: value for name, value in parameters.items() if name != "head"}
     width = architecture.embed
@@ -43,16 +43,16 @@ def with_reward_head(
 
 
 def choose_pad(tokenizer: Any, stops: Sequence[int], vocab: int, named: str = "") -> str:
-    """A padding token that ends no answer: transformers reads the reward at the last token that is not padding.
+    """Choose a padding token that does not end answers: transformers reads the reward at the last non-padding token.
 
-    Where padding is the stop token too (SmolLM2), the reward would be read one token early.
+    If the padding token is also the stop token (SmolLM2), the reward would be read one token early.
 
     Args:
-      vocab: ids below this have an embedding; transformers builds none for padding beyond.
-      named: the user's choice; "" takes the tokenizer's own, or else its first special token that is free.
+      vocab: ids below this have an embedding, which the padding token needs in transformers.
+      named: the user's choice; "" means the tokenizer's own, or else its first unused special token.
 
     Raises:
-      BadInput: the named token does not exist, has no embedding or ends answers, or none is free.
+      BadInput: the named token does not exist, has no embedding or ends answers; or no special token is unused.
     """
     ends = {*stops, tokenizer.eos_token_id}
     special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -62,32 +62,32 @@ def choose_pad(tokenizer: Any, stops: Sequence[int], vocab: int, named: str = ""
         if tokenizer.convert_tokens_to_ids(named) >= vocab:
             raise BadInput(
                 f"--pad-token {named!r} has id {tokenizer.convert_tokens_to_ids(named)}, but the model has {vocab:,} "
-                "embeddings. Name another"
+                "embeddings. Choose another"
             )
         if tokenizer.convert_tokens_to_ids(named) in ends:
-            raise BadInput(f"--pad-token {named!r} ends answers: the reward would be read before it. Name another")
+            raise BadInput(f"--pad-token {named!r} ends answers: the reward would be read before it. Choose another")
         return named
     own = tokenizer.pad_token
     if own is not None and tokenizer.pad_token_id not in ends and tokenizer.pad_token_id < vocab:
         return own
     template = str(tokenizer.chat_template or "")
-    taken = {tokenizer.bos_token, tokenizer.eos_token}
-    free = [word for word, number in special.items() if number < vocab and number not in ends and word not in taken]
+    reserved = {tokenizer.bos_token, tokenizer.eos_token}
+    free = [word for word, number in special.items() if number < vocab and number not in ends and word not in reserved]
     free = [word for word in free if word not in template]
     if not free:
         raise BadInput(
-            f"the tokenizer has no special token that is free for padding (of {', '.join(special) or 'none'}): all end "
-            "answers, stand in the chat template or have no embedding. Name an unused token with --pad-token"
+            f"the tokenizer has no special token to use for padding (found {', '.join(special) or 'none'}): all end "
+            "answers, occur in the chat template or have no embedding. Name an unused token with --pad-token"
         )
     return free[0]
 
 
 @functools.lru_cache(maxsize=8)
 def make_rewards(architecture: Architecture, compute: Compute):
-    """The jitted (parameters, tokens int32 [B, T], lengths int32 [B]) -> rewards float32 [B] at the last tokens."""
+    """Jitted: (parameters, tokens int32 [B, T], lengths int32 [B]) -> rewards float32 [B] at the last tokens."""
 
     def rewards(parameters: Mapping[str, jax.Array], tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        # As many columns as the layout divides targets into; the first is the one wanted.
+        # Replicated over columns so that the layout can shard the target axis; only the first is used.
         last = jnp.broadcast_to(
             lengths[:, None] - 1, (tokens.shape[0], TARGET_BUCKET * compute.layout.parts("act_targets"))
         )
@@ -104,8 +104,8 @@ def reward_documents(
     documents: Sequence[np.ndarray],
     batch_size: int = 8,
 ) -> Iterator[float]:
-    """The reward of each document (int32 token ids) in order."""
-    batch_size = compute.layout.whole_batches(batch_size)
+    """Yield the reward of each document (int32 token ids)."""
+    batch_size = compute.layout.round_up_batch(batch_size)
     rewards = make_rewards(architecture, compute)
     for start in range(0, len(documents), batch_size):
         batch = documents[start : start + batch_size]
@@ -113,7 +113,7 @@ def reward_documents(
         yield from np.asarray(rewards(parameters, tokens, lengths))[: len(batch)].tolist()
 
 
-def ends_of(example: Example) -> tuple[np.ndarray, np.ndarray]:
-    """The two documents of a pair: chosen, rejected."""
+def split_pair(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """Split a pair into its two documents: (chosen, rejected)."""
     end = int(np.flatnonzero(example.weights)[0]) + 1
     return example.tokens[:end], example.tokens[end:]

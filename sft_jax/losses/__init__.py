@@ -1,1 +1,1 @@
-"""What is minimised: objectives (trainable, frozen, batch, rng) -> (loss_sum, weight_sum, metric_sums)."""
+"""Training objectives: (trainable, frozen, batch, rng) -> (loss_sum, weight_sum, metric_sums)."""

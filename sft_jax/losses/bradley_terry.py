@@ -1,4 +1,4 @@
-"""Bradley-Terry: of two answers to one prompt the preferred one scores higher. An objective over the same step."""
+"""The Bradley-Terry loss of a reward model: the preferred of two answers to a prompt should score higher."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from sft_jax.model.layers import Compute
 
 
 def rewards_at(parameters: Parameters, hidden_BMD: jax.Array) -> jax.Array:
-    """float32 rewards [B, M] of hidden states: their product with the scalar head."""
+    """float32 rewards [B, M]: hidden states times the scalar head."""
     score = parameters["score"].astype(hidden_BMD.dtype)
     wide = jnp.promote_types(hidden_BMD.dtype, jnp.float32)
     return jnp.einsum("BMD,OD->BMO", hidden_BMD, score, preferred_element_type=wide)[..., 0]
@@ -23,13 +23,13 @@ def reward_objective(architecture: Architecture, compute: Compute) -> Objective:
     """-weight * log sigmoid(r_chosen - r_rejected - margin), summed over the pairs of one micro-batch (Bradley & Terry
     1952; Ouyang et al. 2022, eq. 1; the margin as in Touvron et al. 2023, eq. 2).
 
-    Slots 2k and 2k + 1 of a batch are pair k: `target_index` is where each answer ends, and `target_weights` the pair's
-    weight, and the weight plus the margin (`data/pack/batches.fill_pairs`).
+    Slots 2k and 2k + 1 of a batch hold pair k: `target_index` is the last token of each answer, and `target_weights`
+    are the pair's weight and its weight plus the margin (`data/pack/batches.fill_pairs`).
 
     Returns:
-      An objective as `cross_entropy_objective`. metric_sums: `correct` (chosen scores higher), `entropy` (of the
-      modelled preference), `reward_margin` (r_chosen - r_rejected), all weighted; and those of `counts_of` (two targets
-      per pair).
+      An objective like `cross_entropy_objective`. metric_sums: `correct` (chosen scores higher), `entropy` (of the
+      modelled preference) and `reward_margin` (r_chosen - r_rejected), all weighted, and those of `counts_of` (two
+      targets per pair).
     """
 
     def objective(trainable, frozen, batch: Batch, rng=None):
@@ -40,7 +40,7 @@ def reward_objective(architecture: Architecture, compute: Compute) -> Objective:
         with jax.named_scope("head"):
             both = rewards_at(parameters, gather_targets(compute.layout, hidden, batch.target_index))
         rows, slots = both.shape
-        # M is odd where it is the length of short rows: no pair has the last slot.
+        # M may be odd when it equals the length of short rows; the last slot is then unused.
         both, weights = (x[:, : slots // 2 * 2].reshape(rows, -1, 2) for x in (both, batch.target_weights))
         weight, margin = weights[..., 0], weights[..., 1] - weights[..., 0]
         difference = both[..., 0] - both[..., 1]

@@ -1,7 +1,7 @@
-"""Masked cross-entropy on the demonstrated tokens alone, and SFT as an objective over the step.
+"""Weighted cross-entropy on the demonstrated tokens, and SFT as an objective.
 
-Only the [b, M] target positions meet the head, in chunks: no buffer with a vocabulary axis exceeds chunk x V. The
-gradient of a chunk is computed with its loss, in the forward pass, so logits are made once and never kept.
+The head is applied to the [b, M] target positions only, in chunks: no buffer with a vocabulary axis exceeds chunk x V.
+Each chunk's gradient is computed with its loss in the forward pass, so logits are computed once and never stored.
 """
 
 import functools
@@ -22,16 +22,16 @@ from sft_jax.parallel.rules import ONE_DEVICE, Layout
 
 
 class Head(NamedTuple):
-    """What turns hidden states into logits, besides the kernel; hashable, so static under `jax.jit`."""
+    """Settings of the head, without its kernel; hashable, so static under `jax.jit`."""
 
     architecture: Architecture
     chunk: int
-    """Target positions of each row that meet the head at once, on each device that the row's targets lie on."""
+    """Target positions per row and chunk, on each device that holds a shard of the row's targets."""
     layout: Layout = ONE_DEVICE
 
 
 class ChunkSums(NamedTuple):
-    """float32 scalars: weight * nll, weight * (arg max is the target), weight * entropy of the prediction."""
+    """float32 scalars: weight * nll, weight * (argmax == target), weight * entropy of the prediction."""
 
     loss: jax.Array
     correct: jax.Array
@@ -39,7 +39,7 @@ class ChunkSums(NamedTuple):
 
 
 def _chunk(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with_gradients: bool):
-    """Sums of one chunk and, for unit cotangent of the loss, the gradients of kernel and hidden states."""
+    """Sums of one chunk and, for a unit loss cotangent, the gradients of the kernel and the hidden states."""
     wide = accumulator(hidden_BMD)
     raw = jnp.einsum("BMD,VD->BMV", hidden_BMD, kernel_VD, preferred_element_type=wide)
     raw = head.layout.shard(raw, "act_batch", "act_targets", "vocab", name="logits")
@@ -67,15 +67,15 @@ def _chunk(head: Head, kernel_VD, hidden_BMD, targets_BM, weights_BM, with_gradi
         d_logits = d_logits * (1 - jnp.square(jnp.tanh(raw / cap)))
     d_logits = d_logits.astype(hidden_BMD.dtype)
     d_hidden = jnp.einsum("BMV,VD->BMD", d_logits, kernel_VD, preferred_element_type=wide)
-    # Summed over the devices chunk by chunk, in the compute dtype as every other kernel's gradient, and each device
-    # keeps its part: the whole [V, D] is the largest array of a step, and kept over the chunks it would be float32.
+    # Reduce-scatter per chunk, in the compute dtype like every other kernel's gradient: the full [V, D] is the largest
+    # array of a step, and accumulated over chunks it would be float32.
     d_kernel = jnp.einsum("BMV,BMD->VD", d_logits, hidden_BMD)
     d_kernel = head.layout.shard(d_kernel, "vocab", "embed", name="head_gradient").astype(wide)
     return sums, (d_kernel, d_hidden.astype(hidden_BMD.dtype))
 
 
 def _split(head: Head, x_BM: jax.Array) -> jax.Array:
-    """[B, M, ...] -> [chunks, B, positions, ...], padded; each chunk takes as many positions of every device."""
+    """[B, M, ...] -> [chunks, B, positions, ...], padded; each chunk takes equally many positions from every device."""
     rows, capacity, *rest = x_BM.shape
     parts = head.layout.parts("act_targets")
     x = x_BM.reshape(rows, parts, capacity // parts, *rest)
@@ -86,7 +86,7 @@ def _split(head: Head, x_BM: jax.Array) -> jax.Array:
 
 
 def _join(head: Head, x: jax.Array, capacity: int) -> jax.Array:
-    """`_split` undone: [chunks, B, positions, ...] -> [B, M, ...]."""
+    """Inverse of `_split`: [chunks, B, positions, ...] -> [B, M, ...]."""
     chunks, rows, _, *rest = x.shape
     parts = head.layout.parts("act_targets")
     x = jnp.moveaxis(x.reshape(chunks, rows, parts, -1, *rest), 0, 2)
@@ -146,16 +146,16 @@ cross_entropy_sums.defvjp(_forward_rule, _backward_rule)
 
 
 def gather_targets(layout: Layout, hidden_BTD: jax.Array, target_index_BM: jax.Array) -> jax.Array:
-    """Hidden states [B, M, D] at the target positions; adds no collective when only the batch is divided.
+    """Hidden states [B, M, D] at the target positions; adds no collective if only the batch is sharded.
 
-    Where rows are divided, each device picks the targets that stand in its shard, and the sum over the devices, of
-    which one has each target and the others zeros, is scattered over M: each then has its share of the head's work.
+    If rows are sharded, each device gathers the targets in its shard, with zeros elsewhere. A reduce-scatter over M
+    then gives every device an equal share of the head's work.
     """
-    rows = layout.dividing_axes("act_length")
+    rows = layout.sharding_axes("act_length")
     if not rows:
         picked = jnp.take_along_axis(hidden_BTD, target_index_BM[..., None], axis=1)
         return layout.shard(picked, "act_batch", "act_targets", "act_embed", name="target_hidden")
-    scattered = layout.dividing_axes("act_targets") == rows
+    scattered = layout.sharding_axes("act_targets") == rows
 
     def on_shard(hidden, index):
         mine = index - jax.lax.axis_index(rows) * hidden.shape[1]
@@ -166,7 +166,7 @@ def gather_targets(layout: Layout, hidden_BTD: jax.Array, target_index_BM: jax.A
             return jax.lax.psum_scatter(picked, rows, scatter_dimension=1, tiled=True)
         return jax.lax.psum(picked, rows)
 
-    batch = layout.dividing_axes("act_batch")
+    batch = layout.sharding_axes("act_batch")
     picked = jax.shard_map(
         on_shard,
         mesh=layout.mesh,  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def cross_entropy_objective(architecture: Architecture, compute: Compute, chunk:
     """-sum(weight * log p(target | context)) over the demonstrated tokens of one micro-batch.
 
     Args:
-      chunk: target positions of each row that meet the head at once.
+      chunk: target positions per row that go through the head at once.
 
     Returns:
       An objective whose batch is a `Batch` without the leading micro-batch axis. metric_sums: `correct` and `entropy`
@@ -190,7 +190,7 @@ def cross_entropy_objective(architecture: Architecture, compute: Compute, chunk:
     head = Head(architecture, chunk, compute.layout)
 
     def objective(trainable, frozen, batch: Batch, rng=None):
-        del rng  # no dropout: demonstrations are few and imitation is wanted
+        del rng  # no dropout
         parameters = {**trainable, **frozen}
         where = TokenPositions(batch.positions, batch.segment_ids)
         hidden, _ = forward(architecture, compute, parameters, batch.tokens, where)

@@ -1,4 +1,5 @@
-"""The losses, by name. To add one: its settings in `config/kinds.py`, and a function here that makes its objective."""
+"""The losses, by name. To add one, put its settings in `config/kinds.py` and add a function here that returns its
+objective."""
 
 from sft_jax.config import LOSSES, Loss, RunConfig
 from sft_jax.config.kinds import CrossEntropy, Reward
@@ -11,10 +12,10 @@ from sft_jax.model.layers import Compute
 
 
 def objective_of(config: Loss, architecture: Architecture, compute: Compute, chunk: int) -> Objective:
-    """The objective that the config names.
+    """The configured objective.
 
     Args:
-      chunk: target positions of each row that meet the head at once.
+      chunk: target positions per row that go through the head at once.
 
     Raises:
       BadInput: an unknown loss.
@@ -33,15 +34,15 @@ def reward(own: Reward, architecture: Architecture, compute: Compute, chunk: int
 
 
 def check_head(config: RunConfig, architecture: Architecture) -> None:
-    """Raises BadInput where the loss needs another head than the model has."""
+    """Raises BadInput if the model does not have the head that the loss needs."""
     scalar = LOSSES.settings_type(config.loss.kind).scalar_head
     if scalar and not architecture.reward:
         raise BadInput(
-            f'loss.kind is "{config.loss.kind}", but {config.model.path} is a language model. Give it a scalar head '
+            f'loss.kind is "{config.loss.kind}", but {config.model.path} is a language model. Add a scalar head '
             f"first: sft-jax reward-init {config.model.path} --out DIR, then --model.path DIR."
         )
     if architecture.reward and not scalar:
         raise BadInput(
-            f"{config.model.path} is a reward model and predicts no token. Set --loss.kind reward, or give the "
+            f"{config.model.path} is a reward model and predicts no tokens. Set --loss.kind reward, or use a "
             "language model."
         )

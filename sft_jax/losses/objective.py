@@ -1,4 +1,4 @@
-"""What the step minimises, and what every objective counts."""
+"""The type of an objective, and the counts that every objective reports."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,12 +9,12 @@ from sft_jax.data.pack.batches import Batch
 from sft_jax.model.architecture import Architecture
 
 Objective = Callable[..., tuple[jax.Array, jax.Array, Mapping[str, jax.Array]]]
-"""(trainable, frozen, batch, rng) -> (loss_sum, weight_sum, metric_sums), all float32 sums, nothing divided."""
+"""(trainable, frozen, batch, rng) -> (loss_sum, weight_sum, metric_sums), all float32 sums, not yet normalised."""
 
 
 def counts_of(architecture: Architecture, batch: Batch) -> dict[str, jax.Array]:
-    """`tokens`, `target_tokens`, and `pairs` for FLOP counts: (query, key) pairs that see each other, summed over
-    layers. A windowed layer has fewer of them."""
+    """`tokens`, `target_tokens`, and for FLOP counts `pairs`: visible (query, key) pairs summed over layers, fewer in
+    windowed layers."""
     filled = batch.segment_ids > 0
     pairs = jnp.zeros((), jnp.float32)
     windows = [spec.window for spec in architecture.layers]

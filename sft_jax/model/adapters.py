@@ -1,5 +1,5 @@
-"""The adapters, by name. To add one: its settings in `config/kinds.py`, and a function here that says which kernels are
-stored with it; a new kind of arithmetic is a new kind of leaf (`model/leaves.py`)."""
+"""The adapters, by name. To add one, put its settings in `config/kinds.py` and add a function here that returns the
+kernels it applies to. New arithmetic needs a new kind of leaf (`model/leaves.py`)."""
 
 from sft_jax.config import ADAPTERS, Adapter
 from sft_jax.config.kinds import Lora, NoAdapter
@@ -7,7 +7,7 @@ from sft_jax.model.leaves import LowRank, Storage
 
 
 def storage_of(config: Adapter) -> Storage:
-    """Which kernels are stored with the adapter that the config names.
+    """The kernels that carry the configured adapter.
 
     Raises:
       BadInput: an unknown adapter.

@@ -1,4 +1,4 @@
-"""What a decoder is made of: sizes, and one `LayerSpec` per layer; independent of any family's file format."""
+"""The architecture of a decoder: sizes and one `LayerSpec` per layer, independent of any family's file format."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,23 +24,23 @@ class Rope:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What one layer is, besides the sizes that all layers share. Layers with equal specs share one program."""
+    """What may differ between layers. Layers with equal specs share one compiled program."""
 
     window: int | None = None
     """Sliding attention window in tokens; None attends to the whole document."""
     rope: Rope | None = Rope()
-    """None leaves positions out (NoPE layers)."""
+    """None for a layer without positional encoding (NoPE)."""
 
 
 class Group(NamedTuple):
-    """Consecutive layers that are one loop: `specs`, a period, `repeats` times over from layer `start` on."""
+    """Consecutive layers that run as one loop: a period of `specs`, repeated `repeats` times, from layer `start`."""
 
     start: int
     specs: tuple[LayerSpec, ...]
     repeats: int
 
     def layers(self, place: int) -> range:
-        """The layers at one place of the period: their arrays are stacked, in this order."""
+        """The layers at index `place` of the period; their arrays are stacked in this order."""
         period = len(self.specs)
         first = self.start + place
         return range(first, first + period * (self.repeats - 1) + 1, period)
@@ -48,13 +48,13 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes (D, F, N, K, H, V of the einsums), switches and layers of one decoder, and how its arrays are cut."""
+    """Sizes (D, F, N, K, H, V of the einsums), options and layers of a decoder, and how its arrays are stored."""
 
     vocab: int
     embed: int
     mlp: int
     layers: tuple[LayerSpec, ...]
-    """One for each layer, in order."""
+    """One per layer, in order."""
     heads: int
     kv_heads: int
     head_dim: int
@@ -72,15 +72,15 @@ class Architecture:
     logit_softcap: float | None = None
     """Logits become cap * tanh(logit / cap)."""
     reward: bool = False
-    """A scalar head, `score`, in the place of the vocabulary's: a reward model."""
+    """A reward model: a scalar head, `score`, replaces the vocabulary head."""
 
-    # How the arrays of this decoder are laid out; the same decoder whatever they are.
+    # How arrays are stored. None of these changes the function that the decoder computes.
     vocab_rows: int = 0
-    """Rows of the embedding and head as stored: >= vocab where a layout needs divisibility; 0 means vocab."""
+    """Stored rows of the embedding and head: >= vocab where a layout needs divisibility; 0 means vocab."""
     cuts: tuple[int, ...] = ()
-    """Layers before which a stack of layers ends, so that the parts on both sides have arrays of their own."""
+    """Layer indices at which stacks are split, so that the layers on either side have separate arrays."""
     storage: Storage = ()
-    """Which kernels are stored otherwise than as one float32 array."""
+    """Kernels that are not stored as one float32 array."""
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -97,17 +97,17 @@ class Architecture:
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding and head as stored."""
+        """Stored rows of the embedding and head."""
         return self.vocab_rows or self.vocab
 
     @property
     def plain(self) -> "Architecture":
-        """The same decoder without a layout's choices: what its config.json describes."""
+        """The same decoder without storage choices: what its config.json describes."""
         return replace(self, vocab_rows=0, cuts=(), storage=())
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The loops that the layers are run in, in order."""
+        """The loops that run the layers, in order."""
         edges = (0, *sorted({cut for cut in self.cuts if 0 < cut < self.depth}), self.depth)
         return tuple(group for start, end in pairwise(edges) for group in grouped(self.layers[start:end], start))
 
@@ -117,7 +117,7 @@ class Architecture:
 
 
 def shortest_period(specs: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
-    """The shortest prefix whose repetition gives `specs` (the last repetition may be cut)."""
+    """The shortest prefix whose repetition gives `specs` (the last repetition may be incomplete)."""
     for length in range(1, len(specs) + 1):
         if all(spec == specs[i % length] for i, spec in enumerate(specs)):
             return specs[:length]
@@ -134,8 +134,8 @@ def runs(specs: tuple[LayerSpec, ...], start: int) -> Iterator[Group]:
 
 
 def grouped(specs: tuple[LayerSpec, ...], start: int) -> tuple[Group, ...]:
-    """The layers from `start` on as loops over the shortest period, or over runs of equal layers: whichever has fewer
-    layers to compile."""
+    """The layers from `start` as loops over the shortest period or over runs of equal layers, whichever compiles fewer
+    layers."""
     period = shortest_period(specs)
     whole = len(specs) // len(period)
     by_period = (Group(start, period, whole), *runs(specs[whole * len(period) :], start + whole * len(period)))
@@ -144,14 +144,14 @@ def grouped(specs: tuple[LayerSpec, ...], start: int) -> tuple[Group, ...]:
 
 
 def stack_name(layers: range) -> str:
-    """The name of arrays of these layers: `layers.7`, `layers.0:30`, or `layers.1:9:2` for every second one."""
+    """The name prefix of these layers' arrays: `layers.7`, `layers.0:30`, or `layers.1:9:2` for every second layer."""
     if len(layers) == 1:
         return f"layers.{layers[0]}"
     return f"layers.{layers[0]}:{layers[-1] + 1}" + (f":{layers.step}" if layers.step > 1 else "")
 
 
 def split_name(name: str) -> tuple[range | None, str]:
-    """`layers.0:30.mlp.up.kernel` -> (range(0, 30), `mlp.up.kernel`); what is of no layer has None."""
+    """`layers.0:30.mlp.up.kernel` -> (range(0, 30), `mlp.up.kernel`); (None, name) outside layers."""
     group, _, rest = name.partition(".")
     if group != "layers":
         return None, name
@@ -161,11 +161,11 @@ def split_name(name: str) -> tuple[range | None, str]:
 
 
 def model_flops(a: Architecture, tokens: float, target_tokens: float, pairs: float) -> float:
-    """Floating-point operations one training step needs: forward and backward, no recomputation, no padding.
+    """FLOPs of one training step: forward and backward, excluding recomputation and padding.
 
     Args:
-      tokens: tokens through the layers.
-      target_tokens: positions through the head.
+      tokens: number of tokens through the layers.
+      target_tokens: number of positions through the head.
       pairs: (query, key) pairs that see each other, summed over layers: `row_pairs`, or
         `losses/objective.counts_of` of packed rows.
 

@@ -1,4 +1,4 @@
-"""Keys and values of earlier tokens, and the attention of one new token per row over them."""
+"""The KV cache, and the attention of one new token per row over it."""
 
 from typing import NamedTuple
 
@@ -10,35 +10,35 @@ from sft_jax.model.precision import accumulator
 
 
 class Cache(NamedTuple):
-    """Keys and values of the layers at one place of a group, in S slots; laid out as the products want it."""
+    """Keys and values of one stack of layers, in S slots; dimensions ordered as the products need them."""
 
     keys: jax.Array
-    """[P, B, K, H, S] of P stacked layers; without P of a layer that stands alone."""
+    """[P, B, K, H, S] for P stacked layers; [B, K, H, S] for a single layer."""
     values: jax.Array
-    """[P, B, K, S, H], likewise."""
+    """[P, B, K, S, H] for P stacked layers; [B, K, S, H] for a single layer."""
 
 
 Caches = tuple[Cache, ...]
-"""Of every place of every group, in order."""
+"""One per stack of layers, in order."""
 
 
 class Slot(NamedTuple):
-    """Where one token per row goes, and what it may see."""
+    """Where the new token of each row is written, and what it may attend to."""
 
     where: TokenPositions
-    """[B, S]: of all slots, the new token's among them."""
+    """[B, S]: positions and segments of all slots, including the new token's."""
     number: jax.Array
-    """int32: its slot."""
+    """int32: index of the new token's slot."""
     repeat: jax.Array | None
-    """int32: which of the stacked layers is meant; None where the cache is of one layer."""
+    """int32: index into the stacked layers; None for the cache of a single layer."""
 
 
-def over_cache(
+def attend_with_cache(
     cache: Cache, slot: Slot, q_BTNH, k_BTKH, v_BTKH, queries: TokenPositions, window=None, softcap=None
 ) -> tuple[jax.Array, Cache]:
-    """Attention [B, 1, N, H] of one token per row (T = 1) over its cache, and the cache with that token in it.
+    """Attention [B, 1, N, H] of one token per row (T = 1) over its cache, and the updated cache.
 
-    The whole cache is passed through so that a loop over layers writes into it in place.
+    Takes and returns the cache of all stacked layers, so that a loop over layers updates it in place.
     """
     zero, s = jnp.int32(0), slot.number
     k_BKHT, v_BKTH = k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)

@@ -1,8 +1,8 @@
-"""The decoder: embedding, a loop over each group of layers, final norm. The head is apart (`losses/`, `logits`).
+"""The decoder: embedding, a loop over each group of layers, final norm. The head is separate (`losses/`, `logits`).
 
-Around the modules, parameters are a flat dict from dotted name to array, e.g. `layers.0:30.attention.query.kernel`
-float32 [30, D, N, H] of the layers 0 to 29: `abstract_parameters` gives shapes and logical axes, `leaves` what the
-arrays stand for, `forward` runs the decoder on such a dict.
+Outside the modules, parameters are a flat dict from dotted name to array, e.g. `layers.0:30.attention.query.kernel`,
+float32 [30, D, N, H], for layers 0 to 29. `abstract_parameters` returns shapes and logical axes, `leaves` describes
+what the arrays represent, and `forward` runs the decoder on such a dict.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture, Group, split_name, stack_name
 from sft_jax.model.attention.reference import MASKED, TokenPositions
 from sft_jax.model.cache import Cache, Caches, Slot
-from sft_jax.model.embedding import look_up
+from sft_jax.model.embedding import embed_tokens
 from sft_jax.model.layers import Compute, Layer, RMSNorm, normal
 from sft_jax.model.leaves import ArrayLeaf, Leaf, flattened, part_name, stored_as
 from sft_jax.model.precision import accumulator
@@ -28,10 +28,10 @@ from sft_jax.model.rope import rope_angles
 from sft_jax.parallel.rules import Axes
 
 Parameters = Mapping[str, jax.Array]
-"""Name of an array (a part of a leaf) -> the array."""
+"""Array name (a part of a leaf) -> array."""
 
 Values = Mapping[str, Any]
-"""Name of a leaf -> what the modules compute with: an array, or a kernel of another kind."""
+"""Leaf name -> the value that the modules use: an array, or a kernel of another kind."""
 
 
 class Decoder(nnx.Module):
@@ -46,7 +46,7 @@ class Decoder(nnx.Module):
         self.a, self.compute = a, compute
 
     def __call__(self, tokens_BT: jax.Array, where: TokenPositions, keep_kv: bool = False):
-        """Hidden states [B, T, D] in the compute dtype; if `keep_kv`, keys and values [L, B, T, K, H] of all layers."""
+        """Hidden states [B, T, D] in the compute dtype, and with `keep_kv` all keys and values [L, B, T, K, H]."""
         angles = self._angles(where)
 
         def run(layer: Layer, x, where, angles):
@@ -78,12 +78,12 @@ class Decoder(nnx.Module):
         return self.final_norm(x), _in_order(self.a, of_groups) if keep_kv else None
 
     def step(self, tokens_BT: jax.Array, where: TokenPositions, caches: Caches, slots: TokenPositions, number):
-        """One more token per row (T = 1): hidden states [B, 1, D], and the caches with it in them.
+        """Decode one token per row (T = 1): hidden states [B, 1, D], and the updated caches.
 
         Args:
-          caches: of `empty_slots`, or what this returned.
-          slots: [B, S], the positions of all slots, the new tokens' among them.
-          number: int32, their slot.
+          caches: from `make_caches` or the previous step.
+          slots: [B, S], positions and segments of all slots, including the new tokens'.
+          number: int32, the new tokens' slot.
         """
         angles = self._angles(where)
 
@@ -95,7 +95,7 @@ class Decoder(nnx.Module):
                 made.append(cache)
             return (x, tuple(made)), None
 
-        # The caches are carried, not scanned over: a loop that returned them layer by layer would copy them whole.
+        # Carry the caches instead of scanning over them: stacking them as scan outputs would copy them.
         x, first, done = self._embedded(tokens_BT), 0, []
         for group, layers in zip(self.a.groups, self.groups, strict=True):
             carry = (x, caches[first : first + len(group.specs)])
@@ -111,14 +111,14 @@ class Decoder(nnx.Module):
         return self.final_norm(x), tuple(done)
 
     def _angles(self, where: TokenPositions) -> dict:
-        """cos and sin of every RoPE that a layer has."""
+        """cos and sin for every distinct RoPE of the layers."""
         ropes = dict.fromkeys(spec.rope for spec in self.a.layers if spec.rope is not None)
         return {rope: rope_angles(rope, self.a.head_dim, where.positions) for rope in ropes}
 
     def _embedded(self, tokens_BT: jax.Array) -> jax.Array:
         layout = self.compute.layout
         with jax.named_scope("embedding"):
-            x = look_up(layout, self.embedding[...], tokens_BT, self.compute.dtype)
+            x = embed_tokens(layout, self.embedding[...], tokens_BT, self.compute.dtype)
         return layout.shard(x, "act_batch", "act_length", "act_embed", name="layer_input")
 
 
@@ -132,8 +132,8 @@ def _nth(group: Group, layers: Any, i: int) -> list[Layer]:
     return jax.tree.map(operator.itemgetter(i), list(layers)) if group.repeats > 1 else list(layers)
 
 
-def empty_slots(a: Architecture, keys: jax.Array, values: jax.Array, extra: int) -> Caches:
-    """Caches of keys and values [L, B, T, K, H], which `forward` returns with keep_kv, with `extra` free slots."""
+def make_caches(a: Architecture, keys: jax.Array, values: jax.Array, extra: int) -> Caches:
+    """Caches filled with the keys and values [L, B, T, K, H] from `forward` with keep_kv, plus `extra` free slots."""
     k, v = keys.transpose(0, 1, 3, 4, 2), values.transpose(0, 1, 3, 2, 4)
     k, v = jnp.pad(k, [(0, 0)] * 4 + [(0, extra)]), jnp.pad(v, [(0, 0)] * 3 + [(0, extra), (0, 0)])
     places = (group.layers(place) for group in a.groups for place in range(len(group.specs)))
@@ -144,18 +144,18 @@ def empty_slots(a: Architecture, keys: jax.Array, values: jax.Array, extra: int)
 
 
 def values_of(a: Architecture, parameters: Parameters) -> Values:
-    """What the modules compute with, put together from the arrays of each leaf."""
+    """Combine the arrays of each leaf into the value that the modules use."""
     return {
         name: leaf.kernel({suffix: parameters[part_name(name, suffix)] for suffix in leaf.parts})
         for name, leaf in leaves(a).items()
     }
 
 
-def apart(a: Architecture, compute: Compute, values: Values) -> tuple[Architecture, Values]:
-    """The same decoder for `forward_step` on CPUs: each layer has arrays of its own, its kernels [outputs, inputs].
+def unstacked(a: Architecture, compute: Compute, values: Values) -> tuple[Architecture, Values]:
+    """The same decoder for `forward_step` on CPUs: one array per layer, kernels as [outputs, inputs].
 
-    A loop over a stack of layers copies each layer out of it, which takes about as long as its products with a few
-    tokens; and those products take longest with kernels [inputs, outputs]. Holds the layers' weights a second time.
+    A loop over stacked layers copies each layer out of the stack, which takes about as long as its products with a few
+    tokens, and those products are slowest with kernels [inputs, outputs]. Holds a second copy of the layers' weights.
     """
     made: dict[str, Any] = {}
     for name, leaf in leaves(a).items():
@@ -172,7 +172,7 @@ def apart(a: Architecture, compute: Compute, values: Values) -> tuple[Architectu
 
 
 def _in_order(a: Architecture, of_groups: list):
-    """Keys and values [L, B, T, K, H] in the order of layers, from [P, B, T, K, H] for each place of each group."""
+    """Keys and values [L, B, T, K, H] in layer order, from [P, B, T, K, H] per stack of each group."""
     parts = []
     for group, made in zip(a.groups, of_groups, strict=True):
         stacked = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *made)
@@ -185,7 +185,7 @@ def _in_order(a: Architecture, of_groups: list):
 
 
 def _name(a: Architecture, path: tuple) -> str:
-    """The name of a module's variable: `("groups", 0, 1, "mlp", ...)` is of the layers at place 1 of group 0."""
+    """The name of a module's variable: `("groups", 0, 1, "mlp", ...)` belongs to the layers at place 1 of group 0."""
     if path[0] != "groups":
         return ".".join(map(str, path))
     _, group, place, *rest = path
@@ -194,7 +194,7 @@ def _name(a: Architecture, path: tuple) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _structure(a: Architecture, compute: Compute):
-    """(graph of the modules, name of each leaf -> path, name -> variable); makes no array."""
+    """(module graph, leaf name -> path, leaf name -> variable); allocates no array."""
     module = nnx.eval_shape(lambda: Decoder(a, compute, nnx.Rngs(params=0)))
     graph, state = nnx.split(module)
     variables = {_name(a, path): (path, variable) for path, variable in nnx.to_flat_state(state)}
@@ -203,7 +203,7 @@ def _structure(a: Architecture, compute: Compute):
 
 @functools.lru_cache(maxsize=64)
 def leaves(a: Architecture) -> Mapping[str, Leaf]:
-    """Name -> leaf, of every parameter."""
+    """Name -> leaf for every parameter."""
     found = {}
     for name, variable in _structure(a, Compute())[2].items():
         equation = variable.get_metadata().get("equation", "")
@@ -213,7 +213,7 @@ def leaves(a: Architecture) -> Mapping[str, Leaf]:
 
 
 def abstract_parameters(a: Architecture) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Axes]]:
-    """Name -> shape and dtype, and name -> logical axes, of every array; makes none."""
+    """Name -> shape and dtype, and name -> logical axes, of every array; allocates none."""
     shapes, axes = {}, {}
     for name, leaf in leaves(a).items():
         for suffix, part in leaf.parts.items():
@@ -236,12 +236,12 @@ def initialise(a: Architecture, seed: int) -> dict[str, jax.Array]:
 
 
 def forward(a: Architecture, compute: Compute, parameters: Parameters, tokens_BT, where: TokenPositions, keep_kv=False):
-    """Run the decoder on a flat parameter dict; returns what `Decoder.__call__` returns."""
+    """Run the decoder on a flat parameter dict; returns as `Decoder.__call__`."""
     return _decoder(a, compute, values_of(a, parameters))(tokens_BT, where, keep_kv)
 
 
 def forward_step(a: Architecture, compute: Compute, values: Values, *arguments):
-    """`Decoder.step` on what `values_of` or `apart` returned."""
+    """`Decoder.step` on the result of `values_of` or `unstacked`."""
     return _decoder(a, compute, values).step(*arguments)
 
 
@@ -260,10 +260,10 @@ def head_kernel(a: Architecture, parameters: Parameters) -> jax.Array:
     """The [V, D] kernel that turns hidden states into logits: the embedding itself when tied.
 
     Raises:
-      BadInput: a reward model, which predicts no token.
+      BadInput: a reward model, which predicts no tokens.
     """
     if a.reward:
-        raise BadInput("this is a reward model: it has a scalar head and predicts no token. Give a language model.")
+        raise BadInput("this is a reward model: it has a scalar head and predicts no tokens. Use a language model.")
     return parameters["embedding" if a.tied else "head"]
 
 
@@ -275,7 +275,7 @@ def logits(a: Architecture, parameters: Parameters, hidden: jax.Array) -> jax.Ar
 
 
 def cap_and_mask(a: Architecture, raw: jax.Array) -> jax.Array:
-    """Soft-cap logits and give the rows added for divisibility no probability mass."""
+    """Soft-cap logits and mask the rows added for divisibility, so that they get no probability mass."""
     if a.logit_softcap is not None:
         raw = a.logit_softcap * jnp.tanh(raw / a.logit_softcap)
     if a.rows > a.vocab:

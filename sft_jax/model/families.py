@@ -1,7 +1,7 @@
-"""Which decoders can be read: Hugging Face's config.json <-> `Architecture`, and GGUF metadata -> the same config.
+"""Supported model families: Hugging Face's config.json <-> `Architecture`, and GGUF metadata -> config.json.
 
-A family is a row of `FAMILIES`: its names, what transformers assumes where config.json leaves a key out, and where
-its biases and norms are. Everything else is shared.
+A family is a row of `FAMILIES`: its names, transformers' defaults for keys missing in config.json, and where it has
+biases and norms. Everything else is shared.
 """
 
 import math
@@ -23,11 +23,11 @@ class Family:
     """One `model_type` of transformers."""
 
     class_name: str
-    """Of the language model; `reward_class` is that of the reward model."""
+    """Class of the language model; `reward_class` is that of the reward model."""
     defaults: Config
-    """What transformers (5.23, `configuration_*.py`) assumes where config.json leaves a key out."""
+    """Defaults of transformers (5.23, `configuration_*.py`) for keys missing in config.json."""
     qkv_bias: bool | None = None
-    """None: `attention_bias` of the config decides, for query, key, value and output alike."""
+    """None: the config's `attention_bias` decides for query, key, value and output."""
     qk_norm: bool = False
     windows: bool = False
     """Reads use_sliding_window, sliding_window, max_window_layers and layer_types."""
@@ -64,7 +64,7 @@ FAMILIES = {
     "qwen2": Family("Qwen2ForCausalLM", _QWEN_DEFAULTS, qkv_bias=True, windows=True),
     "qwen3": Family("Qwen3ForCausalLM", {**_QWEN_DEFAULTS, "head_dim": 128}, qk_norm=True, windows=True),
 }
-"""model_type -> family. Llama is Llama 2, 3, 3.1, 3.2 and SmolLM2; Qwen2 is also Qwen2.5; Qwen3 is its dense models."""
+"""model_type -> family. Llama covers Llama 2, 3, 3.1, 3.2 and SmolLM2; Qwen2 also Qwen2.5; Qwen3 its dense models."""
 
 ROPE_KINDS = ("default", "linear", "llama3")
 
@@ -81,14 +81,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "rope_parameters": _OPTIONAL_OBJECT,
     "quantization_config": _OPTIONAL_OBJECT,
 }
-"""What else a config.json may hold there; people edit these files by hand."""
+"""Types of further config.json keys, checked because people edit these files by hand."""
 
 
 def family_of(config: Config, origin: str) -> str:
-    """The key of `FAMILIES` that this config.json names.
+    """The key in `FAMILIES` for a config.json.
 
     Raises:
-      BadInput: another architecture, or none named; lists the supported ones.
+      BadInput: an unsupported architecture or none; lists the supported ones.
     """
     by_class = {kind: name for name, family in FAMILIES.items() for kind in (family.class_name, family.reward_class)}
     found = config.get("architectures") or []
@@ -105,14 +105,14 @@ def architecture_of(config: Config, origin: str) -> Architecture:
     """The decoder that a config.json describes.
 
     Raises:
-      BadInput: an architecture, activation, RoPE type, quantisation or size that cannot be used; names `origin`, the
-        key, the value and what is supported.
+      BadInput: an unsupported architecture, activation, RoPE type, quantisation or size; names `origin`, the key, the
+        value and what is supported.
     """
     family = FAMILIES[family_of(config, origin)]
     given: Config = {**family.defaults, **config}
     missing = [key for key in _SIZES if not isinstance(given.get(key), int)]
     if missing:
-        raise BadInput(f"{origin}: config.json lacks {', '.join(missing)}")
+        raise BadInput(f"{origin}: config.json is missing {', '.join(missing)}")
     for key, kinds in _TYPES.items():
         if not isinstance(given.get(key), (*kinds, type(None)) if key not in given else kinds):
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
@@ -120,7 +120,7 @@ def architecture_of(config: Config, origin: str) -> Architecture:
     _refuse_what_differs(given, origin)
     reward = is_reward(config)
     if reward and labels_of(config) != 1:
-        raise BadInput(f"{origin}: a classifier of {labels_of(config)} labels; a reward model has one (num_labels 1)")
+        raise BadInput(f"{origin}: a classifier with {labels_of(config)} labels; a reward model has one (num_labels 1)")
     heads, layers = given["num_attention_heads"], given["num_hidden_layers"]
     biased, rope = bool(given["attention_bias"]), _rope(given, origin)
     windows = _windows(given, layers, origin) if family.windows else (None,) * layers
@@ -148,22 +148,22 @@ def architecture_of(config: Config, origin: str) -> Architecture:
 
 
 def is_reward(config: Config) -> bool:
-    """Whether a config.json names a model with a scalar head."""
+    """Whether a config.json describes a model with a scalar head."""
     found = config.get("architectures") or []
     found = [found] if isinstance(found, str) else found
     return any(str(name).endswith("ForSequenceClassification") for name in found)
 
 
 def labels_of(config: Config) -> int:
-    """How many labels a classifier has; transformers takes two where nothing is said."""
+    """Number of labels of a classifier; transformers defaults to two."""
     labels = config.get("id2label")
     return len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
 
 
 def as_reward(config: Config, model_type: str) -> Config:
-    """The config.json of the reward model on this decoder, as transformers writes it."""
+    """The config.json of a reward model with this decoder, as transformers writes it."""
     labels: Config = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    # A problem_type of single_label_classification is one that transformers refuses with one label.
+    # transformers rejects problem_type single_label_classification with one label.
     kept = {key: value for key, value in config.items() if key not in ("num_labels", "problem_type")}
     return {**kept, "architectures": [FAMILIES[model_type].reward_class], "model_type": model_type, **labels}
 
@@ -176,15 +176,15 @@ def _refuse_what_differs(given: Config, origin: str) -> None:
     if given.get("quantization_config"):
         method = given["quantization_config"].get("quant_method")
         raise BadInput(
-            f"{origin}: the checkpoint is quantised (quant_method {method!r}); give one in float32, float16 or bfloat16"
+            f"{origin}: the checkpoint is quantised (quant_method {method!r}); use one in float32, float16 or bfloat16"
         )
 
 
 def _rope(given: Config, origin: str) -> Rope:
-    """From transformers 5's rope_parameters, or the older rope_theta and rope_scaling.
+    """RoPE settings from transformers 5's rope_parameters, or the older rope_theta and rope_scaling.
 
-    As in transformers (`RotaryEmbeddingConfigMixin`), a non-empty rope_scaling wins over rope_parameters, a theta
-    within the dict wins over the one beside it, and the original length defaults to max_position_embeddings.
+    As in transformers (`RotaryEmbeddingConfigMixin`), a non-empty rope_scaling overrides rope_parameters, theta inside
+    the dict overrides the top-level one, and the original length defaults to max_position_embeddings.
     """
     scaling = given.get("rope_scaling") or given.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
@@ -215,7 +215,7 @@ def _rope(given: Config, origin: str) -> Rope:
 
 
 def _windows(given: Config, layers: int, origin: str) -> tuple[int | None, ...]:
-    """Of each layer, Qwen's: layer_types where given, else the layers from max_window_layers on."""
+    """Sliding window of each Qwen layer, from layer_types if given, else for layers from max_window_layers on."""
     window = given["sliding_window"] if given["use_sliding_window"] else None
     types = given["layer_types"]
     if types is None:
@@ -223,17 +223,17 @@ def _windows(given: Config, layers: int, origin: str) -> tuple[int | None, ...]:
     unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
     if unknown or len(types) != layers:
         raise BadInput(
-            f"{origin}: layer_types has {len(types)} entries for {layers} layers and the kinds "
-            f"{', '.join(sorted(set(types)))}. Supported: full_attention, sliding_attention."
+            f"{origin}: layer_types has {len(types)} entries for {layers} layers, of kinds "
+            f"{', '.join(sorted(set(types)))}. Supported: full_attention, sliding_attention, one per layer."
         )
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
 def config_of(a: Architecture, model_type: str) -> Config:
-    """A config.json for this decoder, with the keys that every release of transformers reads.
+    """A config.json for this decoder, with keys that every release of transformers reads.
 
     Raises:
-      BadInput: the family cannot express the decoder (another family's biases, norms, windows or soft-caps).
+      BadInput: the family cannot express the decoder's biases, norms, windows or soft-caps.
     """
     family = FAMILIES[model_type]
     windows = [spec.window for spec in a.layers if spec.window is not None]
@@ -269,7 +269,7 @@ def config_of(a: Architecture, model_type: str) -> Config:
     described = architecture_of(config, f"the {model_type} family")
     lost = [f"{name} {value!r}" for name, value in vars(a.plain).items() if value != getattr(described, name)]
     if lost:
-        raise BadInput(f"the {model_type} family has no decoder with {', '.join(lost)}")
+        raise BadInput(f"the {model_type} family cannot express a decoder with {', '.join(lost)}")
     return config
 
 
@@ -290,15 +290,15 @@ def config_from_gguf(
     rope_factors: np.ndarray | None,
     origin: str,
 ) -> Config:
-    """The config.json that a GGUF file's metadata amounts to (keys: llama.cpp's gguf-py/gguf/constants.py).
+    """The config.json equivalent to a GGUF file's metadata (keys: llama.cpp's gguf-py/gguf/constants.py).
 
     Args:
       metadata: key -> value.
       shapes: GGUF tensor name -> shape, outermost dimension first.
-      rope_factors: `rope_freqs.weight`, float32 [H/2], where the file has it (Llama 3.1 and later).
+      rope_factors: `rope_freqs.weight`, float32 [H/2], if the file has it (Llama 3.1 and later).
 
     Raises:
-      BadInput: another architecture or RoPE scaling; lists the supported ones. A key that is needed and absent.
+      BadInput: an unsupported architecture or RoPE scaling (lists the supported ones), or a missing key.
     """
     name = metadata.get("general.architecture")
     if name not in FAMILIES:
@@ -314,7 +314,7 @@ def config_from_gguf(
     missing = [f"{name}.{key}" for key in keys.values() if f"{name}.{key}" not in metadata]
     missing += [tensor for tensor in ("token_embd.weight",) if tensor not in shapes]
     if missing:
-        raise BadInput(f"{origin}: the GGUF file lacks {', '.join(missing)}")
+        raise BadInput(f"{origin}: the GGUF file is missing {', '.join(missing)}")
     config: Config = {"architectures": [FAMILIES[name].class_name], "model_type": name}
     config |= {ours: _decimal(metadata[f"{name}.{theirs}"]) for ours, theirs in keys.items()}
     heads = config["num_attention_heads"]
@@ -336,7 +336,7 @@ def config_from_gguf(
 
 
 def _decimal(value: Any) -> Any:
-    """GGUF stores float32: 9.999999747378752e-06 was written as 1e-05."""
+    """The shortest decimal of a float32: GGUF stores 1e-05 as 9.999999747378752e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
@@ -345,7 +345,7 @@ def _gguf_scaling(metadata, name: str, config: Config, factors: np.ndarray | Non
     rotated = metadata.get(f"{name}.rope.dimension_count", config["head_dim"])
     if rotated != config["head_dim"]:
         raise BadInput(
-            f"{origin}: RoPE turns {rotated} of {config['head_dim']} elements a head; all are supported only"
+            f"{origin}: RoPE rotates {rotated} of {config['head_dim']} elements per head; partial RoPE is not supported"
         )
     if kind == "linear":
         return {"rope_type": "linear", "factor": _decimal(metadata[f"{name}.rope.scaling.factor"])}
@@ -355,11 +355,11 @@ def _gguf_scaling(metadata, name: str, config: Config, factors: np.ndarray | Non
 
 
 def _llama3_scaling(factors: np.ndarray, config: Config, origin: str) -> Config:
-    """The llama3 parameters behind `rope_freqs.weight`, which holds only each frequency's divisor.
+    """Recover the llama3 parameters from `rope_freqs.weight`, which holds only the divisor of each frequency.
 
-    llama.cpp writes `factor` for long wavelengths, 1 for short ones, and 1 / ((1 - s) / factor + s) between
+    llama.cpp writes `factor` for long wavelengths, 1 for short ones, and 1 / ((1 - s) / factor + s) in between
     (`convert_hf_to_gguf.py`, LlamaModel.generate_extra_tensors). Every published Llama has low 1, high 4 and 8,192
-    original positions, so those are tried, and taken only if they reproduce the tensor.
+    original positions, so we try those and accept them only if they reproduce the tensor.
     """
     factors = np.asarray(factors, np.float64).reshape(-1)
     factor, low, high, original = float(np.round(factors.max(), 4)), 1.0, 4.0, 8192
@@ -371,7 +371,7 @@ def _llama3_scaling(factors: np.ndarray, config: Config, origin: str) -> Config:
         raise BadInput(
             f"{origin}: rope_freqs.weight ({factors.size} divisors from {factors.min():g} to {factors.max():g}) is not "
             f"Llama 3.1's RoPE scaling with low_freq_factor 1, high_freq_factor 4 and 8,192 original positions, and "
-            f"the file does not say which it is. Use the Hugging Face directory of the model instead."
+            f"the file does not store the parameters. Use the model's Hugging Face directory instead."
         )
     return {
         "rope_type": "llama3",

@@ -1,4 +1,4 @@
-"""One layer of a decoder: norms, attention and MLP, and how they are computed."""
+"""One decoder layer: norms, attention and MLP."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from sft_jax.model.architecture import Architecture, LayerSpec
 from sft_jax.model.attention.dispatch import attend
 from sft_jax.model.attention.reference import TokenPositions
-from sft_jax.model.cache import over_cache
+from sft_jax.model.cache import attend_with_cache
 from sft_jax.model.leaves import input_letters, kernel_letters, project
 from sft_jax.model.precision import at_least_f32
 from sft_jax.model.rope import rotate
@@ -20,7 +20,7 @@ from sft_jax.parallel.rules import ONE_DEVICE, Axes, Layout
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How and where the forward pass is computed; changes no mathematics beyond rounding."""
+    """How and where the forward pass runs; changes results only by rounding."""
 
     dtype: str = "float32"
     remat: str = "none"
@@ -31,7 +31,7 @@ class Compute:
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, equation: str = "") -> nnx.Param:
-    """A matrix drawn with deviation 0.02."""
+    """A matrix initialized with standard deviation 0.02."""
     return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes, equation=equation)
 
 
@@ -50,10 +50,10 @@ class RMSNorm(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def contract(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """einsum of activations and a kernel whose kernel gradient keeps the kernel's own order of dimensions.
+    """einsum of activations and a kernel; computes the kernel gradient directly in the kernel's dimension order.
 
-    Autodiff would contract (cotangent, x) and transpose the result. On CPUs XLA then transposes the whole cotangent
-    together with the activation function it fuses into it: a third of an MLP's time at D = 576, F = 1536.
+    Autodiff would contract (cotangent, x) and transpose the result. On CPUs, XLA then transposes the whole cotangent
+    together with the activation function fused into it, which takes a third of an MLP's time at D = 576, F = 1536.
     """
     return jnp.einsum(equation, x, kernel)
 
@@ -74,7 +74,7 @@ contract.defvjp(_contract_forward, _contract_backward)
 
 
 class Projection(nnx.Module):
-    """einsum with a kernel of any kind of leaf, and a bias when the family has one; in the dtype of its input."""
+    """einsum with a kernel of any leaf kind, plus a bias if the family has one, in the dtype of its input."""
 
     def __init__(self, rngs: nnx.Rngs, equation: str, shape, axes: Axes, bias: bool, stack: tuple[int, ...]):
         lead, letters = ("layers",) * len(stack), kernel_letters(equation)
@@ -105,9 +105,9 @@ class Attention(nnx.Module):
         self.spec, self.softcap, self.compute = spec, a.attention_softcap, compute
 
     def __call__(self, x_BTD, where: TokenPositions, angles, cached=None):
-        """Returns the output [B, T, D], and this call's keys and values [B, T, K, H] or the cache with them in it.
+        """Returns the output [B, T, D], and the new keys and values [B, T, K, H] or the updated cache.
 
-        `cached` is (Cache, Slot) where the tokens, one per row, also see those in a cache.
+        `cached` is (Cache, Slot) in decoding, where the tokens, one per row, attend to the cache.
         """
         compute, window = self.compute, self.spec.window
         q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
@@ -115,9 +115,9 @@ class Attention(nnx.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if self.spec.rope is not None:
             q, k = (rotate(x, *angles[self.spec.rope]) for x in (q, k))
-        q = self._kept(q, "heads", name="query")
-        k = self._kept(k, "kv_heads", name="key")
-        v = self._kept(v, "kv_heads", name="value")
+        q = self._shard_named(q, "heads", name="query")
+        k = self._shard_named(k, "kv_heads", name="key")
+        v = self._shard_named(v, "kv_heads", name="value")
         if cached is None:
             out, kv = (
                 attend(
@@ -136,12 +136,12 @@ class Attention(nnx.Module):
             )
         else:
             cache, slot = cached
-            out, kv = over_cache(cache, slot, q, k, v, where, window, self.softcap)
+            out, kv = attend_with_cache(cache, slot, q, k, v, where, window, self.softcap)
         out = compute.layout.shard(out, "act_batch", "act_length", "heads", None, name="attention_out")
         return self.output(out), kv
 
-    def _kept(self, x: jax.Array, heads: str, name: str) -> jax.Array:
-        """Laid out, under a name that remat policies know."""
+    def _shard_named(self, x: jax.Array, heads: str, name: str) -> jax.Array:
+        """Apply the sharding constraint, and the checkpoint name that remat policies refer to."""
         return checkpoint_name(self.compute.layout.shard(x, "act_batch", "act_length", heads, None, name=name), name)
 
 

@@ -1,12 +1,12 @@
-"""Parameter leaves: what a parameter is stored as, and how that becomes the kernel of a product.
+"""Parameter leaves: how a parameter is stored, and how its arrays become the kernel of a product.
 
-Most parameters are one array. Others are several arrays that stand for one kernel: int8 values with their scales, or a
-base with a low-rank adapter beside it. A leaf describes the arrays (`parts`) before any of them exists: whoever lays
-out, saves, restores, counts or exports parameters walks parts and needs not know the kinds. At run time
-`leaf.kernel(arrays)` is what `project` multiplies with.
+Most parameters are one array. Others are several arrays that represent one kernel: int8 values and their scales, or a
+base kernel with a low-rank adapter. A leaf describes its arrays (`parts`) before they exist. Sharding, saving,
+restoring, counting and exporting iterate over parts and need not know the kinds. At run time, `project` multiplies with
+`leaf.kernel(arrays)`.
 
-A new kind is a `Kind` that turns a leaf into another one, a leaf that has the methods of `ArrayLeaf`, and a kernel that
-`project` knows.
+To add a kind, write a class like `Int8` that wraps a leaf, a leaf with the methods of `ArrayLeaf`, and a kernel that
+`project` handles.
 """
 
 import math
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     axes: Axes
-    """One logical axis for each dimension."""
+    """One logical axis per dimension."""
 
     @property
     def bytes(self) -> int:
@@ -36,38 +36,38 @@ class Part(NamedTuple):
 
 
 class Leaf(Protocol):
-    """What every kind of leaf knows of itself."""
+    """The interface of every kind of leaf."""
 
     @property
     def parts(self) -> dict[str, Part]:
-        """Suffix -> array; the empty suffix is the array that has the parameter's own name."""
+        """Suffix -> array; the array with the empty suffix has the parameter's own name."""
         ...
 
     @property
     def array(self) -> "ArrayLeaf":
-        """The kernel that the parts stand for, as one array."""
+        """The kernel that the parts represent, as one array."""
         ...
 
     @property
     def pretrained(self) -> tuple[str, ...]:
-        """The suffixes that pretrained weights fill, by `store`; the others begin as `initial`."""
+        """Suffixes of the parts filled from pretrained weights by `store`; the others start as `initial`."""
         ...
 
     @property
     def needed_whole(self) -> tuple[int, ...]:
-        """Dimensions of the kernel of which `store` must see everything, whatever part is wanted."""
+        """Dimensions of the kernel that `store` needs in full, whichever slice is wanted."""
         ...
 
     def kernel(self, arrays: Mapping[str, Any]) -> Any:
-        """What `project` takes, from an array for each suffix."""
+        """The kernel for `project`, from one array per suffix."""
         ...
 
     def store(self, values: Any) -> dict[str, Any]:
-        """The parts that a pretrained kernel (float, of numpy or JAX) fills."""
+        """Convert a pretrained kernel (float, numpy or JAX) to the parts it fills."""
         ...
 
     def initial(self, suffix: str, key: jax.Array) -> jax.Array:
-        """A part that no pretrained weights fill."""
+        """Initial value of a part that is not in the pretrained weights."""
         ...
 
 
@@ -78,8 +78,8 @@ class ArrayLeaf:
     shape: tuple[int, ...]
     axes: Axes
     equation: str = ""
-    """The einsum of its product, such as `BTD,DNH->BTNH`, where it is a kernel. Dimensions of the array that the
-    equation does not name come first: stacked layers."""
+    """The einsum of its product, such as `BTD,DNH->BTNH`, if it is a kernel. Leading dimensions that the equation does
+    not name are stacked layers."""
     dtype: str = "float32"
 
     @property
@@ -105,15 +105,15 @@ class ArrayLeaf:
         return {"": values}
 
     def initial(self, suffix: str, key: jax.Array) -> jax.Array:
-        raise KeyError(f"an array has no part {suffix!r} to begin with")
+        raise KeyError(f"an array has no part {suffix!r} to initialise")
 
     @property
     def stacked(self) -> int:
-        """Leading dimensions that the equation does not name."""
+        """Number of leading dimensions that the equation does not name."""
         return len(self.shape) - len(kernel_letters(self.equation))
 
     def dims(self, letters: str) -> tuple[int, ...]:
-        """The dimensions of these letters of the equation, in the array's order."""
+        """Indices of the dimensions with these letters, in the array's order."""
         names = kernel_letters(self.equation)
         return tuple(self.stacked + names.index(letter) for letter in names if letter in letters)
 
@@ -129,14 +129,14 @@ def input_letters(equation: str) -> str:
 
 
 def batch_letters(equation: str) -> str:
-    """Letters of the kernel that stand in activations, kernel and result alike: experts."""
+    """Letters that appear in activations, kernel and result: experts."""
     x, y = equation.split(",")[0], equation.split("->")[1]
     return "".join(letter for letter in kernel_letters(equation) if letter in x and letter in y)
 
 
 def output_letters(equation: str) -> str:
-    taken = input_letters(equation) + batch_letters(equation)
-    return "".join(letter for letter in kernel_letters(equation) if letter not in taken)
+    other = input_letters(equation) + batch_letters(equation)
+    return "".join(letter for letter in kernel_letters(equation) if letter not in other)
 
 
 # --- int8 values and scales -------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def output_letters(equation: str) -> str:
 class Int8Leaf:
     """A kernel stored as int8 values and one float32 scale per output: symmetric, rounded to nearest.
 
-    It is read, never trained: an update smaller than half a step of its scale would be lost.
+    Never trained: updates smaller than half a quantisation step would be lost.
     """
 
     array: ArrayLeaf
@@ -179,7 +179,7 @@ class Int8Leaf:
         return {"values": (values / scales).round().astype(np.int8), "scales": scales}
 
     def initial(self, suffix: str, key: jax.Array) -> jax.Array:
-        raise KeyError(f"an int8 kernel has no part {suffix!r} to begin with")
+        raise KeyError(f"an int8 kernel has no part {suffix!r} to initialise")
 
 
 @jax.tree_util.register_dataclass
@@ -197,7 +197,7 @@ class Int8Kernel:
 
 @dataclass(frozen=True)
 class LowRankLeaf:
-    """A base kernel W with an adapter beside it: x W + (alpha / rank) (x A) B (Hu et al. 2021, LoRA)."""
+    """A base kernel W with a low-rank adapter: x W + (alpha / rank) (x A) B (Hu et al. 2021, LoRA)."""
 
     base: ArrayLeaf | Int8Leaf
     rank: int
@@ -216,7 +216,7 @@ class LowRankLeaf:
         return self.base.needed_whole
 
     def _part(self, letters: str, rank_last: bool) -> Part:
-        """Stacked layers and experts, then the inputs and the rank, or the rank and the outputs."""
+        """Shape [stacked layers, experts, inputs, rank], or [stacked layers, experts, rank, outputs]."""
         array = self.array
         lead = [*range(array.stacked), *array.dims(batch_letters(array.equation))]
         own = list(array.dims(letters))
@@ -240,7 +240,7 @@ class LowRankLeaf:
         return self.base.store(values)
 
     def initial(self, suffix: str, key: jax.Array) -> jax.Array:
-        """A uniform in +-1 / sqrt(inputs) and B zero, as PEFT begins (`LoraLayer.reset_lora_parameters`)."""
+        """A uniform in +-1 / sqrt(inputs) and B zero, as in PEFT (`LoraLayer.reset_lora_parameters`)."""
         part = self.parts[suffix]
         if suffix == "lora_b":
             return jnp.zeros(part.shape, jnp.float32)
@@ -263,20 +263,20 @@ class LowRankKernel:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FlatKernel:
-    """A kernel as one matrix [outputs, inputs], at which CPUs multiply fastest with a few tokens (T = 1)."""
+    """A kernel as one matrix [outputs, inputs], the fastest layout on CPUs for a few tokens (T = 1)."""
 
     matrix: jax.Array
     outputs: tuple[int, ...] = field(metadata={"static": True})
-    """The dimensions that the outputs stand for."""
+    """Sizes of the output dimensions."""
 
     def times(self, x: jax.Array) -> jax.Array:
         y_FB = jnp.einsum("FE,BE->FB", self.matrix.astype(x.dtype), x.reshape(len(x), -1))
-        # XLA would turn this into a product of x and the kernel, at which CPUs take a seventh longer.
+        # Without the barrier XLA turns this into a product of x and the kernel, a seventh slower on CPUs.
         return jax.lax.optimization_barrier(y_FB).T.reshape(len(x), 1, *self.outputs)
 
 
 def flattened(kernel: Any, equation: str, dtype: str) -> Any:
-    """The kernel (of one layer) for products with one token per row; kinds without such a form stay as they are."""
+    """The kernel (of one layer) as a `FlatKernel`; kinds that have no such form are returned unchanged."""
     if isinstance(kernel, LowRankKernel):
         return replace(kernel, base=flattened(kernel.base, equation, dtype))
     if not isinstance(kernel, jax.Array) or batch_letters(equation):
@@ -292,12 +292,12 @@ def flattened(kernel: Any, equation: str, dtype: str) -> Any:
 
 
 def project(product: Any, equation: str, x: jax.Array, kernel: Any) -> jax.Array:
-    """The product of activations with a kernel of any kind, in the dtype of `x`.
+    """Multiply activations with a kernel of any kind, in the dtype of `x`.
 
-    The adapter is computed beside the base's product and never becomes a matrix of the kernel's size.
+    An adapter is applied to the activations; its product A B is never materialised.
 
     Args:
-      product: (equation, x, array) -> array, how plain arrays are multiplied.
+      product: (equation, x, array) -> array, the einsum for plain arrays.
     """
     if isinstance(kernel, FlatKernel):
         return kernel.times(x)
@@ -311,13 +311,13 @@ def project(product: Any, equation: str, x: jax.Array, kernel: Any) -> jax.Array
     return project(product, equation, x, kernel.base) + kernel.scale * up
 
 
-def effective(kernel: Any, equation: str) -> jax.Array:
-    """The kernel as one float32 array: what an export without adapters writes. [..., dimensions of the equation]."""
+def effective_kernel(kernel: Any, equation: str) -> jax.Array:
+    """The kernel with adapters merged, as one float32 array [..., dimensions of the equation], for export."""
     if not isinstance(kernel, LowRankKernel):
         return kernel.astype(jnp.float32)
     batch, inputs, outputs = batch_letters(equation), input_letters(equation), output_letters(equation)
     both = jnp.einsum(f"...{batch}{inputs}R,...{batch}R{outputs}->...{kernel_letters(equation)}", kernel.a, kernel.b)
-    return effective(kernel.base, equation) + kernel.scale * both
+    return effective_kernel(kernel.base, equation) + kernel.scale * both
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def effective(kernel: Any, equation: str) -> jax.Array:
 
 @dataclass(frozen=True)
 class Int8:
-    """Kernels as int8 values and scales."""
+    """Store kernels as int8 values and scales."""
 
     def leaf(self, leaf: Any) -> Any:
         return Int8Leaf(leaf)
@@ -333,7 +333,7 @@ class Int8:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Kernels with a low-rank adapter beside them."""
+    """Add a low-rank adapter to kernels."""
 
     rank: int
     alpha: float
@@ -343,11 +343,11 @@ class LowRank:
 
 
 Storage = tuple[tuple[str, Int8 | LowRank], ...]
-"""(pattern of names, kind), in the order in which they are applied; only kernels are concerned."""
+"""(name pattern, kind) pairs, applied in order; they affect kernels only."""
 
 
 def stored_as(name: str, leaf: ArrayLeaf, storage: Storage) -> Leaf:
-    """The leaf of the parameter `name` under `storage`; what is no kernel stays an array."""
+    """The leaf of the parameter `name` under `storage`; parameters that are not kernels stay arrays."""
     found: Leaf = leaf
     for pattern, kind in storage:
         if leaf.equation and fnmatchcase(name, pattern):
@@ -356,5 +356,5 @@ def stored_as(name: str, leaf: ArrayLeaf, storage: Storage) -> Leaf:
 
 
 def part_name(name: str, suffix: str) -> str:
-    """The name of a part among all arrays of a model."""
+    """The model-wide array name of a part."""
     return f"{name}.{suffix}" if suffix else name

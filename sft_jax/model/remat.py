@@ -1,4 +1,4 @@
-"""What a layer keeps for its backward pass; everything else is computed again there."""
+"""Rematerialisation: what a layer saves for its backward pass. Everything else is recomputed there."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,21 +12,21 @@ _policies = jax.checkpoint_policies
 _attention = _policies.save_only_these_names(KEPT)
 
 OF_ATTENTION = ("query", "key", "value", KEPT)
-"""What `attention` keeps beside the layer's input, and `offload` on the host: every product between them is computed
-again, attention is not."""
+"""What the policies `attention` and `offload` save besides the layer's input, the latter on the host. Attention is not
+recomputed; every other product is."""
 
 POLICIES = {
-    # every intermediate result: no work is done twice
+    # every intermediate result: no recomputation
     "none": None,
     # the result of every matrix product, and attention's output
     "dots": _policies.save_from_both_policies(_policies.dots_saveable, _attention),
-    # the results of products with weights, and attention's output; scores and other products of activations are not
+    # the results of products with weights, and attention's output; not scores or other products of activations
     "minimal": _policies.save_from_both_policies(_policies.dots_with_no_batch_dims_saveable, _attention),
-    # the layer's input, queries, keys, values and attention's output: the MLP, by far the widest, is done again
+    # the layer's input, queries, keys, values and attention's output; the MLP, by far the widest, is recomputed
     "attention": _policies.save_only_these_names(*OF_ATTENTION),
-    # the layer's input: the smallest memory, and the whole forward pass is done again
+    # the layer's input only: least memory, the whole forward pass is recomputed
     "full": _policies.nothing_saveable,
-    # the same as attention, in the host's memory
+    # as attention, but in host memory
     "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["layer_input", *OF_ATTENTION],
@@ -34,18 +34,18 @@ POLICIES = {
         offload_dst="pinned_host",
     ),
 }
-"""`model.remat` -> policy of `jax.checkpoint` around one layer."""
+"""`model.remat` -> policy for `jax.checkpoint` around one layer."""
 
 
 def rematerialised(run: Callable[..., Any], remat: str, alone: bool, platform: str) -> Callable[..., Any]:
-    """`run(layer, x, ...)`, one layer, which keeps for its backward pass what `remat` says.
+    """Wrap `run(layer, x, ...)`, one layer, to save for its backward pass only what `remat` allows.
 
     Args:
-      run: differentiated with respect to the layer's parameters and x alone.
-      alone: whether it is all that the body of a loop does. There the compiler sees the forward pass of a layer apart
-        from its backward pass. Elsewhere it would find the recomputation equal to the forward pass and keep everything
-        after all, or recompute all layers before the first of their backward passes.
-      platform: cpu, gpu or tpu, of what is compiled for.
+      run: differentiated with respect to the layer's parameters and x only.
+      alone: whether the layer is the whole body of a scan. There the compiler sees forward and backward pass in
+        separate loops. Elsewhere, CSE would merge the recomputation with the forward pass and keep everything after
+        all, or the scheduler would recompute all layers before the first backward pass.
+      platform: cpu, gpu or tpu: the compilation target.
     """
     if remat == "none":
         return run
@@ -55,10 +55,10 @@ def rematerialised(run: Callable[..., Any], remat: str, alone: bool, platform: s
 
 
 def _recomputed_in_turn(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.checkpoint` of everything, for XLA's CPU compiler, which drops optimization barriers before it schedules.
+    """Full rematerialisation for XLA's CPU compiler, which drops optimization barriers before it schedules.
 
-    The recomputation depends on the cotangent by a comparison that only a NaN makes false: it cannot begin before the
-    backward pass of the layer above has come so far, and its values are the same to the bit.
+    The recomputation depends on the cotangent through a comparison that is false only for NaN. So it cannot start
+    before the backward pass reaches this layer, and its values are bit-identical.
     """
 
     @jax.custom_vjp

@@ -1,4 +1,4 @@
-"""Rotary position embedding: angles of positions, and queries and keys turned by them."""
+"""Rotary position embedding: angles from positions, and the rotation of queries and keys."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ from sft_jax.model.precision import at_least_f32
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> jax.Array:
-    """Angle per position of each pair of elements, float32 [H/2].
+    """Frequency (radians per position) of each pair of elements, float32 [H/2].
 
     The llama3 scaling is that of the Llama 3.1 reference (`transformers.modeling_rope_utils`): frequencies with a
-    wavelength beyond original_positions / low_freq_factor are divided by factor, those below original_positions /
-    high_freq_factor stay, those between are interpolated.
+    wavelength above original_positions / low_freq_factor are divided by factor, those below original_positions /
+    high_freq_factor are unchanged, those in between are interpolated.
     """
     frequencies = 1.0 / rope.theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if rope.kind == "linear":

@@ -1,7 +1,7 @@
-"""Which parameters train: patterns over the names that parameters have layer by layer.
+"""Which parameters train: patterns matched against per-layer parameter names.
 
-`head`, `*norm*`, `layers.20-29`, `layers.0-3.attention.*`: a pattern with `*` is matched as a file name is, and names
-everything below it. Where layers of one stack differ, the stack is cut: a leaf trains as a whole or not at all.
+Examples: `head`, `*norm*`, `layers.20-29`, `layers.0-3.attention.*`. `*` is a glob, and a pattern matches everything
+below a name. A leaf trains as a whole or not at all, so a stack is cut where its layers differ.
 """
 
 import re
@@ -17,11 +17,11 @@ from sft_jax.model.leaves import Int8Leaf, Leaf, LowRankLeaf, part_name
 _LAYERS = re.compile(r"layers\.(?P<first>\d+)(?:-(?P<last>\d+))?(?:\.(?P<rest>.+))?")
 
 
-def cut_for(patterns: Sequence[str], a: Architecture) -> Architecture:
-    """The decoder with its stacks cut where the trained layers begin and end.
+def cut_stacks(patterns: Sequence[str], a: Architecture) -> Architecture:
+    """The decoder with its stacks cut at the boundaries of the trained layers.
 
     Raises:
-      BadInput: a pattern that no parameter matches.
+      BadInput: a pattern that matches no parameter.
     """
     if not patterns:
         return a
@@ -35,13 +35,13 @@ def cut_for(patterns: Sequence[str], a: Architecture) -> Architecture:
 
 
 def trainable_names(patterns: Sequence[str], a: Architecture) -> frozenset[str]:
-    """The arrays that train; of a decoder with adapters, without patterns, the adapters alone.
+    """Names of the arrays that train. Without patterns: all, or only the adapters of a decoder that has them.
 
     Args:
-      a: as `cut_for` returned it.
+      a: as returned by `cut_stacks`.
 
     Raises:
-      BadInput: a pattern that no parameter matches, or one that names int8 kernels.
+      BadInput: a pattern that matches no parameter, or one that matches int8 kernels.
     """
     check_patterns(patterns, a)
     adapted = any(isinstance(leaf, LowRankLeaf) for leaf in leaves(a).values())
@@ -60,28 +60,29 @@ def trainable_names(patterns: Sequence[str], a: Architecture) -> frozenset[str]:
 def _refuse_int8(name: str, leaf: Leaf) -> None:
     if isinstance(leaf, Int8Leaf):
         raise BadInput(
-            f"{name} is stored as int8 and cannot train: updates smaller than a step of its scale would be lost. Load "
-            "the model with --model.quantization none, or name what trains with --train.trainable, such as '*norm*'"
+            f"{name} is stored as int8 and cannot train: updates smaller than one quantisation step would be lost. "
+            "Load the model with --model.quantization none, or train other parameters with --train.trainable, such "
+            "as '*norm*'"
         )
 
 
 def check_patterns(patterns: Sequence[str], a: Architecture) -> None:
-    """Raises BadInput where a pattern matches no parameter; names those that come near."""
+    """Raises BadInput if a pattern matches no parameter; suggests close matches."""
     known = {name for _, _, name in _by_layer(a)}
     for pattern in patterns:
         found = _LAYERS.fullmatch(pattern)
         if found and int(found["last"] or found["first"]) >= a.depth:
-            raise BadInput(f"train.trainable {pattern!r}: the model has the layers 0 to {a.depth - 1}")
+            raise BadInput(f"train.trainable {pattern!r}: the model has layers 0 to {a.depth - 1}")
         if any(_matches(pattern, name) for name in known):
             continue
         if pattern == "head" and a.tied:
-            raise BadInput("train.trainable 'head': this model's head is its embedding. Name 'embedding'")
+            raise BadInput("train.trainable 'head': this model ties its head to the embedding. Use 'embedding'")
         shown = sorted({re.sub(r"layers\.\d+", "layers.0", name) for name in known})
-        raise BadInput(f"train.trainable {pattern!r} names no parameter of this model. {nearest(pattern, shown)}")
+        raise BadInput(f"train.trainable {pattern!r} matches no parameter of this model. {nearest(pattern, shown)}")
 
 
 def _by_layer(a: Architecture) -> Iterator[tuple[int | None, str, str]]:
-    """(layer, suffix, name of the parameter in that layer) of every leaf; the layer is None outside layers."""
+    """(layer, suffix, per-layer name) of every leaf; the layer is None outside layers."""
     for name in leaves(a):
         layers, suffix = split_name(name)
         if layers is None:
@@ -108,6 +109,6 @@ def _globbed(pattern: str, name: str) -> bool:
 
 
 def split_parameters(parameters: Mapping, trained: frozenset[str]) -> tuple[dict, dict]:
-    """(trainable, frozen) of a dict by name."""
+    """Split a dict keyed by parameter name into (trainable, frozen)."""
     trainable = {name: value for name, value in parameters.items() if name in trained}
     return trainable, {name: value for name, value in parameters.items() if name not in trained}

@@ -1,1 +1,1 @@
-"""The mesh (data, fsdp, tensor, context, expert), logical axis rules, and start-up of several processes."""
+"""The mesh (data, fsdp, tensor, context, expert) and the logical axis rules."""

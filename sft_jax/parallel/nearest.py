@@ -1,4 +1,4 @@
-"""The mesh closest to a refused one that works: what an error message offers."""
+"""The closest mesh that works, for error messages about one that does not."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterator, Mapping
 from jax.sharding import AbstractMesh, AxisType
 
 FREE = ("data", "fsdp", "tensor", "context")
-"""Axes whose sizes may be exchanged for one another."""
+"""Axes whose sizes may be traded against each other."""
 
 
 def nearest_mesh(sizes: Mapping[str, int], works: Callable[[AbstractMesh], bool]) -> dict[str, int] | None:
-    """Axis sizes with the same product that work and differ least from `sizes`, counted in doublings; None if none.
+    """The axis sizes with the same product that work and are closest to `sizes`, in doublings; None if none work.
 
     Args:
-      sizes: of every axis of the mesh that does not work.
-      works: whether a mesh does.
+      sizes: size of every axis of the mesh that does not work.
+      works: whether a given mesh works.
     """
 
     def distance(other: tuple[int, ...]) -> tuple[float, int, int]:
         doublings = sum(abs(math.log2(size / sizes[axis])) for axis, size in zip(FREE, other, strict=True))
         data, fsdp, *_ = other
-        return doublings, -fsdp, -data  # of equals, the one that divides parameters and needs nothing of the model
+        return doublings, -fsdp, -data  # ties: prefer the axes that shard parameters and put no demands on the model
 
     devices = math.prod(sizes[axis] for axis in FREE)
     for candidate in sorted(factorings(devices, len(FREE)), key=distance):

@@ -1,6 +1,6 @@
 """Logical axes -> mesh axes: one readable table (`config.Sharding`), applied to parameters and activations.
 
-A layout that cannot be applied is refused with the array, the axis and the numbers; nothing is silently replicated.
+A layout that does not fit raises with the array, the axis and the numbers; nothing is silently replicated.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from sft_jax.errors import BadInput, nearest
 LOGICAL_AXES = tuple(field.name for field in dataclasses.fields(Sharding))
 
 Axes = tuple[str | None, ...]
-"""One logical axis a dimension; None leaves the dimension whole (vectors such as norm scales)."""
+"""One logical axis per dimension; None leaves the dimension unsharded (vectors such as norm scales)."""
 
 AnyMesh = jax.sharding.Mesh | AbstractMesh
 
 
 class Activation(NamedTuple):
-    """An activation that `Layout.shard` met while tracing."""
+    """An activation that `Layout.shard` saw while tracing."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ _recorder: ContextVar[list[Activation] | None] = ContextVar("recorded_activation
 
 @contextlib.contextmanager
 def recorded_activations() -> Iterator[list[Activation]]:
-    """Collect every activation that `Layout.shard` meets, e.g. under `jax.eval_shape`; each one once."""
+    """Collect every distinct activation passed to `Layout.shard`, e.g. under `jax.eval_shape`."""
     found: list[Activation] = []
     token = _recorder.set(found)
     try:
@@ -53,56 +53,56 @@ _RULES = Sharding()
 
 @dataclass(frozen=True)
 class Layout:
-    """A mesh and the rules that divide arrays over it; what is computed on it carries it along.
+    """A mesh and the rules that shard arrays over it, passed explicitly to everything computed on it.
 
-    Hashable, so that functions that are compiled once per layout can have it as a key.
+    Hashable, so that it can be a static argument or cache key.
     """
 
     mesh: AnyMesh | None = None
-    """None is one device: nothing is divided."""
+    """None means one device: nothing is sharded."""
     rules: Sharding = _RULES
-    compiles_for: str = ""
-    """cpu, gpu or tpu, where the mesh is an abstract one and no device tells."""
+    target_platform: str = ""
+    """cpu, gpu or tpu; set where the mesh is abstract and has no devices to ask."""
 
     @property
     def platform(self) -> str:
-        """cpu, gpu or tpu: what is compiled for, which need not be what is compiled on."""
+        """cpu, gpu or tpu: the compilation target, which need not be the host's platform."""
         if self.mesh is None:
             return jax.default_backend()
-        return self.compiles_for if isinstance(self.mesh, AbstractMesh) else self.mesh.devices.flat[0].platform
+        return self.target_platform if isinstance(self.mesh, AbstractMesh) else self.mesh.devices.flat[0].platform
 
     @property
     def is_one_device(self) -> bool:
         return self.mesh is None or self.mesh.size == 1
 
     @property
-    def rows_whole(self) -> "Layout":
-        """The same with no row divided: for generation, whose rows are one token long."""
+    def without_length_sharding(self) -> "Layout":
+        """The same layout with undivided rows, for generation, where T = 1."""
         return replace(self, rules=replace(self.rules, act_length="none", act_targets="none"))
 
     def parts(self, axis: str) -> int:
-        """How many parts a logical axis is divided into."""
+        """Number of shards along a logical axis."""
         return 1 if self.mesh is None else axis_parts(axis, self.rules, self.mesh)
 
-    def dividing_axes(self, axis: str) -> tuple[str, ...]:
-        """The mesh axes that do divide a logical axis: those with more than one device."""
+    def sharding_axes(self, axis: str) -> tuple[str, ...]:
+        """The mesh axes that actually shard a logical axis: those with more than one device."""
         if self.mesh is None:
             return ()
         return tuple(name for name in mesh_axes(axis, self.rules) if self.mesh.shape[name] > 1)
 
-    def whole_batches(self, size: int) -> int:
-        """A number of rows rounded up to what the layout divides evenly."""
+    def round_up_batch(self, size: int) -> int:
+        """Round a number of rows up to a multiple of the batch shards."""
         parts = self.parts("act_batch")
         return -(-size // parts) * parts
 
     def shard(self, x: jax.Array, *axes: str | None, name: str = "array") -> jax.Array:
-        """Constrain `x` (one logical axis for each dimension) to this layout.
+        """Constrain `x` to this layout; `axes` has one logical axis per dimension.
 
         Args:
-          name: of the activation, for messages and for `recorded_activations`.
+          name: name of the activation, for error messages and `recorded_activations`.
 
         Raises:
-          BadInput: an unknown or colliding logical axis, or a dimension that does not divide.
+          BadInput: an unknown or colliding logical axis, or a dimension that is not divisible.
           ValueError: the number of axes is not the rank of `x`.
         """
         if len(axes) != x.ndim:
@@ -123,7 +123,7 @@ ONE_DEVICE = Layout()
 
 
 def mesh_axes(axis: str | None, rules: Sharding) -> tuple[str, ...]:
-    """The mesh axes that a logical axis is divided over, the slowest first; () where it stays whole.
+    """The mesh axes that a logical axis is sharded over, slowest first; () if unsharded.
 
     Raises:
       BadInput: an unknown logical axis.
@@ -143,33 +143,33 @@ def spec(axes: Axes, rules: Sharding, what: str = "") -> PartitionSpec:
       what: the array's name, for messages.
 
     Raises:
-      BadInput: an unknown logical axis, or two dimensions that land on one mesh axis.
+      BadInput: an unknown logical axis, or two dimensions sharded over one mesh axis.
     """
     parts: list[tuple[str, ...] | str | None] = []
-    taken: dict[str, str] = {}
+    used: dict[str, str] = {}
     for axis in axes:
         names = mesh_axes(axis, rules)
         for name in names:
-            if name in taken:
+            if name in used:
                 raise BadInput(
-                    f"{what or 'array'} with logical axes {', '.join(map(str, axes))}: {taken[name]!r} and {axis!r} "
-                    f"are both divided over mesh axis {name!r}. Give one of them another rule, e.g. "
+                    f"{what or 'array'} with logical axes {', '.join(map(str, axes))}: {used[name]!r} and {axis!r} "
+                    f"are both sharded over mesh axis {name!r}. Change the rule of one, e.g. "
                     f"--sharding.{str(axis).replace('_', '-')} none"
                 )
-            taken[name] = str(axis)
+            used[name] = str(axis)
         parts.append(names if len(names) > 1 else names[0] if names else None)
     return PartitionSpec(*parts)
 
 
 def axis_parts(axis: str, rules: Sharding, mesh: AnyMesh) -> int:
-    """How many parts a logical axis is divided into on this mesh."""
+    """Number of shards along a logical axis on this mesh."""
     return math.prod(mesh.shape[name] for name in mesh_axes(axis, rules))
 
 
 def indivisible(
     what: str, shape: tuple[int, ...], axes: Axes, mesh: AnyMesh, rules: Sharding
 ) -> dict[tuple[str, int], str]:
-    """(logical axis, size) -> what is wrong with it and what would work, for dimensions that do not divide."""
+    """(logical axis, size) -> error message with a fix, for each dimension that is not divisible."""
     problems = {}
     for size, axis in zip(shape, axes, strict=True):
         parts = axis_parts(axis, rules, mesh) if axis else 1
@@ -177,7 +177,7 @@ def indivisible(
             fits = max(n for n in range(1, parts) if size % n == 0)
             problems[axis, size] = (
                 f"{what}: {axis} {size} is not divisible by {getattr(rules, axis)} = {parts}; "
-                f"leave it whole with --sharding.{axis.replace('_', '-')} none" + f", or use {fits} parts" * (fits > 1)
+                f"set --sharding.{axis.replace('_', '-')} none to replicate it" + f", or use {fits} shards" * (fits > 1)
             )
     return problems
 
@@ -188,8 +188,8 @@ def shardings(
     """The sharding of every parameter, by name.
 
     Raises:
-      BadInput: two dimensions on one mesh axis, or dimensions that do not divide; every one is named with its numbers
-        and a layout that works.
+      BadInput: two dimensions on one mesh axis, or dimensions that are not divisible; names each with its sizes and a
+        layout that works.
     """
     problems: dict[tuple[str, int], str] = {}
     result = {}

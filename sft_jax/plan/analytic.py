@@ -1,8 +1,8 @@
-"""An update's work and memory in closed form: milliseconds for a layout instead of a minute of compiling.
+"""An update's work and memory in closed form: milliseconds per layout instead of a minute of compilation.
 
-It prunes the search, plans for GPUs, and plans where the TPU's compiler does not run. The products are exact; what a
-layer reads and writes besides, and what XLA keeps at the peak, are counts of passes over activations, read off compiled
-programs. The compiled plan is the better one wherever there is one; tests hold the two together.
+It prunes the search, plans for GPUs, and plans where the TPU compiler does not run. Products are exact; a layer's other
+memory traffic and XLA's peak memory are modelled as passes over activations, calibrated on compiled programs. A
+compiled plan is more accurate; tests check that the two agree.
 """
 
 import functools
@@ -19,53 +19,54 @@ from sft_jax.model.decoder import abstract_parameters, leaves
 from sft_jax.model.trainable import split_parameters, trainable_names
 from sft_jax.parallel.rules import axis_parts, mesh_axes
 from sft_jax.plan.chips import Topology
-from sft_jax.plan.work import Product, Sent, Stretch, Work, causal_unevenness
+from sft_jax.plan.work import Product, Region, Transfer, Work, causal_imbalance
 from sft_jax.train.optimizers import make_optimizer
 from sft_jax.weights.pretrained import as_trained
 
 BF16, F32 = 2, 4
 
 FORWARD_PASSES = (14.0, 3.0)
-"""Reads or writes of [tokens, D] and of [tokens, F] in a layer's forward pass besides those of its products: norms,
-rotations, residuals, the activation function. Read off compiled programs (v6e, Llama 3.1 8B)."""
+"""Reads or writes of [tokens, D] and of [tokens, F] in a layer's forward pass, excluding products: norms, RoPE,
+residuals, activation function. Read off compiled programs (v6e, Llama 3.1 8B)."""
 BACKWARD_PASSES = (22.0, 6.0)
-"""The same, of its backward pass."""
+"""The same for the backward pass."""
 LOGIT_PASSES = 6.0
-"""Reads or writes of a chunk's logits in float32 besides those of its products."""
+"""Reads or writes of a chunk's float32 logits, excluding those of products."""
 WINDOWED = 16
-"""Where up to so many devices share a kernel, without replicas and without several micro-batches of divided rows, XLA
-cuts its product into a loop that hands the shards on meanwhile; elsewhere TPUs without cores for collectives wait."""
+"""If at most this many devices shard a kernel, without replicas and without several micro-batches of sharded rows, XLA
+turns its product into a loop (windowed einsum) that overlaps with permuting the shards. Otherwise TPUs without
+collective cores wait."""
 PARTIAL_SUMS = 0.35
-"""Passes over the result that such a loop adds for each device, where the divided dimension is the one summed over."""
+"""Passes over the result that such a loop adds per device if the sharded dimension is contracted."""
 BLOCK = 512
-"""Queries and keys that an attention kernel takes at once: whole blocks on the diagonal are computed."""
+"""Block size of an attention kernel; blocks on the diagonal are computed in full."""
 
 
 class Sizes(NamedTuple):
-    """What one device has of an update."""
+    """Per-device sizes of an update."""
 
     dtype: int
-    """Bytes of an activation."""
+    """Bytes per activation element."""
     micro: int
-    """Micro-batches."""
+    """Number of micro-batches."""
     tokens: float
-    """Of one micro-batch."""
+    """Per micro-batch."""
     rows: float
     length: float
     """Of a whole row."""
     targets: float
-    """Of one micro-batch."""
+    """Per micro-batch."""
     heads: float
     """heads x head_dim."""
     kv_heads: float
     mlp: float
     vocab: float
     shards: int
-    """Parts that the embed dimension of a parameter is divided into."""
+    """Number of shards along the embed dimension of parameters."""
 
 
 def sizes_of(config: RunConfig, a: Architecture, shapes: Batch, mesh: AbstractMesh) -> Sizes:
-    """What one device of this mesh has."""
+    """The sizes on one device of this mesh."""
 
     def part(size: float, axis: str) -> float:
         return size / axis_parts(axis, config.sharding, mesh)
@@ -88,17 +89,17 @@ def sizes_of(config: RunConfig, a: Architecture, shapes: Batch, mesh: AbstractMe
 
 
 def layer_parameters(a: Architecture, s: Sizes) -> float:
-    """Of one layer, as far as a device has them once they are gathered."""
+    """Parameters of one layer on a device, after the all-gather."""
     return a.embed * (2 * s.heads + 2 * s.kv_heads + 3 * s.mlp)
 
 
-def update_work(config: RunConfig, a: Architecture, shapes: Batch, mesh: AbstractMesh, topology: Topology) -> Stretch:
-    """What a device does in one update."""
+def update_work(config: RunConfig, a: Architecture, shapes: Batch, mesh: AbstractMesh, topology: Topology) -> Region:
+    """The work of one device in one update."""
     s = sizes_of(config, a, shapes, mesh)
     net = _Network(config, mesh, topology)
     remat = config.model.remat
     again = 1.0 if remat == "full" else 0.0
-    kept = kept_bytes(config, a, s) if remat == "offload" else 0.0
+    kept = saved_bytes(config, a, s) if remat == "offload" else 0.0
     weights = layer_parameters(a, s) * s.dtype
     forward = (
         *_layer_products(a, s, 1.0),
@@ -124,17 +125,17 @@ def update_work(config: RunConfig, a: Architecture, shapes: Batch, mesh: Abstrac
         Work("kept on the host", host=kept, waits=False),
     )
     chunks = max(1.0, s.targets / min(config.model.head_chunk, s.targets))
-    micro = Stretch(
+    micro = Region(
         "micro-batch",
         s.micro,
         (
             *_embedding(a, s, net),
-            Stretch("layers", a.depth, forward),
-            Stretch("head", chunks, tuple(_head_chunk(a, s, net, chunks))),
-            Stretch("layers, backward", a.depth, backward),
+            Region("layers", a.depth, forward),
+            Region("head", chunks, tuple(_head_chunk(a, s, net, chunks))),
+            Region("layers, backward", a.depth, backward),
         ),
     )
-    return Stretch("update", 1, (micro, _optimizer(config, a, s)))
+    return Region("update", 1, (micro, _optimizer(config, a, s)))
 
 
 def _products(a: Architecture, s: Sizes) -> tuple[tuple[str, float, float], ...]:
@@ -151,13 +152,13 @@ def _products(a: Architecture, s: Sizes) -> tuple[tuple[str, float, float], ...]
 
 
 def _layer_products(a: Architecture, s: Sizes, times: float):
-    """The products of a layer with its weights; `times` 2 for both gradients."""
+    """A layer's products with its weights; `times` is 2 for the two gradients."""
     for name, k, n in _products(a, s):
         yield _product(name, s, s.tokens, k, n, times)
 
 
 def _recomputed(a: Architecture, s: Sizes, names: tuple[str, ...]):
-    """The products that the backward pass computes again."""
+    """The products that the backward pass recomputes."""
     for name, k, n in _products(a, s):
         if name in names:
             yield _product(f"{name} again", s, s.tokens, k, n, 1.0)
@@ -168,7 +169,7 @@ def _recomputed_names(config: RunConfig, a: Architecture) -> tuple[str, ...]:
     if config.model.remat == "full":
         return ("query", "key", "value", *mlp)
     if config.model.remat in ("attention", "offload"):
-        # A norm's backward pass needs what went into it, and its result is what is kept.
+        # A norm's backward pass needs its input, but only its result is saved.
         return (*(("query", "key") if a.qk_norm else ()), *mlp)
     return ()
 
@@ -178,7 +179,7 @@ def _product(name: str, s: Sizes, m: float, k: float, n: float, times: float) ->
 
 
 def _attention(a: Architecture, s: Sizes, net: "_Network", products: float):
-    """The kernels: `products` of scores or values of every visible block, two in the forward pass."""
+    """The attention kernels; `products` counts matrix products per visible block, two in the forward pass."""
     parts = net.parts("act_length")
     block = min(BLOCK, s.length)
     seen = sum(
@@ -186,7 +187,7 @@ def _attention(a: Architecture, s: Sizes, net: "_Network", products: float):
     ) / a.depth  # fmt: skip
     flops = products * 2.0 * s.tokens * s.heads * (s.length + block) / 2 * seen
     passes = products * s.tokens * (s.heads + s.kv_heads) * s.dtype
-    yield Work("attention", (), flops, a.head_dim, causal_unevenness(parts), hbm=passes)
+    yield Work("attention", (), flops, a.head_dim, causal_imbalance(parts), hbm=passes)
     if parts > 1:
         yield from net.gathers("keys and values", s.rows * s.length * 2 * s.kv_heads * s.dtype, "act_length")
 
@@ -206,7 +207,7 @@ def _head_chunk(a: Architecture, s: Sizes, net: "_Network", chunks: float):
     yield _product("logits", s, targets, a.embed, s.vocab, 1.0)
     yield _product("gradients of the head", s, targets, a.embed, s.vocab, 2.0)
     yield Work("softmax", hbm=LOGIT_PASSES * F32 * targets * s.vocab)
-    # XLA adds up each chunk's gradient over the devices at once; a shard of the sum is kept in float32.
+    # XLA reduces each chunk's gradient over the devices immediately; the sum is a float32 shard.
     yield Work("sum of the kernel's gradients", hbm=3 * F32 * s.vocab * a.embed / s.shards)
     size = s.vocab * a.embed * s.dtype
     yield from net.scatters("the kernel's gradient", size, "embed", waits=True)
@@ -221,14 +222,14 @@ def _optimizer(config: RunConfig, a: Architecture, s: Sizes) -> Work:
 
 
 class Held(NamedTuple):
-    """Of a whole run, over all devices."""
+    """Parameters and state of a run, over all devices."""
 
     numbers: float
-    """Parameters of the model."""
+    """Number of model parameters."""
     trained: float
-    """Of these, and of its adapters, those that train."""
+    """Number of trainable parameters, including adapters."""
     parameters: float
-    """Bytes of all parameters as they are stored."""
+    """Bytes of all parameters as stored."""
     optimizer: float
     """Bytes of the optimizer's state."""
 
@@ -239,12 +240,12 @@ class Held(NamedTuple):
 
     @property
     def checkpoint(self) -> float:
-        """Bytes of what is saved: the parameters that train, and the optimizer's state."""
+        """Bytes of a checkpoint: trainable parameters and optimizer state."""
         return F32 * self.trained + self.optimizer
 
 
 def held_bytes(config: RunConfig, a: Architecture) -> Held:
-    """What parameters and optimizer state take, from their shapes."""
+    """Sizes of parameters and optimizer state, from their shapes."""
     sections = (config.optimizer, config.adapter, config.train.trainable, config.model.quantization)
     return _held_bytes(*sections, a.plain)
 
@@ -268,7 +269,7 @@ def _bytes_of(tree: Any) -> float:
 
 
 def _parameters(a: Architecture, s: Sizes) -> float:
-    """That a device holds."""
+    """Number of parameters that a device holds."""
     tables = 1 if a.tied or a.reward else 2
     return (a.depth * layer_parameters(a, s) + tables * s.vocab * a.embed) / s.shards
 
@@ -287,22 +288,22 @@ class _Network(NamedTuple):
         return tuple(name for name in named if name not in left_out and self.mesh.shape[name] > 1)
 
     def gathers(self, name: str, whole: float, axis: str):
-        """An array that is divided over `axis`, put together for the products that need it."""
+        """All-gather an array that is sharded over `axis`."""
         if self._is_windowed(axis):
             yield from self._exchange(name, "collective-permute", whole, axis, 1.0, waits=False)
         elif self.topology.chip.sides == 3:
-            # XLA makes it a sum of shards in arrays of zeros there: twice the bytes, and the zeros are written too.
+            # There XLA implements it as an all-reduce of zero-padded shards: twice the bytes, and it writes the zeros.
             yield from self._exchange(name, "all-reduce", whole, axis, 2.0, self._waits(axis), passes=3)
         else:
             yield from self._exchange(name, "all-gather", whole, axis, 1.0, self._waits(axis), passes=1)
 
     def scatters(self, name: str, whole: float, axis: str, waits: bool = False):
-        """Its gradient, added up over the devices, each of which keeps its part."""
+        """Reduce-scatter the array's gradient."""
         passes = 0 if self._is_windowed(axis) else 2
         yield from self._exchange(name, "reduce-scatter", whole, axis, 1.0, waits or self._waits(axis), passes=passes)
 
     def partial_sums(self, size: float):
-        """What the loops of windowed products read and write besides."""
+        """Additional memory traffic of windowed products."""
         if self._is_windowed("embed"):
             yield Work("partial sums", hbm=PARTIAL_SUMS * self.parts("embed") * size)
 
@@ -312,24 +313,24 @@ class _Network(NamedTuple):
         return alone and 1 < self.parts(axis) <= WINDOWED
 
     def _waits(self, axis: str) -> bool:
-        return not self._is_windowed(axis) and not self.topology.chip.collectives_beside
+        return not self._is_windowed(axis) and not self.topology.chip.overlaps_collectives
 
     def reductions(self, name: str, whole: float, axis: str, without: str = ""):
-        """A sum over the devices that all of them wait for and keep."""
+        """A blocking all-reduce."""
         yield from self._exchange(name, "all-reduce", whole, axis, 2.0, waits=True, without=without)
 
     def _exchange(
         self, name: str, kind: str, whole: float, axis: str, times: float, waits: bool, without: str = "", passes=0
     ):
-        """`times` the bytes of an all-gather, and so many `passes` over the whole array in main memory."""
+        """A collective of `times` the bytes of an all-gather, with `passes` over the whole array in HBM."""
         axes, devices = self._axes(axis, without), self.parts(axis, without)
         if devices > 1:
             size = times * whole * (devices - 1) / devices
-            sent = Sent(kind, axes, size, devices, self._islands(axes), waits)
+            sent = Transfer(kind, axes, size, devices, self._islands(axes), waits)
             yield Work(name, hbm=passes * whole, sent=(sent,), waits=waits)
 
     def _islands(self, axes: tuple[str, ...]) -> int:
-        """Slices (or GPU nodes) that a group of devices along these axes is in: the last axes lie closest together."""
+        """Number of slices (or GPU nodes) that a group along these axes spans; the last axes are closest together."""
         a_slice = self.mesh.size // self.topology.slices
         if self.topology.is_gpu:
             a_slice = min(self.topology.chip.host_chips, self.mesh.size)
@@ -342,8 +343,8 @@ class _Network(NamedTuple):
         return max(1, math.prod(self.mesh.shape[name] for name in axes) // inside)
 
 
-def kept_bytes(config: RunConfig, a: Architecture, s: Sizes) -> float:
-    """Bytes that a layer keeps of each micro-batch for its backward pass, on the device or on the host."""
+def saved_bytes(config: RunConfig, a: Architecture, s: Sizes) -> float:
+    """Bytes per micro-batch that a layer saves for its backward pass, on the device or on the host."""
     of_attention = 2 * s.heads + 2 * s.kv_heads
     products = of_attention + 2 * s.mlp + a.embed
     numbers = {
@@ -359,23 +360,23 @@ def kept_bytes(config: RunConfig, a: Architecture, s: Sizes) -> float:
 
 
 class AnalyticMemory(NamedTuple):
-    """Bytes a device."""
+    """Bytes per device."""
 
     arguments: float
     """State and batch."""
     peak: float
     host: float
-    """Of the host's memory, for one device."""
+    """Host memory, per device."""
 
 
 def update_memory(config: RunConfig, a: Architecture, shapes: Batch, mesh: AbstractMesh) -> AnalyticMemory:
-    """What an update needs on each device."""
+    """Memory of an update on each device."""
     s = sizes_of(config, a, shapes, mesh)
     parameters = _parameters(a, s)
     held = held_bytes(config, a)
     state = parameters * held.state
     batch = 6 * F32 * s.micro * s.tokens
-    kept = a.depth * kept_bytes(config, a, s)
+    kept = a.depth * saved_bytes(config, a, s)
     offloaded = config.model.remat == "offload"
     layer = s.tokens * s.dtype * (4 * s.mlp + 8 * a.embed) + 2 * a.embed * 3 * s.mlp * s.dtype / 2
     gradients = parameters * held.trained / held.numbers * (F32 + s.dtype if s.micro > 1 else s.dtype)

@@ -1,4 +1,4 @@
-"""Compile a run's update for TPUs that are not here, with the compiler that comes in the libtpu package."""
+"""Compile a run's update for TPUs you don't have, with the compiler in the libtpu package."""
 
 import os
 import platform
@@ -23,24 +23,24 @@ from sft_jax.train.sharding import abstract_batch
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a device, as the compiler has laid them out."""
+    """Bytes per device, as reported by the compiler."""
 
     arguments: int
-    """State and batch; the new state takes the place of the old one."""
+    """State and batch; the new state is donated the old state's memory."""
     temporaries: int
-    """XLA's `temp_size_in_bytes`. On TPUs it may be more or less than its own buffer assignment holds; `peak -
-    arguments` is what that holds. On CPUs it is exact."""
+    """XLA's `temp_size_in_bytes`. Exact on CPUs. On TPUs it may differ from the buffer assignment, which is `peak -
+    arguments`."""
     peak: int
-    """What must fit."""
+    """Peak memory, which must fit."""
     host: int
-    """Of the host's memory, for this device: what remat offload keeps there."""
+    """Host memory for this device, used by remat offload."""
 
 
 class OutOfMemory(Exception):
-    """The compiler found no room: which memory, the bytes that it needs of it and those that there are."""
+    """The program does not fit: the memory space, and the bytes needed and available."""
 
     def __init__(self, space: str, needed: float, available: float):
-        super().__init__(f"{needed / GIB:.2f} GiB of {space} are needed, {available / GIB:.2f} GiB are there")
+        super().__init__(f"needs {needed / GIB:.2f} GiB of {space}, {available / GIB:.2f} GiB are available")
         self.space, self.needed, self.available = space, needed, available
 
     def __reduce__(self):
@@ -48,17 +48,16 @@ class OutOfMemory(Exception):
 
 
 def topology_devices(name: str, slices: int = 1) -> list[Any]:
-    """The devices of a TPU topology such as `v5e:4x4`; there need be none of them.
+    """The devices of a TPU topology such as `v5e:4x4`, which need not exist.
 
     Raises:
-      BadInput: there is no such topology; libtpu is not installed, is another version than this JAX is made for, or
-        does not know the topology.
+      BadInput: an unknown topology; libtpu is not installed, has a version that this JAX does not support, or does not
+        know the topology.
     """
     wanted = topology(name, slices)
     if wanted.is_gpu:
-        raise BadInput(f"topology {name!r}: GPUs have no compiler that works without them; their plan is analytic")
-    # Elsewhere than on Google Cloud, asking it for the machine's TPU takes minutes; and the library may be loaded
-    # beside a run that uses it: nothing here takes a chip.
+        raise BadInput(f"topology {name!r}: GPU programs cannot be compiled without the GPU; use the analytic plan")
+    # Outside Google Cloud the metadata query takes minutes. Loading libtpu twice is safe: nothing here uses a chip.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
@@ -76,20 +75,20 @@ def topology_devices(name: str, slices: int = 1) -> list[Any]:
 
 
 def compiler_problem() -> str | None:
-    """Why this machine cannot compile for TPUs, with the fix; None where it can."""
+    """Why this machine cannot compile for TPUs, with the fix; None if it can."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return (
-            f"this machine is {sys.platform} on {platform.machine()}, and the TPU's compiler (libtpu) exists for Linux "
-            "on x86-64 alone"
+            f"this machine is {sys.platform} on {platform.machine()}, but the TPU compiler (libtpu) exists only for "
+            "Linux on x86-64"
         )
     wanted = [line for line in requires("jax") or [] if line.startswith("libtpu")]
-    line = 'pip install "jax[tpu]" brings it'
+    line = 'install it with pip install "jax[tpu]"'
     try:
         found = version("libtpu")
     except PackageNotFoundError:
-        return f"libtpu is not installed, jax {jax.__version__} is made for {_specifier(wanted)}: {line}"
+        return f"libtpu is not installed, jax {jax.__version__} needs {_specifier(wanted)}: {line}"
     if wanted and not SpecifierSet(_specifier(wanted)).contains(found):
-        return f"libtpu is {found}, jax {jax.__version__} is made for {_specifier(wanted)}: {line}"
+        return f"libtpu is {found}, jax {jax.__version__} needs {_specifier(wanted)}: {line}"
     return None
 
 
@@ -99,10 +98,10 @@ def _specifier(requirements: list[str]) -> str:
 
 
 def trace_update(config: RunConfig, architecture: Architecture, shapes: Batch, devices: list[Any]) -> Any:
-    """The update of a run on these devices as a jaxpr with its arguments' layouts.
+    """Trace a run's update for these devices, with the shardings of its arguments.
 
     Args:
-      architecture: the model's own.
+      architecture: the model's architecture, not yet laid out.
       shapes: global shapes of a batch [A, b, T] and [A, b, M].
 
     Raises:
@@ -120,10 +119,10 @@ def trace_update(config: RunConfig, architecture: Architecture, shapes: Batch, d
 
 
 def compile_traced(traced: Any, devices: list[Any]) -> Any:
-    """Compile what `trace_update` returned, for the platform of its devices.
+    """Compile the result of `trace_update` for the platform of its devices.
 
     Raises:
-      OutOfMemory: it does not fit.
+      OutOfMemory: the program does not fit.
     """
     try:
         return traced.lower(lowering_platforms=(devices[0].platform,)).compile()
@@ -138,7 +137,7 @@ _SIZE = r"([\d.]+)([KMGT]?)"
 
 
 def out_of_memory(message: str) -> OutOfMemory | None:
-    """What XLA's message says about a program that does not fit; None for another message."""
+    """Parse XLA's error about a program that does not fit; None for any other message."""
     found = re.search(rf"in memory space (\w+)\. Used {_SIZE}i?B? of {_SIZE}", message)
     if found:
         return OutOfMemory(found[1], _bytes(found[2], found[3]), _bytes(found[4], found[5]))
@@ -153,9 +152,9 @@ def _bytes(number: str, unit: str) -> float:
 
 
 def memory_of(compiled: Any) -> Memory:
-    """What a compiled program needs on each device."""
+    """Memory of a compiled program on each device."""
     found = compiled.memory_analysis()
     arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
-    # XLA's peak adds the host's memory to the device's where both are used; the sum of all buffers is an upper bound.
+    # XLA's peak includes host memory if it is used; then the sum of all device buffers is an upper bound.
     peak = arguments + temporaries if found.host_temp_size_in_bytes else found.peak_memory_in_bytes
     return Memory(arguments, temporaries, peak, found.host_temp_size_in_bytes)

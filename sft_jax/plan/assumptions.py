@@ -1,23 +1,23 @@
-"""What the planner assumes beyond datasheets: fractions of the peaks that programs reach, the same for every chip.
+"""The planner's fitted constants: fractions of datasheet peaks that programs reach, the same for every chip.
 
-Everything that is fitted stands here and nowhere else. `docs/planner.md` says what each number was fitted to, and how
-far the estimates are from published throughput that was not used for it.
+All fitted numbers are in this file. `docs/planner.md` says what each was fitted to, and how far the estimates are from
+published throughput that was not used for fitting.
 """
 
 MATMUL = 0.88
-"""Of the peak, for large products whose sides are multiples of the matrix unit's."""
+"""Fraction of peak FLOP/s, for large products whose sides are multiples of the matrix unit's."""
 
 ATTENTION = 0.6
-"""Of the peak, for attention kernels whose heads are as wide as the matrix unit: the scores wait for exponentials."""
+"""Fraction of peak FLOP/s, for attention kernels with heads as wide as the matrix unit; exponentials limit it."""
 
 MEMORY = 0.9
-"""Of HBM's bandwidth, for operations that do nothing but read and write."""
+"""Fraction of HBM bandwidth, for operations that only read and write."""
 
 LINK = 0.8
-"""Of the bandwidth between chips."""
+"""Fraction of the bandwidth between chips."""
 
 NETWORK = 0.8
-"""Of the bandwidth between slices of TPUs, or nodes of GPUs."""
+"""Fraction of the bandwidth between TPU slices, or GPU nodes."""
 
 HOST = 0.8
-"""Of the bandwidth between a chip and its host."""
+"""Fraction of the bandwidth between a chip and its host."""

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program: what moves, over which mesh axes, and which line of the model it is for."""
+"""The collectives of a compiled program: what they move, over which mesh axes, and for which operation of the model."""
 
 import math
 import re
@@ -17,21 +17,21 @@ _NAMED_GROUPS = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?\]?(?:T\(
 
 
 class Collective(NamedTuple):
-    """One collective, as it stands in the program; inside a loop it happens once a pass."""
+    """One collective instruction; inside a loop it runs once per iteration."""
 
     kind: str
     axes: tuple[str, ...]
-    """Mesh axes that it goes over."""
+    """Mesh axes that it spans."""
     shape: str
-    """Of the largest array of the result, on one device: `f32[64,128]`."""
+    """Largest array of the result, per device: `f32[64,128]`."""
     when: str
-    """Once an update, for each layer, or for each chunk of the head; `, backward` where it serves gradients."""
+    """Once per update, per layer, or per chunk of the head; with `, backward` in the backward pass."""
     operation: str
-    """The named scopes and the operation that it is for, as this version of JAX tells: `mlp BTD,DF->BTF`."""
+    """Named scopes and operation that it belongs to, as reported by JAX: `mlp BTD,DF->BTF`."""
 
 
 def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
-    """Every collective of more than one device in an optimised HLO module (`compiled.as_text()`), in order."""
+    """Every collective over more than one device in an optimised HLO module (`compiled.as_text()`), in order."""
     found = []
     for line in text.splitlines():
         match = _INSTRUCTION.match(line)
@@ -45,7 +45,7 @@ def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
 
 
 def collective_lines(found: Iterable[Collective]) -> list[str]:
-    """One line for each kind, axes, shape and time, with its count: what the golden files hold."""
+    """One line with a count per kind, axes, shape and phase, as in the golden files."""
     counts = Counter(c[:4] for c in found)
     return sorted(
         f"{when}: {n} x {kind} {shape} over {'+'.join(axes)}" for (kind, axes, shape, when), n in counts.items()
@@ -66,7 +66,7 @@ def _scope(rest: str) -> tuple[str, str]:
     named = re.search(r'op_name="([^"]*)"', rest)
     path = named[1] if named else ""
     backward = ", backward" if "transpose(" in path else ""
-    # Several operations may share a collective, `prefix/(first:second:third)`: the first one speaks for all.
+    # Several operations may share a collective, `prefix/(first:second:third)`: use the first.
     path = re.sub(r"/\(([^:]*):.*", r"/\1", path)
     parts = re.sub(r"(transpose|jvp|jit|rematted)\(|\)", "", path).split("/")[1:]
     where = "update" if "while" not in parts else "each chunk of the head" if "head" in parts else "each layer"
@@ -75,7 +75,7 @@ def _scope(rest: str) -> tuple[str, str]:
 
 
 def groups_of(rest: str, devices: int) -> frozenset[frozenset[int]]:
-    """The sets of devices that exchange among themselves, from a collective's attributes."""
+    """The device groups of a collective, from its attributes."""
     if pairs := re.search(r"source_target_pairs=\{([{}\d,]*)\}", rest):
         return _connected([tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1])])
     if named := re.search(
@@ -98,7 +98,7 @@ def groups_of(rest: str, devices: int) -> frozenset[frozenset[int]]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """`[2,4]T(1,0)` -> the numbers 0..7 as [2, 4], transposed."""
+    """`[2,4]T(1,0)` -> 0..7 as [2, 4], transposed."""
     shape = [int(n) for n in re.search(r"\[([\d,]+)\]", text)[1].split(",")]  # type: ignore[index]
     ids = np.arange(math.prod(shape)).reshape(shape)
     order = re.search(r"T\(([\d,]+)\)", text)
@@ -114,9 +114,9 @@ def _connected(pairs: list[tuple[int, ...]]) -> frozenset[frozenset[int]]:
 
 
 def axes_of(groups: frozenset[frozenset[int]], mesh: jax.sharding.Mesh) -> tuple[str, ...]:
-    """The fewest mesh axes along which the devices of every group lie; () where every group is one device.
+    """The smallest set of mesh axes that spans every group; () if every group is one device.
 
-    A group may be a part of a row of the mesh: over several slices XLA reduces within each slice first.
+    A group may be only part of a mesh row: over several slices XLA reduces within each slice first.
     """
     if max(map(len, groups)) == 1:
         return ()

@@ -1,8 +1,7 @@
-"""From the work of an update to seconds: every instruction takes as long as the slower of its products and its bytes.
+"""The cost model: an instruction takes as long as the slower of its compute and its memory traffic.
 
-A roofline (Williams et al. 2009) for each instruction, in the order of the program. What the compiler started ahead
-(collectives, prefetches, transfers to the host) runs beside the other instructions of the same loop's body, which takes
-as long as the longest of them.
+A roofline (Williams et al. 2009) per instruction, in program order. Asynchronous work (collectives, prefetches, host
+transfers) overlaps with the other instructions of the same loop body, which takes as long as the longest of them.
 """
 
 import math
@@ -11,36 +10,36 @@ from typing import NamedTuple
 
 from sft_jax.plan import assumptions
 from sft_jax.plan.chips import Topology
-from sft_jax.plan.work import Product, Sent, Stretch, Work
+from sft_jax.plan.work import Product, Region, Transfer, Work
 
 RESOURCES = ("compute", "hbm", "ici", "dcn", "host")
-"""The matrix units, the device's memory, the network between chips, the one between slices (or GPU nodes), and the way
-to the host's memory."""
+"""The matrix units, the device's memory, the network between chips, the network between slices (or GPU nodes), and the
+link to host memory."""
 
 
 class Estimate(NamedTuple):
-    """How long an update takes."""
+    """Estimated time of an update."""
 
     step_seconds: float
     busy: dict[str, float]
-    """Seconds that each resource would need if the others took no time."""
+    """Seconds that each resource would need on its own."""
     bound_by: str
-    """The resource that needs the most."""
+    """The resource that needs the most time."""
 
 
-def estimate(program: Stretch, topology: Topology) -> Estimate:
-    """Seconds of one update."""
+def estimate(program: Region, topology: Topology) -> Estimate:
+    """Estimate the seconds of one update."""
     busy: Counter[str] = Counter()
     seconds = _run(program, topology, 1.0, busy)
     found = {name: float(busy[name]) for name in RESOURCES}
     return Estimate(seconds, found, max(RESOURCES, key=lambda name: found[name]))
 
 
-def _run(stretch: Stretch, topology: Topology, times: float, busy: "Counter[str]") -> float:
-    """Seconds of one pass; adds what every resource does in `times` of them to `busy`."""
+def _run(stretch: Region, topology: Topology, times: float, busy: "Counter[str]") -> float:
+    """Seconds of one execution; adds each resource's time over `times` executions to `busy`."""
     core, beside = 0.0, Counter[str]()
     for work in stretch.works:
-        if isinstance(work, Stretch):
+        if isinstance(work, Region):
             core += work.times * _run(work, topology, times * work.times, busy)
             continue
         needs = _needs(work, topology)
@@ -66,14 +65,14 @@ def _needs(work: Work, topology: Topology) -> dict[str, float]:
     products = math.fsum(product.flops / _matmul(product, chip.tile) for product in work.products)
     attention = assumptions.ATTENTION * _filled(work.head_dim or chip.tile, chip.tile)
     return {
-        "compute": (products + work.kernel_flops * work.unevenness / attention) / peak,
+        "compute": (products + work.kernel_flops * work.imbalance / attention) / peak,
         "hbm": work.hbm * chip.devices / (chip.memory_bandwidth * assumptions.MEMORY),
         "host": work.host * chip.devices / (chip.host * assumptions.HOST),
     }
 
 
 def _matmul(product: Product, tile: int) -> float:
-    """Fraction of the peak that a product reaches: its two shorter sides fill the matrix unit, or they do not."""
+    """Fraction of peak that a product reaches, by how well its two shorter sides fill the matrix unit."""
     short = sorted((product.m, product.k, product.n))[:2]
     return assumptions.MATMUL * math.prod(_filled(side, tile) for side in short)
 
@@ -82,11 +81,11 @@ def _filled(side: float, tile: int) -> float:
     return side / (math.ceil(side / tile) * tile)
 
 
-def _sending(sent: Sent, topology: Topology) -> dict[str, float]:
-    """Seconds on the network between chips and on the one between slices."""
+def _sending(sent: Transfer, topology: Topology) -> dict[str, float]:
+    """Seconds on the network between chips and on the network between slices."""
     chip, inside = topology.chip, sent.devices // sent.islands
     whole = (sent.devices - 1) / sent.devices
-    # Each island first adds up what its own devices have, and sends its share of that.
+    # Hierarchical: each island reduces within itself first and sends its share of the result.
     across = sent.bytes / whole * (sent.islands - 1) / sent.islands / inside if sent.islands > 1 else 0.0
     within = sent.bytes / whole * (inside - 1) / inside if inside > 1 else 0.0
     seconds = {"ici": 0.0, "dcn": 0.0}
@@ -98,11 +97,11 @@ def _sending(sent: Sent, topology: Topology) -> dict[str, float]:
 
 
 def _between_chips(kind: str, devices: int, topology: Topology) -> float:
-    """Bytes a second that a device sends to `devices` of its slice, itself counted, over both directions of links.
+    """Bytes per second that a device sends within a group of `devices` of its slice, over both link directions.
 
-    A group lies along the longest sides of the torus that hold it. Along a side that is closed to a ring a device has
-    two links to send by; along an open one the outer devices have one, and all wait for them. A permute hands on around
-    one ring, whatever the number of sides.
+    A group is assumed to span the longest sides of the torus. Along a wrapped side (a ring) a device sends over two
+    links; along an open side the outer devices have one, and all wait for them. A permute uses a single ring, whatever
+    the number of sides.
     """
     chip = topology.chip
     if topology.is_gpu:

@@ -1,4 +1,4 @@
-"""What a compiled program does on each device: operations, bytes of main memory, bytes sent; loops are counted."""
+"""The work of a compiled program on each device: FLOPs, HBM traffic and bytes sent, with loop iterations counted."""
 
 import math
 import re
@@ -9,7 +9,7 @@ import jax
 
 from sft_jax.plan.collectives import KINDS, axes_of, groups_of
 from sft_jax.plan.hlo import Array, Instruction, Module, bodies
-from sft_jax.plan.work import Product, Sent, Stretch, Work
+from sft_jax.plan.work import Product, Region, Transfer, Work
 
 FREE = frozenset(
     {
@@ -19,22 +19,22 @@ FREE = frozenset(
         *("opt-barrier", "send-done", "recv-done", "call-done"),
     }
 )
-"""Instructions that move nothing: what the others move is counted with their beginning."""
+"""Instructions that move no data; asynchronous ones are counted at their start."""
 HBM, HOST = 0, 5
-"""Memory spaces of TPUs."""
+"""TPU memory spaces."""
 
 
-def works(module: Module, mesh: jax.sharding.Mesh, kernels: Mapping[str, float], unevenness: float) -> Stretch:
-    """What a device does in one run: every instruction, in the loops that it runs in.
+def works(module: Module, mesh: jax.sharding.Mesh, kernels: Mapping[str, float], imbalance: float) -> Region:
+    """The work of a device in one execution: every instruction, nested in its loops.
 
     Args:
-      kernels: operations of one call on one device, by the name of the kernel, as `flops.kernel_calls` counts them.
-      unevenness: how much more of a kernel's work the busiest device has than the mean.
+      kernels: kernel name -> FLOPs per call on one device, from `flops.kernel_calls`.
+      imbalance: kernel work of the busiest device over the mean.
 
     Raises:
-      ValueError: a loop whose length cannot be read.
+      ValueError: a loop whose trip count cannot be determined.
     """
-    return _stretch(_Program(module, mesh, _islands(mesh), kernels, unevenness, set()), module.entry, 1)
+    return _stretch(_Program(module, mesh, _islands(mesh), kernels, imbalance, set()), module.entry, 1)
 
 
 class _Program(NamedTuple):
@@ -43,17 +43,17 @@ class _Program(NamedTuple):
     islands: list[int]
     """The slice of each device, in the order of the mesh."""
     kernels: Mapping[str, float]
-    """Operations of one call."""
-    unevenness: float
+    """FLOPs per call."""
+    imbalance: float
     carried: set[tuple[str, str]]
-    """(computation, channel) of the collectives that were met already."""
+    """(computation, channel) of the collectives already counted."""
 
 
 def _islands(mesh: jax.sharding.Mesh) -> list[int]:
     return [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
 
 
-def _stretch(program: _Program, computation: str, times: float) -> Stretch:
+def _stretch(program: _Program, computation: str, times: float) -> Region:
     module, done = program.module, []
     home = module[computation]
     for each in home.values():
@@ -66,7 +66,7 @@ def _stretch(program: _Program, computation: str, times: float) -> Stretch:
                 name=each.name,
                 products=tuple(_products_of(module, home, each)),
                 kernel_flops=program.kernels[kernel] if kernel else 0.0,
-                unevenness=program.unevenness,
+                imbalance=program.imbalance,
                 head_dim=max((array.shape[-1] for array in each.arrays if len(array.shape) == 4), default=0),
                 hbm=_moved(module, home, each),
                 host=_to_host(home, each),
@@ -74,7 +74,7 @@ def _stretch(program: _Program, computation: str, times: float) -> Stretch:
                 waits=not (each.opcode.endswith("-start") or each.opcode in ("send", "recv")),
             )
         )
-    return Stretch(computation, times, tuple(done))
+    return Region(computation, times, tuple(done))
 
 
 def _kernel(each: Instruction, kernels: Mapping[str, float]) -> str | None:
@@ -107,9 +107,9 @@ def _dot(each: Instruction, left: Array, right: Array) -> Product:
 
 
 def _convolution(each: Instruction, left: Array, kernel: Array) -> Product:
-    """2 x (outputs over batch and features) x (inputs of a kernel) x (pairs of an output and a tap that meet input).
+    """2 x (outputs over batch and features) x (inputs of a kernel) x (pairs of an output and a tap that hit input).
 
-    Products are convolutions on TPUs; a batch of them is one with a window whose taps mostly meet padding.
+    On TPUs products are convolutions; a batched product has a window whose taps mostly hit padding.
     """
     found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes)
     assert found is not None, each.attributes
@@ -153,7 +153,7 @@ def _window(attributes: str) -> dict[str, list[int]]:
 def _pairs(
     outputs: int, inputs: int, taps: int, pad: int = 0, stride: int = 1, lhs_dilate: int = 1, rhs_dilate: int = 1
 ):
-    """How many pairs of an output and a tap fall on an element of the input, not on padding or a hole."""
+    """Number of pairs of an output and a tap that hit an input element rather than padding or a hole."""
     count = 0
     for out in range(outputs):
         for tap in range(taps):
@@ -162,8 +162,8 @@ def _pairs(
     return count
 
 
-def _sent(program: _Program, computation: str, each: Instruction) -> Iterator[Sent]:
-    """The collectives of an instruction, those inside of fusions too; one that several fusions carry counts once."""
+def _sent(program: _Program, computation: str, each: Instruction) -> Iterator[Transfer]:
+    """The collectives of an instruction, including those inside fusions; one in several fusions counts once."""
     mesh, carried, called = program.mesh, program.carried, each.called("calls") or ""
     if each.opcode == "send":
         yield from _between_slices(program, each)
@@ -177,22 +177,22 @@ def _sent(program: _Program, computation: str, each: Instruction) -> Iterator[Se
         carried.add(here)
         kind, devices = one.opcode.removesuffix("-start"), max(map(len, groups))
         if kind == "all-reduce" and called.startswith("all-reduce-scatter"):
-            size = _whole(kind, one) * (devices - 1) / devices  # each device keeps its part of the sum alone
+            size = _whole(kind, one) * (devices - 1) / devices  # each device keeps only its shard of the sum
             kind = "reduce-scatter"
         else:
             size = _wire(kind, one, devices)
         waits = each.opcode in KINDS or called.startswith("all-reduce-scatter")
         islands = max(len({program.islands[device] for device in group}) for group in groups)
-        yield Sent(kind, axes, size, devices, islands, waits)
+        yield Transfer(kind, axes, size, devices, islands, waits)
 
 
-def _between_slices(program: _Program, each: Instruction) -> Iterator[Sent]:
-    """What a device hands to its host for the other slices; XLA's own collectives stay within one."""
+def _between_slices(program: _Program, each: Instruction) -> Iterator[Transfer]:
+    """Transfers to other slices through the host; XLA's own collectives stay within a slice."""
     found = re.search(r'_xla_megascale_transfer_type="(\w+)"', each.attributes)
     if found:
         kind, slices = found[1].lower().replace("_", "-"), len(set(program.islands))
         times = 2 * (slices - 1) / slices if kind == "all-reduce" else 1
-        yield Sent(kind, ("data",), times * each.arrays[0].bytes, slices, slices, waits=False)
+        yield Transfer(kind, ("data",), times * each.arrays[0].bytes, slices, slices, waits=False)
 
 
 def _wire(kind: str, one: Instruction, devices: int) -> float:
@@ -208,7 +208,7 @@ def _wire(kind: str, one: Instruction, devices: int) -> float:
 
 
 def _whole(kind: str, one: Instruction) -> float:
-    # The result of a start holds its operands too; a permute's and an all-to-all's are as large as each other.
+    # The result of a start also contains its operands; for a permute or all-to-all they are the same size.
     if one.opcode == "all-reduce" or kind == "all-to-all":
         return sum(array.bytes for array in one.arrays)
     return max((array.bytes for array in one.arrays), default=0.0)
@@ -223,7 +223,7 @@ def _collectives_of(module: Module, each: Instruction) -> Iterator[Instruction]:
 
 
 def _to_host(home: Mapping[str, Instruction], each: Instruction) -> float:
-    """Bytes that an instruction moves between the device's memory and the host's."""
+    """Bytes that an instruction moves between device and host memory."""
     if each.opcode not in _CROSSING:
         return 0.0
     source, target, size = _crossing(home, each)
@@ -231,11 +231,11 @@ def _to_host(home: Mapping[str, Instruction], each: Instruction) -> float:
 
 
 _CROSSING = ("copy", "copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
-"""Instructions that may take their operand to another memory."""
+"""Instructions that may move their operand to another memory space."""
 
 
 def _crossing(home: Mapping[str, Instruction], each: Instruction) -> tuple[int, int, float]:
-    """(memory space that is read, memory space that is written, bytes)."""
+    """(memory space read, memory space written, bytes)."""
     operand = home[each.operands[0]].arrays[0]
     if each.opcode in ("copy", "copy-start"):
         return operand.space, each.arrays[0].space, each.arrays[0].bytes
@@ -247,10 +247,10 @@ def _crossing(home: Mapping[str, Instruction], each: Instruction) -> tuple[int, 
 
 
 def _moved(module: Module, home: Mapping[str, Instruction], each: Instruction) -> float:
-    """Bytes of main memory that an instruction reads and writes, a kernel's operands and results once each.
+    """Bytes of HBM that an instruction reads and writes; a kernel's operands and results count once each.
 
-    What lies in another memory does not count. A fusion reads of an operand that it only slices the slice alone, and
-    writes of a result that it updates in place the update alone.
+    Other memory spaces do not count. If a fusion only slices an operand, only the slice is read; if it updates a result
+    in place, only the update is written.
     """
     if each.opcode == "fusion":
         return _moved_by_fusion(module, home, each)
@@ -283,7 +283,7 @@ def _moved_by_fusion(module: Module, home: Mapping[str, Instruction], each: Inst
 
 
 def _read(module: Module, inside: Mapping[str, Instruction], name: str) -> float | None:
-    """Bytes that a fusion's instructions read of one of its arrays; None for all of it."""
+    """Bytes that a fusion reads of one of its arrays; None means all of it."""
     total = 0.0
     for use in inside.values():
         if name not in use.operands:
@@ -292,7 +292,7 @@ def _read(module: Module, inside: Mapping[str, Instruction], name: str) -> float
             part: float | None = use.arrays[0].bytes
         elif use.opcode == "dynamic-update-slice" and use.operands[0] == name:
             part = 0.0
-        elif _is_the_same(use):
+        elif _is_alias(use):
             part = None if use.root else _read(module, inside, use.name)
         elif use.opcode == "fusion":
             inner = module[use.called("calls") or ""]
@@ -309,8 +309,8 @@ def _read(module: Module, inside: Mapping[str, Instruction], name: str) -> float
 
 
 def _written(module: Module, inside: Mapping[str, Instruction], one: Instruction) -> float:
-    """Bytes that the last instruction of a fusion writes: of an update in place the update alone."""
-    while _is_the_same(one):
+    """Bytes that the root instruction of a fusion writes; for an in-place update, only the update."""
+    while _is_alias(one):
         one = inside[one.operands[0]]
     if one.opcode == "dynamic-update-slice":
         return inside[one.operands[1]].arrays[0].bytes
@@ -320,8 +320,8 @@ def _written(module: Module, inside: Mapping[str, Instruction], one: Instruction
     return one.arrays[0].bytes
 
 
-def _is_the_same(one: Instruction) -> bool:
-    """Whether the result is the operand under another shape or layout."""
+def _is_alias(one: Instruction) -> bool:
+    """Whether the result is the operand with another shape or layout."""
     aliased = one.opcode == "fusion" and len(one.operands) == 1 and "output_to_operand_aliasing" in one.attributes
     return bool(one.operands) and (one.opcode in ("bitcast", "copy") or aliased)
 

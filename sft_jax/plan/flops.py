@@ -1,7 +1,7 @@
-"""Floating-point operations of a program, counted in its jaxpr: what is computed, recomputation and masked pairs too.
+"""FLOPs of a program, counted in its jaxpr: everything executed, including recomputation and masked pairs.
 
-XLA's `cost_analysis` counts the body of a loop once, however often it runs, so a scan over layers counts as one layer.
-Products are counted and nothing else: at transformer sizes the rest is below a hundredth.
+XLA's `cost_analysis` counts the body of a loop once, so a scan over layers counts as one layer. Only products are
+counted: at transformer sizes the rest is below 1 %.
 """
 
 import math
@@ -14,18 +14,18 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from sft_jax.model.attention.splash import kernel_flops
 
 Products = Counter[str]
-"""Operations of all devices together: by the name of the primitive, `dot_general` or a kernel's own name."""
+"""FLOPs of all devices together, by primitive (`dot_general`) or kernel name."""
 
 
 def executed_flops(traced: Any) -> Products:
-    """Operations of one run of a traced program (`jax.jit(f).trace(...)`) on all devices.
+    """FLOPs of one execution of a traced program (`jax.jit(f).trace(...)`) on all devices.
 
-    A product of [.., m, k] and [.., k, n] is 2mkn for each of its batch. A scan's body counts as often as it runs, each
-    shard of a `shard_map` once; of a `cond`'s branches the largest counts. What no result depends on is left out, as
-    XLA leaves it out: JAX's rematerialisation also repeats a kernel whose results are all kept.
+    A product of [.., m, k] and [.., k, n] counts 2mkn per batch element. A scan's body counts as often as it runs, each
+    shard of a `shard_map` once, and of a `cond` the most expensive branch. Dead code is removed, as XLA does:
+    `jax.checkpoint` also repeats kernels whose results are all saved.
 
     Raises:
-      ValueError: products in a loop of unknown length, or a kernel without a formula.
+      ValueError: products in a loop of unknown length, or a kernel without a FLOP formula.
     """
     jaxpr = traced.jaxpr.jaxpr
     needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -33,7 +33,7 @@ def executed_flops(traced: Any) -> Products:
 
 
 def kernel_calls(traced: Any) -> dict[str, float]:
-    """Operations of one call of each kernel on one device: name -> the mean over its calls."""
+    """FLOPs per call of each kernel on one device: name -> mean over its calls."""
     flops, calls = Counter[str](), Counter[str]()
 
     def walk(jaxpr: core.Jaxpr, times: int) -> None:
@@ -70,7 +70,7 @@ def _of_equation(equation: Any) -> Products:
     if name == "cond":
         return max(inner, key=lambda products: products.total())
     if name == "while" and any(products.total() for products in inner):
-        raise ValueError("products in a loop of unknown length: make it a scan")
+        raise ValueError("products in a loop of unknown length: use lax.scan")
     if name == "shard_map":
         return _times(inner[0], math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]))
     return sum(inner, Counter())

@@ -1,7 +1,7 @@
-"""Optimised HLO text, read: computations, instructions, and how often each runs.
+"""Parser of optimised HLO text: computations, instructions and trip counts.
 
-Only what the planner counts is read. `compiled.as_text()` has one instruction a line, except where a kernel's metadata
-holds line ends.
+Parses only what the planner needs. `compiled.as_text()` has one instruction per line, except where a kernel's metadata
+contains newlines.
 """
 
 import math
@@ -17,7 +17,7 @@ _NAME = re.compile(r"%([\w.-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.-]+)")
 
 BITS = {"pred": 8, "bf16": 16, "token": 0}
-"""Of the types whose name does not say it."""
+"""Bits of types whose name does not contain them."""
 
 
 class Array(NamedTuple):
@@ -41,16 +41,16 @@ class Instruction:
     name: str
     opcode: str
     arrays: tuple[Array, ...]
-    """Of the result: several where it is a tuple."""
+    """Arrays of the result; several if it is a tuple."""
     operands: tuple[str, ...]
-    """Names."""
+    """Names of the operands."""
     inside: str
-    """What stands between the brackets: the value of a constant, the number of a parameter."""
+    """Text between the parentheses: the value of a constant, the number of a parameter."""
     attributes: str
     root: bool
 
     def called(self, attribute: str) -> str | None:
-        """Name of the computation that an attribute such as `calls` or `body` names."""
+        """Name of the computation in an attribute such as `calls` or `body`."""
         found = re.search(rf"\b{attribute}=%([\w.-]+)", self.attributes)
         return found[1] if found else None
 
@@ -71,7 +71,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Read a module."""
+    """Parse a module."""
     module, lines, current = Module(), [], ""
     for line in text.splitlines():
         if head := _HEAD.match(line):
@@ -116,20 +116,20 @@ def _array(found: re.Match[str]) -> Array:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the bracket that opens there closes."""
+    """Index of the matching closing parenthesis."""
     depth = 0
     for place in range(opening, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")
         if depth == 0:
             return place
-    raise ValueError(f"no end of {text[opening : opening + 60]!r}")
+    raise ValueError(f"unbalanced parentheses in {text[opening : opening + 60]!r}")
 
 
 def bodies(module: Module, each: Instruction) -> list[tuple[str, int]]:
-    """The computations that an instruction runs as programs of their own, and how often; none where it is one step.
+    """(computation, executions) of each computation that an instruction runs; empty for a simple instruction.
 
     Raises:
-      ValueError: a loop whose length cannot be read.
+      ValueError: a loop whose trip count cannot be determined.
     """
     if each.opcode == "while":
         body = each.called("body")
@@ -144,16 +144,16 @@ def bodies(module: Module, each: Instruction) -> list[tuple[str, int]]:
 
 
 def trips(module: Module, loop: Instruction) -> int:
-    """How often a `while` runs: ceil(limit / step), counting up from 0 as XLA's own loops do.
+    """Trip count of a `while`: ceil(limit / step), counting up from 0 as XLA's own loops do.
 
     Raises:
-      ValueError: the condition is no comparison of a counter with a constant, or the counter's step is no constant.
+      ValueError: the condition does not compare a counter with a constant, or the step is not constant.
     """
     condition, body = loop.called("condition"), loop.called("body")
     assert condition is not None and body is not None
     tests, steps = module[condition], module[body]
-    test = _behind(tests, next(each for each in tests.values() if each.root))
-    numbers = [_constant(_behind(tests, tests[name])) for name in test.operands]
+    test = _resolve(tests, next(each for each in tests.values() if each.root))
+    numbers = [_constant(_resolve(tests, tests[name])) for name in test.operands]
     counters = [_counter(tests, tests[name]) for name in test.operands]
     limit = next((n for n in numbers if n is not None), None)
     place = next((n for n in counters if n is not None), None)
@@ -162,12 +162,12 @@ def trips(module: Module, loop: Instruction) -> int:
     root = next(each for each in steps.values() if each.root)
     step = _step(module, steps, steps[root.operands[place]])
     if not step:
-        raise ValueError(f"the step of the loop {loop.name} is no constant")
+        raise ValueError(f"the step of the loop {loop.name} is not constant")
     return -(-limit // step)
 
 
-def _behind(of: dict[str, Instruction], each: Instruction) -> Instruction:
-    """What a copy or a conversion stands for."""
+def _resolve(of: dict[str, Instruction], each: Instruction) -> Instruction:
+    """Follow copies and conversions to the original instruction."""
     while each.opcode in ("copy", "convert", "bitcast") and each.operands:
         each = of[each.operands[0]]
     return each
@@ -178,8 +178,8 @@ def _constant(each: Instruction) -> int | None:
 
 
 def _counter(of: dict[str, Instruction], each: Instruction) -> int | None:
-    """Its place in the loop's tuple."""
-    each = _behind(of, each)
+    """Index of a counter in the loop's tuple."""
+    each = _resolve(of, each)
     if each.opcode != "get-tuple-element":
         return None
     found = re.search(r"\bindex=(\d+)", each.attributes)
@@ -187,14 +187,14 @@ def _counter(of: dict[str, Instruction], each: Instruction) -> int | None:
 
 
 def _step(module: Module, of: dict[str, Instruction], each: Instruction) -> int | None:
-    each = _behind(of, each)
+    each = _resolve(of, each)
     if each.opcode == "fusion" and (called := each.called("calls")):
         inner = module[called]
         parameters = {int(one.inside): one for one in inner.values() if one.opcode == "parameter"}
         given = {parameters[i].name: of[name] for i, name in enumerate(each.operands)}
-        root = _behind(inner, next(one for one in inner.values() if one.root))
-        terms = [_behind(inner, inner[name]) for name in root.operands] if root.opcode == "add" else []
-        terms = [_behind(of, given[term.name]) if term.name in given else term for term in terms]
+        root = _resolve(inner, next(one for one in inner.values() if one.root))
+        terms = [_resolve(inner, inner[name]) for name in root.operands] if root.opcode == "add" else []
+        terms = [_resolve(of, given[term.name]) if term.name in given else term for term in terms]
     else:
-        terms = [_behind(of, of[name]) for name in each.operands] if each.opcode == "add" else []
+        terms = [_resolve(of, of[name]) for name in each.operands] if each.opcode == "add" else []
     return next((n for n in map(_constant, terms) if n is not None), None)

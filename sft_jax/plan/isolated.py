@@ -1,7 +1,7 @@
-"""Compile a run's update in a process of its own: whatever the TPU's compiler does there, it does not do here.
+"""Compile a run's update in a separate process, which isolates this one from crashes of the TPU compiler.
 
-The process has the environment that the compiler needs (no TPU is looked for, the library may be loaded beside a run),
-and ends with the one that started it. Request and result are pickles in a temporary directory; run as
+The process gets the environment that the compiler needs (do not search for a TPU, allow loading libtpu next to a run),
+and exits with its parent. Request and result are pickles in a temporary directory; run as
 `python -m sft_jax.plan.isolated DIRECTORY`.
 """
 
@@ -22,29 +22,29 @@ from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.plan.aot import Memory, OutOfMemory, compile_traced, memory_of, topology_devices, trace_update
 from sft_jax.plan.chips import Topology
-from sft_jax.plan.work import Stretch, causal_unevenness
+from sft_jax.plan.work import Region, causal_imbalance
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    # What is compiled for devices that are not there cannot be read back from a cache: JAX would warn and go on.
+    # Programs compiled for absent devices cannot be loaded from the cache; JAX would warn.
     "JAX_ENABLE_COMPILATION_CACHE": "0",
 }
 LAST_LINES = 60
-"""Of what a compiler wrote that died."""
+"""Lines of output to show if the compiler crashes."""
 
 
 class Compiled(NamedTuple):
-    """What is read from a compiled update."""
+    """What the planner reads from a compiled update."""
 
     memory: Memory
-    program: Stretch
-    """What each device does."""
+    program: Region
+    """The work of each device."""
     traced_flops: float
-    """Operations of all devices in the traced update, before XLA."""
+    """FLOPs of all devices in the traced update, before XLA."""
     collectives: list[str]
-    """As the compiler names them, one line each with its count."""
+    """In the compiler's terms, one line each with its count."""
     compile_seconds: float
 
 
@@ -56,19 +56,19 @@ class Request(NamedTuple):
 
 
 def compile_isolated(request: Request) -> Compiled:
-    """Compile a run's update for TPUs that are not here.
+    """Compile a run's update for TPUs you don't have.
 
     Raises:
       BadInput: a layout that does not fit the model or the batch, or no compiler.
-      OutOfMemory: the update does not fit the chips.
-      RuntimeError: the process died; with what it said.
+      OutOfMemory: the update does not fit into the chips' memory.
+      RuntimeError: the process crashed; includes its output.
     """
     with tempfile.TemporaryDirectory(prefix="sft-jax-plan-") as directory:
-        place = Path(directory)
-        (place / "request").write_bytes(pickle.dumps(request))
+        folder = Path(directory)
+        (folder / "request").write_bytes(pickle.dumps(request))
         command = [sys.executable, "-m", "sft_jax.plan.isolated", directory]
-        with (place / "messages").open("wb") as messages:
-            # As long as this process holds the other end of its standard input, the other one lives.
+        with (folder / "messages").open("wb") as messages:
+            # The child exits when this process closes the other end of its stdin.
             child = subprocess.Popen(
                 command, env={**os.environ, **ENVIRONMENT}, stdin=subprocess.PIPE, stdout=messages, stderr=messages
             )
@@ -78,20 +78,20 @@ def compile_isolated(request: Request) -> Compiled:
                 child.kill()
                 child.wait()
                 child.stdin.close()  # type: ignore[union-attr]
-        if not (place / "result").exists():
-            said = (place / "messages").read_text(encoding="utf-8", errors="replace").splitlines()
+        if not (folder / "result").exists():
+            said = (folder / "messages").read_text(encoding="utf-8", errors="replace").splitlines()
             raise RuntimeError(
-                f"the process that compiled for {request.topology.name} ended with status {status} and no result. It "
-                "said last:\n" + "\n".join(said[-LAST_LINES:])
+                f"the process that compiled for {request.topology.name} exited with status {status} and no result. "
+                "Its last output:\n" + "\n".join(said[-LAST_LINES:])
             )
-        result = pickle.loads((place / "result").read_bytes())
+        result = pickle.loads((folder / "result").read_bytes())
     if isinstance(result, Exception):
         raise result
     return result
 
 
 def compiled(request: Request) -> Compiled:
-    """The same in this process.
+    """Compile in this process.
 
     Raises:
       As `compile_isolated`.
@@ -111,34 +111,34 @@ def compiled(request: Request) -> Compiled:
     found = compile_traced(traced, devices)
     seconds, text = time.monotonic() - started, found.as_text()
     program = works(
-        parse(text), mesh, kernel_calls(traced), causal_unevenness(axis_parts("act_length", config.sharding, mesh))
+        parse(text), mesh, kernel_calls(traced), causal_imbalance(axis_parts("act_length", config.sharding, mesh))
     )
     return Compiled(
         memory_of(found), program, executed_flops(traced).total(), collective_lines(collectives(text, mesh)), seconds
     )
 
 
-def _end_with_the_other() -> None:
-    os.read(0, 1)  # not sys.stdin: its lock would be held when Python ends
+def _exit_with_parent() -> None:
+    os.read(0, 1)  # not sys.stdin: its lock would be held at interpreter exit
     os._exit(1)
 
 
 def main(directory: str) -> None:
-    threading.Thread(target=_end_with_the_other, daemon=True).start()
-    place = Path(directory)
-    request: Request = pickle.loads((place / "request").read_bytes())
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    folder = Path(directory)
+    request: Request = pickle.loads((folder / "request").read_bytes())
     result: Any
     try:
         result = compiled(request)
     except (BadInput, OutOfMemory) as error:
         result = error
-    with contextlib.suppress(FileNotFoundError):  # the other process has gone
-        (place / "unfinished").write_bytes(pickle.dumps(result))
-        (place / "unfinished").rename(place / "result")
+    with contextlib.suppress(FileNotFoundError):  # the parent has exited
+        (folder / "unfinished").write_bytes(pickle.dumps(result))
+        (folder / "unfinished").rename(folder / "result")
 
 
 if __name__ == "__main__":
-    # Through the module's own name, which is the one that the other process unpickles by.
+    # Import by the module's real name, under which the parent unpickles.
     from sft_jax.plan import isolated
 
     isolated.main(sys.argv[1])

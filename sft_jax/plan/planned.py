@@ -1,4 +1,4 @@
-"""A run on chips that one does not have: what fits, what it costs, and what bounds it."""
+"""The plan of a run on hardware you don't have: whether it fits, how long it takes, and what bounds it."""
 
 import math
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from sft_jax.plan.sharding import abstract_mesh
 from sft_jax.train.sharding import parameter_layout
 
 RESERVED = 0.985
-"""Of a TPU's memory, what its compiler gives to programs: 15.75 of 16 GiB, 31.25 of 32."""
+"""Fraction of a TPU's memory that its compiler makes available to programs: 15.75 of 16 GiB, 31.25 of 32."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One layout of a run on a topology. Bytes; a chip may have several of JAX's devices."""
+    """One layout of a run on a topology. Sizes in bytes; a chip may have several JAX devices."""
 
     method: str
-    """compiled: by the TPU's own compiler; analytic: in closed form."""
+    """compiled: with the TPU's own compiler; analytic: in closed form."""
     topology: str
     slices: int
     chips: int
@@ -40,25 +40,24 @@ class Planned:
     """State and batch."""
     hbm_bytes_per_chip: float
     usable_bytes_per_chip: float
-    """What the compiler gives to programs."""
+    """Memory available to programs."""
     host_bytes_per_host: float
-    """Activations that remat offload keeps there, and the copy of its devices' state that a checkpoint is written
-    from."""
+    """Activations saved by remat offload, and the host copy of the state from which a checkpoint is written."""
     checkpoint_bytes: float
     model_flops: float
-    """Of one update on all chips, each row one document."""
+    """Per update on all chips, with one document per row."""
     executed_flops: float
     traced_flops: float | None
-    """The same before XLA: what it leaves out or does twice is the difference."""
+    """Executed FLOPs before XLA, which removes or repeats some."""
     hbm_traffic_bytes: float
     """Read and written by one device in an update."""
     collective_bytes: dict[str, dict[str, float]]
-    """That one device sends in an update: mesh axes -> kind -> bytes."""
+    """Sent by one device in an update: mesh axes -> kind -> bytes."""
     networks: dict[str, list[str]]
     """Mesh axes -> ici or dcn, or both."""
     step_seconds: float
     busy_seconds: dict[str, float]
-    """For each resource, what an update would take if the others took no time."""
+    """For each resource, the seconds that an update would need on its own."""
     bound_by: str
     tokens_per_step: int
     tokens_per_second_per_chip: float
@@ -67,16 +66,16 @@ class Planned:
     input_tokens_per_second_per_host: float
     compile_seconds: float | None
     collectives: tuple[str, ...] = ()
-    """As the compiler names them."""
+    """In the compiler's terms."""
     problem: str = ""
     """Why it does not fit."""
 
 
 def check(request: Request) -> AbstractMesh:
-    """The config's mesh over the topology, once it is known that everything divides.
+    """The config's mesh over the topology, after checking that everything is divisible.
 
     Raises:
-      BadInput: what does not.
+      BadInput: names what is not.
     """
     config, architecture, shapes, topology = request
     mesh = abstract_mesh(config, topology.devices)
@@ -86,12 +85,12 @@ def check(request: Request) -> AbstractMesh:
 
 
 def can_compile(topology: Topology) -> bool:
-    """Whether plans for this topology are compiled here."""
+    """Whether this machine can compile for this topology."""
     return not topology.is_gpu and compiler_problem() is None
 
 
 def plan_analytic(request: Request) -> Planned:
-    """In closed form.
+    """Plan in closed form.
 
     Raises:
       BadInput: as `check`.
@@ -110,10 +109,10 @@ def plan_analytic(request: Request) -> Planned:
 
 
 def plan_compiled(request: Request) -> Planned:
-    """By the TPU's own compiler; where it finds no room, in closed form with what it said.
+    """Plan with the TPU's own compiler; if the program does not fit, in closed form with the compiler's error.
 
     Raises:
-      BadInput: as `check`, and without a compiler.
+      BadInput: as `check`, or no compiler.
     """
     mesh = check(request)
     try:
@@ -136,7 +135,7 @@ def _without_room(request: Request, error: OutOfMemory) -> Planned:
 
 
 def _planned(
-    request: Request, mesh: AbstractMesh, method: str, program: work.Stretch, memory: Memory | AnalyticMemory, *,
+    request: Request, mesh: AbstractMesh, method: str, program: work.Region, memory: Memory | AnalyticMemory, *,
     fits: bool, problem: str, compile_seconds: float | None, collectives: tuple[str, ...] = (),
     traced_flops: float | None = None,
 ) -> Planned:  # fmt: skip
@@ -184,7 +183,7 @@ def _planned(
     )
 
 
-def _networks(program: work.Stretch) -> dict[str, list[str]]:
+def _networks(program: work.Region) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for _, each in work.each(program):
         for sent in each.sent:
@@ -195,9 +194,9 @@ def _networks(program: work.Stretch) -> dict[str, list[str]]:
 
 
 def usable_bytes(topology: Topology) -> float:
-    """Of a chip's memory, what programs can have."""
+    """Memory of a chip that is available to programs."""
     return topology.chip.memory * RESERVED
 
 
 def _too_large(needed: float, usable: float) -> str:
-    return f"{needed / 2**30:.2f} GiB a chip are needed, {usable / 2**30:.2f} GiB are there"
+    return f"needs {needed / 2**30:.2f} GiB per chip, {usable / 2**30:.2f} GiB are available"

@@ -1,7 +1,7 @@
-"""Which layout to use: mesh x remat policy x micro-batches, pruned in closed form, the best compiled for real.
+"""Layout search over mesh x remat policy x micro-batches, pruned in closed form; the best candidates are compiled.
 
-Every layout of the batch is costed in closed form. Those that may fit are compiled in the order of their estimated
-time, and each compiled one corrects the estimates of those most like it, which may change the order.
+Every layout of the batch is costed in closed form. Those that may fit are compiled in order of estimated time. Each
+compiled layout corrects the estimates of similar ones, which may change the order.
 """
 
 import dataclasses
@@ -24,39 +24,39 @@ from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import Planned, check, plan_analytic, plan_compiled, usable_bytes
 
 REMAT = ("none", "minimal", "attention", "full", "offload")
-"""Policies that the search tries; with a kernel for attention, dots is minimal."""
-MOST_MICRO_BATCHES = 32
-DOUBT = 1.15
-"""Candidates whose closed form needs up to so much more memory than there is are compiled all the same."""
-SURE = 0.93
-"""What is offered without compiling needs at most this part of the memory."""
-FEWEST_COMPILED = 4
-PROMISE = 1.08
-"""Layouts whose corrected estimates are up to so much slower than the best are compiled too, as long as there is time:
-the closed form is not surer than that."""
-UNKNOWN = 0.25
-"""Weight of what no compiled layout tells, where one just like it would have 1."""
-MOST_SHOWN = 12
+"""Policies that the search tries; with an attention kernel, `dots` is the same as `minimal`."""
+MAX_MICRO_BATCHES = 32
+MEMORY_SLACK = 1.15
+"""Candidates are compiled if their closed form exceeds the available memory by at most this factor."""
+SAFE_MEMORY = 0.93
+"""Layouts suggested without compiling may use at most this fraction of the memory."""
+MIN_COMPILED = 4
+TIME_SLACK = 1.08
+"""Layouts whose corrected estimates are slower than the best by at most this factor are compiled too, time permitting:
+the closed form is no more accurate than that."""
+PRIOR_WEIGHT = 0.25
+"""Weight of the uncorrected estimate, where an identical compiled layout would have weight 1."""
+MAX_SHOWN = 12
 """Layouts that a search without a compiler returns."""
 
 
 class Candidate(NamedTuple):
-    """A layout, with its closed form."""
+    """A layout and its closed-form estimate."""
 
     request: Request
     seconds: float
     peak: float
-    """Bytes a chip."""
+    """Bytes per chip."""
     host: float
-    """Bytes of the host's memory, a chip."""
+    """Bytes of host memory per chip."""
 
 
 def candidates(request: Request, bf16_moment: bool = False) -> list[Candidate]:
-    """Every layout of a run's batch on its topology, the fastest by the closed form first; whether each fits the model
-    is not known yet.
+    """Every layout of a run's batch on its topology, fastest closed-form estimate first; not yet checked against the
+    model.
 
     Args:
-      bf16_moment: with a bfloat16 first moment too.
+      bf16_moment: also include a bfloat16 first moment.
     """
     found = []
     dtypes = ("float32", "bfloat16") if bf16_moment else (request.config.optimizer.first_moment_dtype,)
@@ -79,7 +79,7 @@ def _meshes(topology: Topology) -> Iterator[Mesh]:
 def _accumulations(config: RunConfig, mesh: AbstractMesh) -> list[int]:
     rows = config.train.batch_size
     parts = axis_parts("act_batch", config.sharding, mesh)
-    return [n for n in range(1, MOST_MICRO_BATCHES + 1) if rows % (n * parts) == 0]
+    return [n for n in range(1, MAX_MICRO_BATCHES + 1) if rows % (n * parts) == 0]
 
 
 def _with(request: Request, mesh: Mesh, remat: str, accumulation: int, dtype: Any) -> Request:
@@ -112,80 +112,80 @@ def _works(candidate: Candidate) -> bool:
     return True
 
 
-def search(request: Request, bf16_moment: bool, seconds: float, tell: Callable[[str], None]) -> list[Planned]:
-    """Plans of the best layouts, those that fit first and the fastest first.
+def search(request: Request, bf16_moment: bool, seconds: float, log: Callable[[str], None]) -> list[Planned]:
+    """Plans of the best layouts: those that fit first, fastest first.
 
     Args:
-      bf16_moment: try a bfloat16 first moment too.
-      seconds: how long to compile for; 0 plans in closed form.
-      tell: called with a line for every layout that was compiled.
+      bf16_moment: also try a bfloat16 first moment.
+      seconds: time budget for compiling; 0 plans in closed form.
+      log: called with a line for every compiled layout.
 
     Raises:
-      BadInput: no layout divides this batch and this model.
-      RuntimeError: the compiler died of every layout that it was given.
+      BadInput: no layout fits this batch and model.
+      RuntimeError: the compiler crashed on every layout.
     """
     chip, room = request.topology.chip, usable_bytes(request.topology)
     every = candidates(request, bf16_moment)
-    within = DOUBT if seconds else 1.0
-    open_ = [each for each in every if each.peak <= within * room and each.host <= within * chip.host_memory]
+    within = MEMORY_SLACK if seconds else 1.0
+    remaining = [each for each in every if each.peak <= within * room and each.host <= within * chip.host_memory]
     if not any(_works(each) for each in every):
         check(request)
-        raise BadInput(f"no layout over {request.topology.name} divides this model and this batch")
-    tell(f"{len(every):,} layouts costed in closed form, {len(open_):,} of them may fit")
-    open_ = open_ or sorted(every, key=lambda each: each.peak)[:MOST_SHOWN]
+        raise BadInput(f"no layout over {request.topology.name} fits this model and this batch")
+    log(f"{len(every):,} layouts costed in closed form, {len(remaining):,} of them may fit")
+    remaining = remaining or sorted(every, key=lambda each: each.peak)[:MAX_SHOWN]
     if not seconds:
-        return _ordered([plan_analytic(each.request) for each in _front(open_)])
-    return _compile_the_best(open_, seconds, room, tell)
+        return _ordered([plan_analytic(each.request) for each in _pareto_front(remaining)])
+    return _compile_the_best(remaining, seconds, room, log)
 
 
-def _front(every: Sequence[Candidate]) -> list[Candidate]:
-    """Those that none beats in both time and memory, the fastest first; at most MOST_SHOWN."""
+def _pareto_front(every: Sequence[Candidate]) -> list[Candidate]:
+    """The Pareto front of time and memory, fastest first; at most MAX_SHOWN."""
     front: list[Candidate] = []
     for each in sorted(every, key=lambda one: (one.seconds, one.peak)):
-        if len(front) < MOST_SHOWN and all(each.peak < 0.98 * other.peak for other in front) and _works(each):
+        if len(front) < MAX_SHOWN and all(each.peak < 0.98 * other.peak for other in front) and _works(each):
             front.append(each)
     return front
 
 
 def _compile_the_best(
-    open_: list[Candidate], seconds: float, room: float, tell: Callable[[str], None]
+    remaining: list[Candidate], seconds: float, room: float, log: Callable[[str], None]
 ) -> list[Planned]:
     started, compiled, tried = time.monotonic(), list[tuple[Candidate, Planned]](), 0
     while True:
         spent = time.monotonic() - started
         if tried and spent + spent / tried > seconds:
-            tell(f"{len(compiled)} compiled in {spent:.0f} s: --search-minutes ends the search here")
+            log(f"{len(compiled)} compiled in {spent:.0f} s: --search-minutes reached")
             break
-        chosen = _next(open_, compiled, room)
+        chosen = _pick_next(remaining, compiled, room)
         if chosen is None:
-            tell(f"{len(compiled)} compiled in {spent:.0f} s: no other promises more")
+            log(f"{len(compiled)} compiled in {spent:.0f} s: no other layout is expected to be better")
             break
-        open_.remove(chosen)
+        remaining.remove(chosen)
         tried += 1
         try:
             planned = plan_compiled(chosen.request)
-        except RuntimeError as error:  # the compiler died of this layout, which says nothing about the others
-            tell(f"{flags(plan_analytic(chosen.request))}: {error}")
+        except RuntimeError as error:  # the compiler crashed on this layout; others may work
+            log(f"{flags(plan_analytic(chosen.request))}: {error}")
             continue
         except KeyboardInterrupt:
             if not compiled:
                 raise
-            tell(f"interrupted: {len(compiled)} were compiled")
+            log(f"interrupted: {len(compiled)} compiled")
             break
         compiled.append((chosen, planned))
-        speed = f"{planned.tokens_per_second_per_chip:,.0f} tokens/s a chip" if planned.fits else "does not fit"
-        tell(f"{flags(planned)}: {planned.peak_bytes_per_chip / 2**30:.1f} GiB a chip, {speed}")
+        speed = f"{planned.tokens_per_second_per_chip:,.0f} tokens/s per chip" if planned.fits else "does not fit"
+        log(f"{flags(planned)}: {planned.peak_bytes_per_chip / 2**30:.1f} GiB per chip, {speed}")
     if not compiled:
-        raise RuntimeError(f"none of {tried} layouts could be compiled; the last lines say why")
+        raise RuntimeError(f"none of {tried} layouts could be compiled; see the errors above")
     return _ordered([planned for _, planned in compiled])
 
 
-def _next(open_: list[Candidate], compiled: list[tuple[Candidate, Planned]], room: float) -> Candidate | None:
-    """The candidate that promises the shortest step, once those most like it have corrected it; None if none may."""
+def _pick_next(remaining: list[Candidate], compiled: list[tuple[Candidate, Planned]], room: float) -> Candidate | None:
+    """The candidate with the shortest corrected step time; None if none can beat the best compiled one."""
     best = min((planned.step_seconds for _, planned in compiled if planned.fits), default=math.inf)
-    promised = sorted(((*_corrected(each, compiled), each) for each in open_), key=lambda pair: pair[0])
+    promised = sorted(((*_corrected(each, compiled), each) for each in remaining), key=lambda pair: pair[0])
     for seconds, peak, each in promised:
-        if seconds >= PROMISE * best and len(compiled) >= FEWEST_COMPILED:
+        if seconds >= TIME_SLACK * best and len(compiled) >= MIN_COMPILED:
             return None
         if (peak <= room or not compiled) and _works(each):
             return each
@@ -193,14 +193,14 @@ def _next(open_: list[Candidate], compiled: list[tuple[Candidate, Planned]], roo
 
 
 def _corrected(candidate: Candidate, compiled: list[tuple[Candidate, Planned]]) -> tuple[float, float]:
-    """(seconds, peak) of a candidate by the errors of the compiled ones, those most like it first.
+    """(seconds, peak) of a candidate, corrected by the errors of similar compiled ones.
 
-    A mean of the logarithms of compiled / closed form with weights that halve with each step of unlikeness; one such
-    error of 1 stands for what is not known, so that layouts unlike all that was compiled keep their own estimates.
+    A weighted geometric mean of the ratios compiled / closed form; weights halve with each unit of distance. A prior
+    ratio of 1 makes layouts far from all compiled ones keep their own estimates.
     """
-    time, memory, weights = 0.0, 0.0, UNKNOWN
+    time, memory, weights = 0.0, 0.0, PRIOR_WEIGHT
     for other, planned in compiled:
-        weight = 0.5 ** _unlike(candidate, other)
+        weight = 0.5 ** _distance(candidate, other)
         weights += weight
         memory += weight * math.log(planned.peak_bytes_per_chip / other.peak)
         if planned.fits:
@@ -208,9 +208,9 @@ def _corrected(candidate: Candidate, compiled: list[tuple[Candidate, Planned]]) 
     return candidate.seconds * math.exp(time / weights), candidate.peak * math.exp(memory / weights)
 
 
-def _unlike(one: Candidate, other: Candidate) -> float:
-    """How many steps apart two layouts are: doublings of an axis or of the micro-batches, another remat policy, and an
-    axis that only one of them has, since the compiler makes other products of it."""
+def _distance(one: Candidate, other: Candidate) -> float:
+    """Distance of two layouts: doublings of an axis or of the micro-batches, another remat policy, and axes that only
+    one of them uses, for which the compiler generates different products."""
     a, b = one.request.config, other.request.config
     sizes = [(getattr(a.mesh, axis), getattr(b.mesh, axis)) for axis in ("data", "fsdp", "tensor", "context")]
     doublings = sum(abs(math.log2(mine / theirs)) for mine, theirs in sizes)
@@ -224,20 +224,20 @@ def _ordered(found: list[Planned]) -> list[Planned]:
 
 
 def nearest_that_fits(request: Request) -> Planned | None:
-    """The layout least unlike a run's own that fits by the closed form, with some room; None where none does."""
-    room, host = SURE * usable_bytes(request.topology), SURE * request.topology.chip.host_memory
+    """The layout closest to the run's own that fits in closed form with a margin; None if none does."""
+    room, host = SAFE_MEMORY * usable_bytes(request.topology), SAFE_MEMORY * request.topology.chip.host_memory
     own = _candidate(request, check(request))
     resolved = _resolved(own)
     fitting = [each for each in candidates(request) if each.peak <= room and each.host <= host]
-    # As alike as can be in mesh, remat and micro-batches; of equals the fastest.
-    for each in sorted(fitting, key=lambda each: (_unlike(each, resolved), each.seconds)):
+    # Closest in mesh, remat and micro-batches; ties by speed.
+    for each in sorted(fitting, key=lambda each: (_distance(each, resolved), each.seconds)):
         if _works(each):
             return plan_analytic(each.request)
     return None
 
 
 def _resolved(candidate: Candidate) -> Candidate:
-    """With the mesh's -1 as what it stands for."""
+    """The candidate with the mesh's -1 resolved."""
     sizes = check(candidate.request).shape
     config = dataclasses.replace(candidate.request.config, mesh=Mesh(**sizes))
     return candidate._replace(request=candidate.request._replace(config=config))
@@ -253,7 +253,7 @@ def flags(planned: Planned) -> str:
 
 
 def config_lines(planned: Planned) -> list[str]:
-    """The lines of a config file of a layout."""
+    """The config file lines of a layout."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in planned.mesh.items() if size > 1 or axis == "fsdp")
     lines = [f"mesh=Mesh({mesh})", f'model=Model(..., remat="{planned.remat}")']
     lines.append(f"train=Train(..., accumulation={planned.accumulation})")

@@ -1,4 +1,4 @@
-"""How every array of a run lies on its mesh: shapes, shards, bytes a device, what is replicated and why. No compile."""
+"""The sharding of every array of a run: shards, bytes per device, what is replicated and why. Compiles nothing."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ BATCH_AXES: tuple[Axes, ...] = ((None, "act_batch", "act_length"),) * 3 + ((None
 
 @dataclass(frozen=True)
 class Placed:
-    """One array and how it lies on the mesh."""
+    """One array and its sharding."""
 
     kind: str
     """One of KINDS."""
@@ -32,33 +32,33 @@ class Placed:
     shape: tuple[int, ...]
     dtype: str
     axes: Axes
-    """Logical axes, one a dimension."""
+    """Logical axes, one per dimension."""
     over: tuple[tuple[str, ...], ...]
-    """Mesh axes that each dimension is divided over, the slowest first."""
+    """Mesh axes that shard each dimension, slowest first."""
     shard_shape: tuple[int, ...]
-    bytes_a_device: int
+    bytes_per_device: int
     copies: int
-    """Devices that hold each shard."""
+    """Number of devices that hold each shard."""
     why: tuple[str, ...]
-    """For each mesh axis that it is replicated over, the reason."""
+    """For each mesh axis over which it is replicated, the reason."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of an array and who holds it."""
+    """A shard of an array and the devices that hold it."""
 
     number: int
     index: tuple[tuple[int, int], ...]
-    """First element and end of each dimension."""
+    """Start and end index of each dimension."""
     devices: tuple[int, ...]
-    """Positions in the mesh, in its order."""
+    """Device indices in mesh order."""
 
 
 def abstract_mesh(config: RunConfig, devices: int) -> AbstractMesh:
-    """The config's mesh over so many devices, none of which need exist.
+    """The config's mesh over this number of devices, none of which need exist.
 
     Raises:
-      BadInput: the product of the axes is another number.
+      BadInput: the product of the axes is not `devices`.
     """
     sizes = mesh_sizes(config.mesh, devices)
     return AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -67,17 +67,17 @@ def abstract_mesh(config: RunConfig, devices: int) -> AbstractMesh:
 def place_all(
     config: RunConfig, architecture: Architecture, shapes: Batch, mesh: AbstractMesh, platform: str
 ) -> list[Placed]:
-    """Every parameter, optimizer state, batch array and activation of a run.
+    """The sharding of every parameter, optimizer state, batch array and activation of a run.
 
     Args:
-      architecture: the model's own.
+      architecture: the model's architecture, not yet laid out.
       shapes: global shapes of a batch [A, b, T] and [A, b, M].
 
     Raises:
       BadInput: a layout that does not fit.
     """
     rules = config.sharding
-    program = make_program(config, architecture, shapes, mesh, platform)  # refuses what does not divide
+    program = make_program(config, architecture, shapes, mesh, platform)  # raises if indivisible
     abstract, axes = abstract_parameters(program.architecture)
     placed = [_placed("parameter", name, leaf, axes[name], mesh, rules) for name, leaf in abstract.items()]
     own_axes = jax.tree.leaves(state_axes(program.state, axes).opt_state, is_leaf=is_axes)
@@ -109,33 +109,33 @@ def _placed(kind: str, name: str, array: Any, axes: Axes, mesh: AbstractMesh, ru
         axes=axes,
         over=over,
         shard_shape=shard,
-        bytes_a_device=math.prod(shard) * array.dtype.itemsize,
+        bytes_per_device=math.prod(shard) * array.dtype.itemsize,
         copies=math.prod(mesh.shape[axis] for axis in unused),
         why=tuple(_why(unused, kind, array.shape, axes, rules)),
     )
 
 
 def _why(unused: list[str], kind: str, shape: tuple[int, ...], axes: Axes, rules: Sharding) -> Iterator[str]:
-    """Why an array is whole along these mesh axes; one line for each reason."""
+    """Why an array is replicated over these mesh axes; one line per reason."""
     named = [axis for axis in dict.fromkeys(axes) if axis is not None]
     if unused and not [axis for axis in named if axis != "layers"]:
         size = math.prod(shape)
-        reason = "one number" if size == 1 else f"{size:,} numbers, too few to divide: norm scales have no logical axis"
+        reason = "a scalar" if size == 1 else f"{size:,} numbers, too few to shard: norm scales have no logical axis"
         yield f"{', '.join(unused)}: {reason}"
         return
     rule = ", ".join(f"sharding.{axis} is {getattr(rules, axis)}" for axis in named)
     for mesh_axis in unused:
         if mesh_axis == "data" and kind in ("parameter", "optimizer"):
-            yield "data: replicas hold all parameters, by definition; fsdp would divide them instead"
+            yield "data: every replica holds all parameters, by definition; fsdp would shard them instead"
         else:
-            yield f"{mesh_axis}: no dimension goes over it ({rule})"
+            yield f"{mesh_axis}: no dimension is sharded over it ({rule})"
 
 
 def shards_of(placed: Placed, sizes: Mapping[str, int]) -> list[Shard]:
-    """Every part of an array, and the devices that hold it.
+    """Every shard of an array, and the devices that hold it.
 
     Args:
-      sizes: of the mesh axes, in the order of the mesh.
+      sizes: sizes of the mesh axes, in mesh order.
     """
     numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
     coordinates = dict(zip(sizes, np.indices(numbers.shape).reshape(len(sizes), -1), strict=True))
@@ -158,7 +158,7 @@ def shards_of(placed: Placed, sizes: Mapping[str, int]) -> list[Shard]:
 
 
 def named_devices(devices: tuple[int, ...], sizes: Mapping[str, int]) -> str:
-    """Which devices these are by the mesh's axes: `fsdp 3, each data`; or their numbers, where they are no block."""
+    """Describe devices by mesh axes, such as `fsdp 3, each data`, or by number if they do not form a block."""
     wide = {axis: size for axis, size in sizes.items() if size > 1}
     if not wide:
         return "the one device"
@@ -178,11 +178,11 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def totals(placed: list[Placed], devices: int) -> Iterator[tuple[str, int, int]]:
-    """(what, bytes a device, of these: bytes that would be saved if nothing were replicated), for each kind."""
+    """(kind, bytes per device, bytes of these that full sharding would save), for each kind."""
     for kind in KINDS[:3]:
         some = [each for each in placed if each.kind == kind]
-        held = sum(each.bytes_a_device for each in some)
-        spared = sum(each.bytes_a_device * (each.copies - 1) // each.copies for each in some)
+        held = sum(each.bytes_per_device for each in some)
+        spared = sum(each.bytes_per_device * (each.copies - 1) // each.copies for each in some)
         yield kind, held, spared
         if kind == "parameter":
             yield "gradient", held, spared

@@ -1,14 +1,14 @@
-"""What a run takes of the chips' time, and of money where a chip-hour has a price."""
+"""Chip-hours of a run, and their cost if a price per chip-hour is given."""
 
 from sft_jax.plan.planned import Planned
 
 
 def spend(plan: Planned, steps: int, price: float) -> dict[str, float]:
-    """Chip-hours, and their price in the same currency as `price`. Start-up, evaluation and waiting are not in them.
+    """Chip-hours, and their cost in the currency of `price`. Excludes start-up, evaluation and waiting.
 
     Args:
-      steps: of the run; 0 where only its data tell, and then a billion tokens (padding too) are all that is told.
-      price: of one chip-hour; 0 tells no money.
+      steps: steps of the run; 0 if they depend on the data, and then only a billion tokens (with padding) are costed.
+      price: price per chip-hour; 0 omits the cost.
     """
     hours = {"chip_hours_per_billion_tokens": 1e9 / plan.tokens_per_second_per_chip / 3600}
     if steps:

@@ -1,4 +1,4 @@
-"""Run a run's update on GPUs that are here, with random weights and tokens: what the plan is compared with."""
+"""Time a run's update on local GPUs, with random weights and tokens, to compare with the plan."""
 
 import importlib.util
 import statistics
@@ -20,10 +20,10 @@ from sft_jax.train.program import make_initial_state, make_program
 WARM_UP, STEPS = 2, 5
 
 
-def devices_here(topology: Topology) -> list[Any]:
-    """This machine's GPUs, where they are the whole topology; none otherwise."""
+def local_gpus(topology: Topology) -> list[Any]:
+    """This machine's GPUs if they are the whole topology; otherwise an empty list."""
     plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
-    # Asking JAX for devices would start every backend, and libtpu looks for a TPU for minutes.
+    # Asking JAX for devices would initialize every backend, and libtpu searches for a TPU for minutes.
     if not topology.is_gpu or not any(importlib.util.find_spec(name) for name in plugins):
         return []
     found = jax.devices()
@@ -32,7 +32,7 @@ def devices_here(topology: Topology) -> list[Any]:
 
 
 def measured_seconds(request: Request, devices: list[Any]) -> float:
-    """The median seconds of an update, each row one document, every token as the config's targets have it."""
+    """Median seconds per update, with one document per row and the config's number of targets."""
     config, architecture, shapes, _ = request
     program = make_program(config, architecture, shapes, make_mesh(config.mesh, devices))
     begin = jax.jit(lambda: initialise(program.architecture, config.train.seed), out_shardings=program.parameter_layout)
@@ -49,7 +49,7 @@ def measured_seconds(request: Request, devices: list[Any]) -> float:
 
 
 def _batch(shapes: Batch, vocab: int) -> Batch:
-    """Rows of one document of random tokens, their targets evenly spread."""
+    """A batch of random tokens: one document per row, targets evenly spaced."""
     draw = np.random.default_rng(0)
     length, targets = shapes.tokens[2], shapes.target_index[2]
     tokens = draw.integers(0, vocab, shapes.tokens, np.int32)

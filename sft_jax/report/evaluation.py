@@ -1,4 +1,4 @@
-"""The result of `sft-jax evaluate` on the terminal."""
+"""Terminal output of `sft-jax evaluate`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ REGISTER_SHOWN = ("words", "words a sentence", "markdown list", "exclamation mar
 
 
 def evaluation_tables(report: Mapping[str, Any]) -> Group:
-    """A table for each set of rows: every measure of the model, of the one it is compared with, and the difference."""
+    """A table per set of rows: every measure of the model and, if compared, of the other model and the difference."""
     shown: list[RenderableType] = []
     for name in ("data", "retained"):
         if name in report:

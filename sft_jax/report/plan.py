@@ -1,4 +1,4 @@
-"""A plan as people read it: a table on the terminal, and one self-contained page."""
+"""A plan for people: tables on the terminal, and one self-contained page."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ WORDS = {
 
 
 def headline(plan: Planned) -> str:
-    """One sentence: whether it fits, how fast it is, what bounds it."""
+    """One sentence: whether it fits, how fast it is, and what bounds it."""
     room = (plan.usable_bytes_per_chip - plan.peak_bytes_per_chip) / 2**30
     fits = f"fits with {room:.1f} GiB per chip to spare" if plan.fits else f"does not fit: {plan.problem}"
     return (
@@ -47,7 +47,7 @@ def layout_line(plan: Planned) -> str:
 
 
 def rows_of(plan: Planned) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(heading, [(what, how much)])."""
+    """[(heading, [(quantity, value)])]."""
     room = plan.usable_bytes_per_chip - plan.peak_bytes_per_chip
     memory = [
         ("peak: what must fit", size_of(plan.peak_bytes_per_chip)),
@@ -87,7 +87,7 @@ def plan_tables(plan: Planned, notes: Sequence[str]) -> Group:
     shown: list[RenderableType] = [Text(line) for line in (headline(plan), layout_line(plan), *notes)]
     shown += [_pairs(heading, rows) for heading, rows in rows_of(plan) if rows]
     if plan.collectives:
-        shown.append(Text("\n  ".join(["collectives of an update, as the compiler names them:", *plan.collectives])))
+        shown.append(Text("\n  ".join(["collectives of an update, in the compiler's terms:", *plan.collectives])))
     return Group(*shown)
 
 
@@ -102,7 +102,7 @@ SPEND = "estimated cost"
 
 
 def spend_rows(spent: Mapping[str, float], steps: int) -> list[tuple[str, str]]:
-    """(what, chip-hours and its price where one was given)."""
+    """[(what, chip-hours and, if a price was given, the cost)]."""
 
     def priced(hours: str, cost: str) -> str:
         return f"{spent[hours]:,.1f} chip-hours" + (f", {spent[cost]:,.2f}" if cost in spent else "")
@@ -117,12 +117,12 @@ def spend_rows(spent: Mapping[str, float], steps: int) -> list[tuple[str, str]]:
 
 
 def spend_table(spent: Mapping[str, float], steps: int) -> Table:
-    """The chip-hours that a run takes, and their price where one was given."""
+    """The chip-hours of a run and, if a price was given, their cost."""
     return _pairs(SPEND, spend_rows(spent, steps))
 
 
 def measured_table(plan: Planned, measured: Mapping[str, float]) -> Table:
-    """What was planned beside what was measured on the same chips."""
+    """Planned and measured values on the same chips, side by side."""
     table = Table("", "planned", "measured", "measured / planned", box=None)
     for what, name, digits in (
         ("seconds per step", "step_seconds", 3),
@@ -137,11 +137,11 @@ def measured_table(plan: Planned, measured: Mapping[str, float]) -> Table:
 def plan_page(
     title: str, plan: Planned, notes: Sequence[str], spent: Sequence[tuple[str, str]], found: Sequence[Planned] = ()
 ) -> str:
-    """One HTML page without anything from elsewhere.
+    """One self-contained HTML page.
 
     Args:
-      spent: as `spend_rows`.
-      found: of a search, with `plan` the best.
+      spent: from `spend_rows`.
+      found: all plans of a search, of which `plan` is the best.
     """
     longest = max(plan.busy_seconds.values()) or 1.0
     return render(
@@ -158,7 +158,7 @@ def plan_page(
 
 
 def pareto_rows(found: Sequence[Planned]) -> list[tuple[str, ...]]:
-    """PARETO_HEADINGS of every layout, the fastest first; a star marks those that no other beats in time and memory."""
+    """PARETO_HEADINGS for every layout, fastest first; a star marks the Pareto front of time and memory."""
     ordered = sorted(found, key=lambda plan: (not plan.fits, plan.step_seconds))
     return [
         (
@@ -178,14 +178,14 @@ PARETO_HEADINGS = ("", "mesh", "remat", "micro-batches", "peak per chip", "token
 
 
 def _better(one: Planned, other: Planned) -> bool:
-    """Whether one is at least as fast and as small, and not the same."""
+    """Whether `one` is at least as fast and as small as `other`, and not equal."""
     a = (one.step_seconds, one.peak_bytes_per_chip)
     b = (other.step_seconds, other.peak_bytes_per_chip)
     return one.fits and a != b and a[0] <= b[0] and a[1] <= b[1]
 
 
 def pareto_table(found: Sequence[Planned]) -> Table:
-    """Every layout that a search has planned."""
+    """Every layout planned by a search."""
     table = Table(box=None)
     for heading in PARETO_HEADINGS:
         table.add_column(heading, no_wrap=True)

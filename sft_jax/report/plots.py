@@ -1,11 +1,11 @@
-"""The plotter: curves with bands, points with intervals, levels, histograms and boxes of tokens, as SVG.
+"""The plotter: curves with bands, points with intervals, levels, histograms and token boxes, as SVG.
 
-It is our own because a page must open offline from one file below 2 MB, on a phone and on a desk, in light and dark.
-plotly's bundle alone is 4.9 MB, Bokeh brings tornado and Pillow and needs a browser to write an SVG for the docs,
-Altair's pages fetch Vega from a CDN, and matplotlib (a 10 MB wheel) draws in fixed colours and sizes. We draw a few
-kinds of marks over one pair of axes: a plot takes 10 to 20 KB of a page, and the docs show the same picture.
+We have our own because a page must open offline from one file below 2 MB, on a phone and on a desktop, in light and
+dark mode. plotly's bundle alone is 4.9 MB, Bokeh depends on tornado and Pillow and needs a browser to write an SVG for
+the docs, Altair's pages fetch Vega from a CDN, and matplotlib (a 10 MB wheel) draws in fixed colours and sizes. We need
+only a few kinds of marks over one pair of axes: a plot adds 10 to 20 KB to a page, and the docs use the same picture.
 
-Colours and sizes are in templates/plot.css; templates/plot.js shows the numbers under a pointer.
+Colours and sizes are in templates/plot.css; templates/plot.js shows the values under the pointer.
 """
 
 import math
@@ -22,26 +22,26 @@ LEGEND_LINE = 20
 COLOURS = 6
 """Classes s0 to s5 of plot.css."""
 LABEL_ROOM = 60
-"""Between the middles of two labels of the horizontal axis, so that they do not run into each other on a phone."""
-MOST_POINTS = 300
-"""Of a curve: more than a screen shows apart."""
+"""Minimum distance between the centres of two x labels, so that they do not overlap on a phone."""
+MAX_POINTS = 300
+"""Maximum points of a curve: more than a screen can resolve."""
 
 Kind = Literal["points", "line", "joined", "level"]
 
 
 class Point(NamedTuple):
-    """A value, with its interval where there is one."""
+    """A value, with its interval if there is one."""
 
     x: float
     value: float
     low: float | None = None
     high: float | None = None
     name: str = ""
-    """What stands for x in words, where it is more than one: `1 to 25`."""
+    """Text for x if the point covers a range: `1 to 25`."""
 
 
 class Series(NamedTuple):
-    """One thing in a plot."""
+    """One series of a plot."""
 
     label: str
     points: Sequence[Point]
@@ -51,7 +51,7 @@ class Series(NamedTuple):
 
 
 class _Axes(NamedTuple):
-    """Which values the edges of the plot stand for."""
+    """The data range of the plot."""
 
     low_x: float
     high_x: float
@@ -70,14 +70,14 @@ class _Axes(NamedTuple):
 def plot(
     series: Sequence[Series], x_label: str, y_label: str, *, log_x: bool = False, standalone: bool = False
 ) -> Markup:
-    """All series over common axes, with a legend where there are several, as an `<svg>` element.
+    """All series over common axes, with a legend if there are several, as an `<svg>` element.
 
     Args:
-      standalone: a file of its own, with the style that it would have from a page.
+      standalone: embed the page's style, for a separate file.
     """
     xs = [p.x for s in series if s.kind != "level" for p in s.points]
     ys = [y for s in series for p in s.points for y in (p.value, p.low, p.high) if y is not None]
-    margin = 0.06 * (max(ys) - min(ys)) or 0.5 * abs(max(ys)) or 1.0  # the same value everywhere lies in the middle
+    margin = 0.06 * (max(ys) - min(ys)) or 0.5 * abs(max(ys)) or 1.0  # centres a constant series
     axes = _Axes(min(xs), max(xs), min(ys) - margin, max(ys) + margin, log_x)
     measured = sorted({p.x for s in series if s.kind == "points" for p in s.points} or set(xs))
     x_ticks = [*measured, axes.high_x] if log_x else ticks(axes.low_x, axes.high_x, whole=_are_whole(xs))
@@ -91,7 +91,7 @@ def plot(
         readings=_readings(series, axes, x_label),
         series=sorted(
             ({"colour": k % COLOURS, **_marks(one, axes)} for k, one in enumerate(series)),
-            key=lambda marks: bool(marks["dots"]),  # points lie over bands and lines
+            key=lambda marks: bool(marks["dots"]),  # draw points over bands and lines
         ),
         legend=[
             {"label": one.label, "kind": one.kind, "colour": k % COLOURS, "y": HEIGHT + 12 + LEGEND_LINE * k}
@@ -101,7 +101,7 @@ def plot(
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], x_label: str, y_label: str) -> Markup:
-    """Bars over the bins between `edges`, which has one entry more than `counts`."""
+    """Bars over the bins between `edges`, which has one more entry than `counts`."""
     axes = _Axes(edges[0], edges[-1], 0.0, 1.08 * max(counts))
     bins = list(zip(counts, edges, edges[1:], strict=False))
     bars = [
@@ -150,7 +150,7 @@ def _draw(
         width=WIDTH,
         height=HEIGHT + LEGEND_LINE * len(legend),
         box={"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM},
-        x_ticks=[(x, short(tick)) for x, tick in _apart(x_ticks, axes.along)],
+        x_ticks=[(x, short(tick)) for x, tick in _with_room(x_ticks, axes.along)],
         y_ticks=[(axes.up(tick), short(tick)) for tick in y_ticks],
         x_label=x_label,
         y_label=y_label,
@@ -165,7 +165,7 @@ def _draw(
 
 
 def _marks(one: Series, axes: _Axes) -> dict[str, Any]:
-    """Where the marks of a series lie."""
+    """Positions of a series' marks."""
     at = [(axes.along(p.x), axes.up(p.value)) for p in one.points]
     intervals = [(axes.along(p.x), *_interval(p)) for p in one.points]
     band = [(x, axes.up(low)) for x, low, _ in intervals] + [(x, axes.up(high)) for x, _, high in reversed(intervals)]
@@ -192,7 +192,7 @@ def _joined(points: Iterable[tuple[float, float]]) -> str:
 
 
 def _readings(series: Sequence[Series], axes: _Axes, x_label: str) -> list[tuple[float, str]]:
-    """(where, what every series says there): what a page shows below the plot under a pointer."""
+    """[(x position, values of every series there)], shown below the plot under the pointer."""
     found: dict[float, list[str]] = {}
     for one in series:
         if one.kind == "level":
@@ -207,7 +207,7 @@ def _readings(series: Sequence[Series], axes: _Axes, x_label: str) -> list[tuple
 
 
 def _in_words(series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """The plot for those who cannot see it."""
+    """Alternative text of the plot."""
     words = []
     for one in series:
         first, last = one.points[0], one.points[-1]
@@ -220,8 +220,8 @@ def _in_words(series: Sequence[Series], x_label: str, y_label: str) -> str:
     return f"{y_label} by {x_label}. {'; '.join(words)}"
 
 
-def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most `most` points: each the mean of as many neighbours, with the lowest and highest of them as its band."""
+def downsample(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
+    """At most `most` points, each the mean of equally many neighbours with their minimum and maximum as its band."""
     size = math.ceil(len(points) / most)
     if size <= 1:
         return list(points)
@@ -236,7 +236,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Four to nine round numbers between low and high; fewer where only whole numbers make sense."""
+    """Four to nine round numbers between low and high; fewer if they must be whole."""
     if low == high:
         return [low]
     raw = (high - low) / 6
@@ -250,8 +250,8 @@ def _are_whole(xs: Iterable[float]) -> bool:
     return all(float(x).is_integer() for x in xs)
 
 
-def _apart(values: Iterable[float], along: Callable[[float], float]) -> list[tuple[float, float]]:
-    """(where, value) of those labels that have room."""
+def _with_room(values: Iterable[float], along: Callable[[float], float]) -> list[tuple[float, float]]:
+    """[(position, value)] of the labels that do not overlap."""
     kept: list[tuple[float, float]] = []
     for value in sorted(set(values)):
         if not kept or along(value) - kept[-1][0] >= LABEL_ROOM:
@@ -260,7 +260,7 @@ def _apart(values: Iterable[float], along: Callable[[float], float]) -> list[tup
 
 
 def short(value: float) -> str:
-    """12000 -> '12k', 0.00005 -> '5e-5': for the labels of an axis."""
+    """12000 -> '12k', 0.00005 -> '5e-5': for axis labels."""
     for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= least:
             return f"{value / size:g}{unit}"
@@ -271,7 +271,7 @@ def short(value: float) -> str:
 
 
 def text_of(value: float) -> str:
-    """Whole numbers and thousands with commas, the rest with four digits."""
+    """Whole or large numbers with thousands separators, others with four significant digits."""
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 10_000 else f"{value:.4g}"
 
 
@@ -287,7 +287,7 @@ class TokenRow(NamedTuple):
 
 
 def token_boxes(rows: Sequence[TokenRow]) -> Markup:
-    """Every token in a box, the trained ones coloured, as an `<svg>` file."""
+    """Every token in a box, with trained tokens coloured, as an `<svg>` file."""
     headings, boxes = [], []
     y = 20.0
     for label, tokens, weights in rows:

@@ -8,23 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOG = "logs/process-{}.log"
-"""In a workdir, by the process's number."""
+"""Path in a workdir, by process id."""
 
 
 @contextlib.contextmanager
-def process_log(path: Path, goes_with_the_process: bool = False) -> Iterator[logging.Logger]:
-    """Until the end of the context, what this package logs (and warnings of others) goes to the process's file too.
+def process_log(path: Path, is_ephemeral: bool = False) -> Iterator[logging.Logger]:
+    """Within the context, also write this package's log (and warnings of other packages) to the process's file.
 
-    A start is appended to the file of the one before. Python's stack goes there when the process crashes (SIGSEGV,
-    SIGABRT), and the exception that leaves the context.
+    Restarts append to the file. It also gets the Python stack of a crash (SIGSEGV, SIGABRT) and an exception raised in
+    the context.
 
     Args:
-      goes_with_the_process: the file is a copy that a crash takes along; Python's stack goes to stderr then.
+      is_ephemeral: the file is a local copy that is lost in a crash, so write the crash's stack to stderr.
     """
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, log = logging.getLogger(), logging.getLogger("sft_jax")
-    # Warnings are shown on stderr as before: by Python itself, where nobody else takes them.
+    # Still show warnings on stderr, through Python's last-resort handler if there is no other.
     stderr = [logging.lastResort] if logging.lastResort else []
     added = [(root, handler) for handler in (file, *([] if root.handlers else stderr))]
     added += [(log, handler) for handler in (file, *stderr)]
@@ -32,10 +32,10 @@ def process_log(path: Path, goes_with_the_process: bool = False) -> Iterator[log
         logger.addHandler(handler)
     before = log.level, log.propagate
     log.setLevel(logging.INFO)
-    log.propagate = False  # whoever has put a handler on the root would show every line on the console
+    log.propagate = False  # a handler on the root logger would print every line to the console
     catches_crashes = not faulthandler.is_enabled()
     if catches_crashes:
-        faulthandler.enable(sys.stderr if goes_with_the_process else file.stream)  # type: ignore[arg-type]
+        faulthandler.enable(sys.stderr if is_ephemeral else file.stream)  # type: ignore[arg-type]
     try:
         yield log
         log.info("done")

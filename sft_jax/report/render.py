@@ -1,4 +1,4 @@
-"""Values into a template of `templates/`: self-contained pages, and the SVG of plots."""
+"""Rendering of `templates/`: self-contained pages, and the SVG of plots."""
 
 from functools import cache
 from typing import Any
@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render(template: str, **values: Any) -> str:
-    """The template filled in; every value is escaped unless it is `markupsafe.Markup`."""
+    """Render a template; every value is escaped unless it is `markupsafe.Markup`."""
     return _environment().get_template(template).render(**values)
 
 

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page of a run: its numbers, its curves, its config."""
+"""report.html: one self-contained page with a run's numbers, curves and config."""
 
 import json
 import math
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from sft_jax.report.plots import MOST_POINTS, Point, Series, plot, thinned
+from sft_jax.report.plots import MAX_POINTS, Point, Series, downsample, plot
 from sft_jax.report.render import render
 from sft_jax.report.terminal import clock
-from sft_jax.storage.atomic import write_whole
+from sft_jax.storage.atomic import write_atomic
 from sft_jax.train.metrics import MetricsRow, scores_of
 
 REPORT = "report.html"
-"""Its name in a workdir."""
+"""File name in a workdir."""
 
 CURVES = (
     ("Loss per trained token", "loss", "eval/loss"),
@@ -27,7 +27,7 @@ CURVES = (
     ("Model FLOPs utilization", "mfu", ""),
     ("Seconds waiting for data, per step", "data_wait_seconds", ""),
 )
-"""(heading, field of the training rows, field of the held-out rows); what a run has not measured is left out."""
+"""(heading, field of the training rows, field of the held-out rows); curves without data are omitted."""
 
 
 class RunReport:
@@ -47,7 +47,7 @@ class RunReport:
 
     def write_now(self) -> None:
         """The page of what metrics.jsonl holds."""
-        write_whole(self._workdir / REPORT, lambda file: file.write(run_page(self._workdir).encode()))
+        write_atomic(self._workdir / REPORT, lambda file: file.write(run_page(self._workdir).encode()))
 
     def wait(self) -> None:
         """Until no page is being written; raises what went wrong with the last one."""
@@ -60,7 +60,7 @@ class RunReport:
 
 
 def run_page(workdir: Path) -> str:
-    """The page, from the workdir's metrics.jsonl and config.json."""
+    """Render the page from the workdir's metrics.jsonl and config.json."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     training = [row for row in rows if "loss" in row]
     held_out = [row for row in rows if "eval/loss" in row]
@@ -71,14 +71,14 @@ def run_page(workdir: Path) -> str:
         "run.html.jinja",
         title=workdir.name,
         numbers=_numbers(training, held_out),
-        thinned=math.ceil(len(training) / MOST_POINTS) if len(training) > MOST_POINTS else 0,
+        thinned=math.ceil(len(training) / MAX_POINTS) if len(training) > MAX_POINTS else 0,
         curves=[curve for curve in curves if curve],
         config=(workdir / "config.json").read_text(encoding="utf-8"),
     )
 
 
 def _numbers(training: Sequence[MetricsRow], held_out: Sequence[MetricsRow]) -> list[tuple[str, str]]:
-    """What stands above the curves."""
+    """The table above the curves."""
     seconds = sum(row["step_seconds"] for row in training)
     numbers = [
         ("steps", f"{training[-1]['step']:,}" if training else "0"),
@@ -101,9 +101,9 @@ def _numbers(training: Sequence[MetricsRow], held_out: Sequence[MetricsRow]) -> 
 def _curve(
     training: Sequence[MetricsRow], held_out: Sequence[MetricsRow], heading: str, field: str, held_out_field: str
 ) -> str:
-    """Both over the steps; empty where neither was measured."""
+    """Training and held-out curve over steps; empty if neither was measured."""
     trained, measured = _points(training, field), _points(held_out, held_out_field)
-    series = [Series("training", thinned(trained), "line")] if trained else []
+    series = [Series("training", downsample(trained), "line")] if trained else []
     series += [Series("held out", measured, "joined")] if measured else []
     return plot(series, "step", heading) if series else ""
 

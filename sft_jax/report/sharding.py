@@ -1,4 +1,4 @@
-"""The layout of a run as people look at it: tables and a picture on the terminal, and one self-contained page."""
+"""A run's sharding for people: tables and a picture on the terminal, and one self-contained page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from sft_jax.plan.sharding import KINDS, Placed, Shard, named_devices, shards_of
 from sft_jax.report.render import render
 
 COLOURS = ("#2563eb", "#d97706", "#16a34a", "#db2777", "#7c3aed", "#0891b2", "#ca8a04", "#dc2626")
-"""Of shards, in turn."""
+"""Colours of shards, cycled."""
 
-MOST_SHOWN = 16
-"""Shards of one array on the terminal."""
+MAX_SHOWN = 16
+"""Maximum number of shards of one array shown on the terminal."""
 
 PLURALS = {"parameter": "parameters", "optimizer": "optimizer state", "batch": "batch", "activation": "activations"}
 
@@ -30,8 +30,8 @@ def size_of(number: float) -> str:
     raise AssertionError(number)
 
 
-def spelled(placed: Placed) -> str:
-    """`embed:fsdp+context heads:tensor head_dim` for the dimensions of an array."""
+def axes_text(placed: Placed) -> str:
+    """The sharding of an array's dimensions: `embed:fsdp+context heads:tensor head_dim`."""
     words = [axis or "·" for axis in placed.axes]
     return " ".join(
         word + (":" + "+".join(over) if over else "") for word, over in zip(words, placed.over, strict=True)
@@ -46,8 +46,8 @@ COLUMNS = ("shape", "dimension: mesh axes", "per device", "bytes", "copies")
 
 
 def sharding_tables(placed: Sequence[Placed], sizes: Mapping[str, int], notes: Sequence[str]) -> Group:
-    """For the terminal: every array, what is replicated and why, and the totals."""
-    shown: list[RenderableType] = [Text(f"mesh of {math.prod(sizes.values())} devices: {spelled_sizes(sizes)}")]
+    """Terminal output: every array, what is replicated and why, and the totals."""
+    shown: list[RenderableType] = [Text(f"mesh of {math.prod(sizes.values())} devices: {mesh_text(sizes)}")]
     shown += [Text(note) for note in notes]
     for kind in KINDS:
         some = [each for each in placed if each.kind == kind]
@@ -60,7 +60,7 @@ def sharding_tables(placed: Sequence[Placed], sizes: Mapping[str, int], notes: S
         shown.append(table)
         alike = sorted({each.name.split(" ")[0] for each in some if _as_its_parameter(each)})
         if alike:
-            shown.append(Text(f" {' and '.join(alike)} of each parameter: sharded as the parameter is"))
+            shown.append(Text(f" {' and '.join(alike)} of each parameter: sharded like the parameter"))
         shown.append(Text())
     shown.append(Text("replicated, and why"))
     for reason, names in reasons(placed).items():
@@ -72,13 +72,13 @@ def sharding_tables(placed: Sequence[Placed], sizes: Mapping[str, int], notes: S
     return Group(*shown, Text(), table)
 
 
-def spelled_sizes(sizes: Mapping[str, int]) -> str:
-    """`data 2 x fsdp 8`: the axes of a mesh that divide something."""
+def mesh_text(sizes: Mapping[str, int]) -> str:
+    """`data 2 x fsdp 8`: the mesh axes with more than one device."""
     return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "device 1"
 
 
 def _cells(each: Placed) -> tuple[str, ...]:
-    return each.name, dims(each.shape), spelled(each), dims(each.shard_shape), size_of(each.bytes_a_device)
+    return each.name, dims(each.shape), axes_text(each), dims(each.shard_shape), size_of(each.bytes_per_device)
 
 
 TOTALS = ("held by each device", "bytes", "of it replicated")
@@ -93,12 +93,12 @@ def _totals(placed: Sequence[Placed], sizes: Mapping[str, int]) -> list[tuple[st
 
 
 def _as_its_parameter(each: Placed) -> bool:
-    """Whether this is a moment of a parameter (`mu embedding`): its row would repeat the parameter's."""
+    """Whether this is the optimizer state of a parameter (`mu embedding`), whose row would repeat the parameter's."""
     return each.kind == "optimizer" and " " in each.name
 
 
 def reasons(placed: Sequence[Placed]) -> dict[str, list[str]]:
-    """Reason -> the arrays that it keeps replicated."""
+    """Reason -> the arrays that are replicated for it."""
     found: dict[str, list[str]] = {}
     for each in placed:
         for reason in each.why:
@@ -107,19 +107,19 @@ def reasons(placed: Sequence[Placed]) -> dict[str, list[str]]:
 
 
 def shard_blocks(placed: Placed, sizes: Mapping[str, int]) -> Group:
-    """One array for the terminal: a block for each shard, and which devices hold it."""
+    """One array on the terminal: a line per shard with the devices that hold it."""
     shards = shards_of(placed, sizes)
     shown = [Text(), Text.assemble((placed.name, "bold"), f"  {dims(placed.shape)}, {len(shards)} shard(s)")]
-    for shard in shards[:MOST_SHOWN]:
+    for shard in shards[:MAX_SHOWN]:
         words = f"{part_of(placed, shard)}  held by {named_devices(shard.devices, sizes)}"
         shown.append(Text.assemble(("  ██ ", COLOURS[shard.number % len(COLOURS)]), words))
-    if len(shards) > MOST_SHOWN:
-        shown.append(Text(f"  … and {len(shards) - MOST_SHOWN} more, to {part_of(placed, shards[-1])}"))
+    if len(shards) > MAX_SHOWN:
+        shown.append(Text(f"  … and {len(shards) - MAX_SHOWN} more, to {part_of(placed, shards[-1])}"))
     return Group(*shown)
 
 
 def part_of(placed: Placed, shard: Shard) -> str:
-    """`embed 0..63, heads 4..7`: the part of the array, of the dimensions that are divided."""
+    """`embed 0..63, heads 4..7`: the shard's index range in the sharded dimensions."""
     parts = [
         f"{axis or 'dimension'} {start}..{end - 1}"
         for axis, over, (start, end) in zip(placed.axes, placed.over, shard.index, strict=True)
@@ -129,13 +129,13 @@ def part_of(placed: Placed, shard: Shard) -> str:
 
 
 def as_json(placed: Sequence[Placed], sizes: Mapping[str, int], notes: Sequence[str]) -> dict[str, Any]:
-    """All of it as JSON."""
+    """The same content as JSON."""
     devices = math.prod(sizes.values())
     arrays = [
         {
             "kind": each.kind, "name": each.name, "shape": each.shape, "dtype": each.dtype, "logical_axes": each.axes,
             "spec": ["+".join(over) or None for over in each.over], "shard_shape": each.shard_shape,
-            "bytes_a_device": each.bytes_a_device, "copies": each.copies, "replicated_because": each.why,
+            "bytes_a_device": each.bytes_per_device, "copies": each.copies, "replicated_because": each.why,
         }
         for each in placed
     ]  # fmt: skip
@@ -146,7 +146,7 @@ def as_json(placed: Sequence[Placed], sizes: Mapping[str, int], notes: Sequence[
 
 
 def _picture(placed: Placed, sizes: Mapping[str, int], layouts: dict[Any, dict[str, Any]]) -> dict[str, Any]:
-    """What the page's script draws of one array; arrays that are divided alike share an entry of `layouts`."""
+    """What the page's script draws for one array; arrays with the same sharding share an entry of `layouts`."""
     divided = [
         [axis or "dimension", size // shard, shard]
         for axis, over, size, shard in zip(placed.axes, placed.over, placed.shape, placed.shard_shape, strict=True)
@@ -169,13 +169,13 @@ def _picture(placed: Placed, sizes: Mapping[str, int], layouts: dict[Any, dict[s
     layout = layouts[key]
     text = (
         f"{dims(placed.shape)} {placed.dtype} in {math.prod(layout['grid'])} shard(s), "
-        f"{size_of(placed.bytes_a_device)} per device"
+        f"{size_of(placed.bytes_per_device)} per device"
     )
     return {"name": placed.name, "text": text, "divided": divided, "layout": layout["number"]}
 
 
 def _columns(devices: int, inner: int) -> int:
-    """Columns of the picture of a mesh: whole groups of its innermost axis, and about twice as many as rows."""
+    """Columns of the mesh picture: whole groups of its innermost axis, and about twice as many as rows."""
     groups = devices // inner
     fitting = [inner * k for k in range(1, groups + 1) if groups % k == 0]
     return min(fitting, key=lambda columns: abs(math.log(columns**2 / devices / 2)))
@@ -184,11 +184,11 @@ def _columns(devices: int, inner: int) -> int:
 def sharding_page(
     title: str, placed: Sequence[Placed], sizes: Mapping[str, int], notes: Sequence[str], first: int = 0
 ) -> str:
-    """One HTML file without a reference to anything else.
+    """One self-contained HTML page.
 
     Args:
-      placed: as `place_all` returns them, one kind after the other.
-      first: which array is shown when the page opens.
+      placed: as returned by `place_all`, grouped by kind.
+      first: index of the array shown first.
     """
     devices = math.prod(sizes.values())
     inner = [size for size in sizes.values() if size > 1][-1:] or [1]
@@ -198,7 +198,7 @@ def sharding_page(
     return render(
         "sharding.html.jinja",
         title=title,
-        mesh=f"{devices} devices: {spelled_sizes(sizes)}",
+        mesh=f"{devices} devices: {mesh_text(sizes)}",
         notes=notes,
         innermost=next((axis for axis in reversed(tuple(sizes)) if sizes[axis] > 1), "device"),
         totals_headings=TOTALS,

@@ -1,4 +1,4 @@
-"""Tokens of a document, those that train in colour."""
+"""The tokens of a document, with trained tokens highlighted."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from rich.text import Text
 from sft_jax.report.render import render
 
 Pieces = Sequence[tuple[str, int, float]]
-"""(text, id, weight) of every token: `data.audit.pieces`."""
+"""(text, id, weight) of every token, from `data.audit.pieces`."""
 
 
 def tokens_text(pieces: Pieces) -> Text:
@@ -16,5 +16,5 @@ def tokens_text(pieces: Pieces) -> Text:
 
 
 def tokens_html(pieces: Pieces) -> str:
-    """For a notebook: an element with a style of its own; pointing at a token shows its id."""
+    """For a notebook: an element with its own style; hovering over a token shows its id."""
     return str(render("shown.html.jinja", some=pieces))

@@ -1,4 +1,4 @@
-"""How the next token is drawn from its logits."""
+"""Sampling the next token from logits."""
 
 import math
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ class Sampling:
 
     max_new_tokens: int = 256
     temperature: float = 0.0
-    """0 takes the most probable token."""
+    """0 means greedy decoding."""
     top_p: float = 1.0
     """Draw from the smallest set of tokens whose probability reaches top_p (Holtzman et al. 2020)."""
     seed: int = 0
     top_k: int = 0
-    """Draw from the k most probable tokens; 0 from all."""
+    """Draw from the k most probable tokens; 0 means all."""
     min_p: float = 0.0
     """Draw from tokens at least min_p times as probable as the most probable one (Nguyen et al. 2024)."""
     stop: tuple[str, ...] = ()
-    """A completion ends before the first of these strings."""
+    """A completion ends before the first occurrence of any of these strings."""
 
 
 def draw(raw_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
@@ -34,14 +34,14 @@ def draw(raw_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def filtered(scaled: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits [B, V] with -inf for every token that is not to be drawn."""
+    """Logits [B, V] with -inf for tokens removed by the filters."""
     if 0 < sampling.top_k < scaled.shape[-1]:
         kth = jax.lax.top_k(scaled, sampling.top_k)[0][:, -1:]
         scaled = jnp.where(scaled < kth, -jnp.inf, scaled)
     if sampling.top_p < 1:
         ordered = jnp.sort(scaled, axis=-1, descending=True)
         reached = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-        # The token that crosses top_p still belongs to the set.
+        # The token that crosses top_p is included.
         last = jnp.minimum(jnp.sum(reached < sampling.top_p, axis=-1, keepdims=True), scaled.shape[-1] - 1)
         scaled = jnp.where(scaled < jnp.take_along_axis(ordered, last, axis=-1), -jnp.inf, scaled)
     if sampling.min_p > 0:

@@ -1,4 +1,4 @@
-"""log p of every token of given examples, under a model."""
+"""Log-probability of every token of given examples under a model."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,18 +19,18 @@ from sft_jax.parallel.rules import Layout
 
 LENGTH_BUCKET = 128
 TARGET_BUCKET = 32
-"""Lengths, and target positions, of a batch are padded to a multiple of these, so that few shapes are compiled."""
+"""Lengths and target counts are padded to multiples of these, so that few shapes are compiled."""
 
 
 def padded_length(length: int) -> int:
-    """A multiple of LENGTH_BUCKET; for short documents, where that would be mostly padding, a power of two from 16."""
+    """Round up to a multiple of LENGTH_BUCKET, or for short documents to a power of two from 16."""
     if length > LENGTH_BUCKET // 2:
         return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
     return max(16, 1 << (length - 1).bit_length())
 
 
 def document_states(architecture: Architecture, compute: Compute, parameters, tokens, lengths) -> jax.Array:
-    """Hidden states [B, T, D] of one document a row, tokens int32 [B, T] of which the first `lengths` [B] count."""
+    """Hidden states [B, T, D] with one document per row: the first `lengths` [B] of tokens int32 [B, T]."""
     positions = jnp.arange(tokens.shape[1])
     where = TokenPositions(jnp.broadcast_to(positions, tokens.shape), (positions < lengths[:, None]).astype(jnp.int32))
     return forward(architecture, compute, parameters, tokens, where)[0]
@@ -38,13 +38,13 @@ def document_states(architecture: Architecture, compute: Compute, parameters, to
 
 @functools.lru_cache(maxsize=8)
 def make_score(architecture: Architecture, compute: Compute, chunk: int):
-    """The jitted (parameters, tokens int32 [B, T], lengths int32 [B]) -> log p(token t + 1 | ..t), float32 [B, T-1]."""
+    """Jitted: (parameters, tokens int32 [B, T], lengths int32 [B]) -> log p(token t + 1 | ..t), float32 [B, T-1]."""
     head = Head(architecture, chunk, compute.layout)
 
     def score(parameters: Mapping[str, jax.Array], tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         hidden = document_states(architecture, compute, parameters, tokens, lengths)
         kernel = head_kernel(architecture, parameters).astype(hidden.dtype)
-        # The last position predicts nothing; it is computed because T divides over the devices and T - 1 does not.
+        # The last position predicts nothing; it is computed because T is divisible over the devices and T - 1 is not.
         log_p = token_log_probabilities(head, kernel, hidden, jnp.roll(tokens, -1, axis=1))[:, :-1]
         return compute.layout.shard(log_p, None, None, name="log_probabilities")  # whole on every process
 
@@ -52,7 +52,7 @@ def make_score(architecture: Architecture, compute: Compute, chunk: int):
 
 
 def token_batch(documents: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens int32 [B, T], lengths int32 [B]) of at most B = `rows` documents; rows that fill it up have length 1."""
+    """(tokens int32 [B, T], lengths int32 [B]) of at most B = `rows` documents; padding rows have length 1."""
     lengths = np.ones(rows, np.int32)
     lengths[: len(documents)] = [len(document) for document in documents]
     tokens = np.zeros((rows, padded_length(int(lengths.max()))), np.int32)
@@ -62,10 +62,10 @@ def token_batch(documents: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray,
 
 
 def check_lengths(examples: Sequence[Example], architecture: Architecture, model: str) -> None:
-    """Refuse examples that the model has no positions for.
+    """Check that no example is longer than the model's maximum.
 
     Raises:
-      BadInput: names the first one, its length and the limit.
+      BadInput: names the first one that is, its length and the limit.
     """
     limit = architecture.max_positions
     for example in examples:
@@ -80,8 +80,8 @@ def score_examples(
     examples: Sequence[Example],
     batch_size: int = 8,
 ) -> Iterator[np.ndarray]:
-    """For each example in order: float32 [len(tokens) - 1], the log-probability of each token after the first."""
-    batch_size = compute.layout.whole_batches(batch_size)
+    """Yield, for each example, float32 [len(tokens) - 1]: the log-probability of each token after the first."""
+    batch_size = compute.layout.round_up_batch(batch_size)
     score = make_score(architecture, compute, chunk=max(1, 512 // batch_size))
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
@@ -92,14 +92,14 @@ def score_examples(
 
 
 class TargetBatch(NamedTuple):
-    """Documents with their targets (tokens that have a weight), padded with zeros; int32."""
+    """Documents and their targets (tokens with a nonzero weight), padded with zeros; int32."""
 
     tokens: np.ndarray
     """[B, T]."""
     lengths: np.ndarray
-    """[B]; 1 for rows that fill the batch up."""
+    """[B]; 1 for padding rows."""
     index: np.ndarray
-    """[B, M]: where the hidden state is read that predicts the target."""
+    """[B, M]: position whose hidden state predicts the target."""
     targets: np.ndarray
     """[B, M]."""
 
@@ -141,8 +141,8 @@ def score_targets(
     examples: Sequence[Example],
     batch_size: int = 8,
 ) -> Iterator[np.ndarray]:
-    """For each example in order: float32 [targets], log p of each token with a weight; no other meets the head."""
-    batch_size = compute.layout.whole_batches(batch_size)
+    """Yield, for each example, float32 [targets]: log p of its targets. The head is applied to targets only."""
+    batch_size = compute.layout.round_up_batch(batch_size)
     score = _make_target_scores(architecture, compute, max(1, 512 // batch_size))
     for start in range(0, len(examples), batch_size):
         batch = [examples[number] for number in range(start, min(start + batch_size, len(examples)))]

@@ -1,1 +1,1 @@
-"""Where files live: a Location on this machine or in a bucket, atomic writes, Orbax on object stores, GGUF headers."""
+"""Files: a Location on this machine or in a bucket, atomic writes, Orbax on object stores, GGUF headers."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also when a kill comes in between."""
+"""Atomic file writes: a file is complete or absent, even if the process is killed."""
 
 import json
 import os
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Whoever reads the file sees the old content or the new one, also when a kill comes in between.
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Replace a file atomically: readers see the old content or the new, even if the process is killed.
 
     Args:
       write: called with the open binary file.
@@ -20,6 +20,6 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, whole or not at all."""
+    """Write indented JSON atomically."""
     content = f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode()
-    write_whole(path, lambda file: file.write(content))
+    write_atomic(path, lambda file: file.write(content))

@@ -1,4 +1,4 @@
-"""URLs of object stores (`gs://bucket/path`): which packages open them, and how."""
+"""URLs of object stores (`gs://bucket/path`), and the packages that open them."""
 
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ def is_remote(path: str | Path) -> bool:
 
 
 def open_path(name: str) -> Any:
-    """The epath of a file or directory, wherever it lies.
+    """The epath of a file or directory, on this machine or in a bucket.
 
     Raises:
-      BadInput: a scheme that nobody knows.
+      BadInput: an unknown scheme.
     """
     from etils import epath
 
@@ -26,26 +26,26 @@ def open_path(name: str) -> Any:
     if scheme:
         import fsspec.config
 
-        # Other processes write too: what was listed once may be old.
+        # Other processes write too, so a cached listing may be stale.
         for known in (*PACKAGES, "gcs"):
             fsspec.config.conf.setdefault(known, {}).setdefault("use_listings_cache", False)
     try:
         return epath.Path(name)
     except KeyError as error:
         known = ", ".join(f"{known}://" for known in (*PACKAGES, "tfds", "hf"))
-        raise BadInput(f"{name}: unknown scheme {scheme}://. Known: {known}, and paths of this machine") from error
+        raise BadInput(f"{name}: unknown scheme {scheme}://. Known: {known}, and local paths") from error
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the path there; it copies whole files, much faster than block by block."""
+    """fsspec's file system of a URL, and the path in it. It copies whole files, much faster than block by block."""
     import fsspec.core
 
-    open_path(url)  # first: it says that nothing is to be remembered
+    open_path(url)  # first, since it turns off the listings cache
     return fsspec.core.url_to_fs(url)
 
 
 def kind_of(path: str) -> str:
-    """`file`, `directory`, or empty for nothing, in a bucket or here; a bucket's refusal is no answer, and raised."""
+    """`file`, `directory`, or "" if nothing exists, locally or in a bucket. Errors of the bucket are raised."""
     try:
         return "directory" if open_path(path).stat().is_directory else "file"
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""What goes wrong with a bucket, as one message about it."""
+"""Turns the exceptions of object-store packages into one clear BadInput."""
 
 import contextlib
 import errno
@@ -11,11 +11,11 @@ from sft_jax.storage.bucket import PACKAGES, is_remote
 
 
 @contextlib.contextmanager
-def reaching(path: str) -> Iterator[None]:
-    """Turns what goes wrong with a bucket into a message about it; nothing for a path of this machine.
+def explain_bucket_errors(path: str) -> Iterator[None]:
+    """Convert bucket errors to BadInput; does nothing for a local path.
 
     Raises:
-      BadInput: no such bucket, no credentials, no permission, no network, or a package is missing.
+      BadInput: no such bucket, no credentials, no permission, no network, or a missing package.
     """
     if not is_remote(path):
         yield
@@ -25,11 +25,11 @@ def reaching(path: str) -> Iterator[None]:
     except ImportError as error:
         package = PACKAGES[path.partition("://")[0]]
         raise BadInput(f"{path}: cannot be opened without {package} ({error}): pip install {package}") from error
-    except refusals() as error:
+    except bucket_exceptions() as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BadInput(
-                f"{path}: its copy on this machine does not fit into {tempfile.gettempdir()} ({error.strerror}). Name "
-                "another directory by TMPDIR."
+                f"{path}: its local copy does not fit into {tempfile.gettempdir()} ({error.strerror}). Set TMPDIR to "
+                "a directory with more space."
             ) from error
         said = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
@@ -38,8 +38,8 @@ def reaching(path: str) -> Iterator[None]:
         ) from error
 
 
-def refusals() -> tuple[type[Exception], ...]:
-    """What the packages that have been loaded raise where a bucket does not answer as it should."""
+def bucket_exceptions() -> tuple[type[Exception], ...]:
+    """The exceptions that the imported object-store packages raise when a request fails."""
     named = (
         ("gcsfs.retry", "HttpError"),
         ("gcsfs.retry", "ChecksumError"),

@@ -1,7 +1,7 @@
-"""The copy of a bucket's directory on this machine: fetched when it is first asked for, sent where it has changed.
+"""The local copy of a bucket directory: fetched on first use, uploaded where it has changed.
 
-An object store neither appends nor renames, and the libraries that read tokenizers, ArrayRecord and event files know
-none: so small files are read and written here. `Location` is how the rest of the program sees a copy.
+Object stores can neither append nor rename, and the libraries that read tokenizers, ArrayRecord and event files do not
+support them, so small files are read and written locally. The rest of the library uses copies through `Location`.
 """
 
 import atexit
@@ -18,14 +18,14 @@ from pathlib import Path
 from sft_jax.storage.bucket import file_system, kind_of
 
 MODEL_FILES = "model"
-"""In a workdir: config.json, generation_config.json and the tokenizer, so that the run needs no other file."""
+"""Folder of a workdir with config.json, generation_config.json and the tokenizer, so that the run is self-contained."""
 COPIED_FOLDERS = (MODEL_FILES, "additional_chat_templates")
-"""What is copied with a directory's own files: of a run and of a Hugging Face tokenizer."""
+"""Subfolders copied together with a directory's own files: those of a run and of a Hugging Face tokenizer."""
 WEIGHTS = (".safetensors", ".gguf")
 OTHER_WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx")
-"""Of other programs, never read."""
+"""Weight files of other frameworks, never read."""
 LAST = ("features.json", "metadata.json", "dataset_info.json", "config.json")
-"""Sent after all others, in this order: whoever sees them finds the rest."""
+"""Uploaded after all others, in this order: a reader that sees them also finds the rest."""
 UNFINISHED = (".partial", ".tmp")
 _COPIES, _HELD = "sft_jax-copies-", "held"
 _SECONDS_TO_LOCK = 60
@@ -37,9 +37,9 @@ def join(*names: str) -> str:
 
 
 class Copy:
-    """What is on this machine of `url` and of what lies below it. Names are relative to `url`; the empty one is itself.
+    """The local copy of `url` and everything below it. Names are relative to `url`; "" is `url` itself.
 
-    What an object store raises passes through; nothing here is asked before the first `fetch`.
+    Exceptions of the object store propagate. Makes no request before the first `fetch`.
     """
 
     def __init__(self, url: str):
@@ -47,23 +47,23 @@ class Copy:
         self.lock = threading.RLock()
         self._home: Path | None = None
         self._fetched: dict[str, bool] = {}
-        """Name -> whether its weights were copied too."""
+        """Name -> whether its weights were fetched too."""
         self._sent: dict[str, tuple[int, int]] = {}
-        """Name -> (mtime in ns, bytes) of the files that are the same in the bucket."""
+        """Name -> (mtime in ns, bytes) of each file that is identical in the bucket."""
 
     def path(self, name: str = "") -> Path:
-        """Where the copy of `name` is, or would be."""
+        """Path of the copy of `name`, whether or not it exists."""
         if self._home is None:
             self._home = Path(tempfile.mkdtemp(dir=home()))
-        # It has the name of what it is a copy of: titles and messages show it.
+        # Keeps the original's name, which appears in titles and messages.
         return self._home / self.url.rpartition("/")[2] / name
 
     def fetch(self, name: str, weights: bool) -> Path:
-        """The copy of `name`, made at the first call: its files and those of `COPIED_FOLDERS`; for nothing an empty
-        directory.
+        """Path of the copy of `name`, fetched on the first call: its files and those of `COPIED_FOLDERS`. If nothing
+        exists in the bucket, an empty directory.
 
         Args:
-          weights: copy .safetensors and .gguf files too.
+          weights: also fetch .safetensors and .gguf files.
         """
         with self.lock:
             if name not in self._fetched or (weights and not self._fetched[name]):
@@ -86,7 +86,7 @@ class Copy:
                 self.fetch_file(join(folder, name))
 
     def fetch_file(self, name: str) -> None:
-        """Copy one file, unless it is here already."""
+        """Fetch one file unless it is already local."""
         target = self.path(name)
         with self.lock:
             if target.exists():
@@ -98,11 +98,11 @@ class Copy:
             partial.rename(target)
             self._sent[name] = _signature(target)
 
-    def send(self, name: str, gets_on: Callable[[], None]) -> None:
-        """Send the files below `name` that were written or changed since they were fetched or sent.
+    def send(self, name: str, keep_alive: Callable[[], None]) -> None:
+        """Upload the files below `name` that are new or changed since they were fetched or uploaded.
 
         Args:
-          gets_on: called after each.
+          keep_alive: called after each file.
         """
         if self._home is None:
             return
@@ -111,20 +111,20 @@ class Copy:
             files = [file for file in folder.rglob("*") if file.is_file() and not file.name.endswith(UNFINISHED)]
             named = {str(file.relative_to(folder)): file for file in files}
             for relative in sorted(named, key=lambda name: (LAST.index(name) if name in LAST else -1, name)):
-                # Before it is read: what is written meanwhile is sent the next time.
+                # Taken before the file is read, so that concurrent writes are uploaded the next time.
                 full, signature = join(name, relative), _signature(named[relative])
                 if self._sent.get(full) != signature:
                     store, target = file_system(join(self.url, full))
                     store.put_file(str(named[relative]), target)
                     self._sent[full] = signature
-                    gets_on()
+                    keep_alive()
 
-    def naming_the_url(self, message: str) -> str:
-        """The message with `url` in place of where the copy is."""
+    def with_url(self, message: str) -> str:
+        """The message with the path of the copy replaced by `url`."""
         return message if self._home is None else message.replace(str(self.path()), self.url)
 
     def remove(self) -> None:
-        """Remove all of it; the next `fetch` gets what is in the bucket then."""
+        """Delete the copy; the next `fetch` reads the bucket again."""
         with self.lock:
             if self._home is not None:
                 shutil.rmtree(self._home)
@@ -143,23 +143,23 @@ def _signature(file: Path) -> tuple[int, int]:
 
 @functools.cache
 def home() -> Path:
-    """The directory of this process's copies; those of processes that were killed are removed before it is made."""
+    """The directory of this process's copies. Directories of killed processes are removed first."""
     for old in Path(tempfile.gettempdir()).glob(f"{_COPIES}*"):
-        _remove_if_left(old)
+        _remove_if_stale(old)
     home = Path(tempfile.mkdtemp(prefix=_COPIES))
-    # Open until the process ends: its lock says that it lives.
+    # Stays open until the process exits: the lock shows that it is alive.
     fcntl.flock(os.open(home / _HELD, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     return home
 
 
-def _remove_if_left(home: Path) -> None:
-    """Remove the copies of a process that is gone: the kernel has given up its lock."""
+def _remove_if_stale(home: Path) -> None:
+    """Remove the copies of a dead process, whose lock the kernel has released."""
     try:
         with (home / _HELD).open("r+") as file:
-            # One that is just being made has no lock yet.
+            # A directory that is just being created has no lock yet.
             if time.time() - os.fstat(file.fileno()).st_mtime > _SECONDS_TO_LOCK:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(home)
     except OSError:
-        return  # another user's, one in use, or one that another process removes
+        return  # belongs to another user, is in use, or is being removed by another process

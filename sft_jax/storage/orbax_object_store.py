@@ -1,10 +1,10 @@
-"""What Orbax must be told to keep checkpoints in an object store.
+"""Patches that let Orbax keep checkpoints in object stores other than `gs://`.
 
-Orbax 0.12 knows one store, `gs://`; it takes any other URL for a path of this machine. All that it asks of the store,
-TensorStore's S3 driver and s3fs do as well: so it is told that S3 is such a store, and how TensorStore opens it. And it
-asks Google about the bucket itself, which those who may use its objects often may not see.
+Orbax 0.12 supports one store, `gs://`, and treats any other URL as a local path. TensorStore's S3 driver and s3fs offer
+everything it needs, so we register S3 as a store and tell Orbax how TensorStore opens it. Orbax also queries the
+bucket's settings, for which users with access to its objects often have no permission.
 
-These are internals of Orbax; tests/integration/test_bucket.py saves and restores through them.
+These are Orbax internals; tests/integration/test_bucket.py saves and restores through them.
 """
 
 import functools
@@ -18,26 +18,26 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 _STORES = ("gs://", "s3://")
 
 
-def teach_orbax() -> None:
-    """Let Orbax save to and restore from `s3://`, and `gs://` without the right to see the bucket's settings; calling
-    it again changes nothing."""
+def enable_object_stores() -> None:
+    """Let Orbax save to and restore from `s3://`, and `gs://` without permission to read the bucket's settings.
+    Idempotent."""
     if _STORES == gcs_utils._GCS_PATH_PREFIX:
         return
-    kvstore_of_gcs, asks_for_folders = gcs_utils.get_kvstore_for_gcs, gcs_utils.is_hierarchical_namespace_enabled
+    kvstore_of_gcs, queries_namespace = gcs_utils.get_kvstore_for_gcs, gcs_utils.is_hierarchical_namespace_enabled
 
     @functools.wraps(kvstore_of_gcs)
     def kvstore(path: str) -> dict[str, Any]:
         return kvstore_of_s3(path) if path.startswith("s3://") else kvstore_of_gcs(path)
 
-    @functools.wraps(asks_for_folders)
+    @functools.wraps(queries_namespace)
     def has_folders(path: Any) -> bool:
-        """Whether the bucket keeps folders of its own (a hierarchical namespace): then empty ones must be removed."""
+        """Whether the bucket has real folders (a hierarchical namespace); then empty ones must be removed."""
         if not str(path).startswith("gs://"):
             return False
         from google.api_core.exceptions import Forbidden
 
         try:
-            return asks_for_folders(path)
+            return queries_namespace(path)
         except Forbidden:  # roles/storage.objectAdmin and objectUser have no storage.buckets.get
             return False
 
@@ -51,9 +51,9 @@ def teach_orbax() -> None:
 def kvstore_of_s3(path: str) -> dict[str, Any]:
     """TensorStore's key-value store of `s3://bucket/path`.
 
-    TensorStore finds the region of an AWS bucket by itself: the environment's may be that of the machine. Another store
-    with S3's interface is named by AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as for botocore, and has the region of the
-    environment, if any.
+    TensorStore detects the region of an AWS bucket, so we ignore the environment's region (it may be the machine's).
+    Another S3-compatible store is set by AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as for botocore, and uses the
+    environment's region, if any.
     """
     bucket, key = path.removeprefix("s3://").split("/", 1)
     found: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}

@@ -1,1 +1,1 @@
-"""The step over an objective, optimizer, checkpoints, metrics, and the loop that reads like a page of prose."""
+"""Training: the step, optimizers, checkpoints, metrics, preemption and the loop."""

@@ -1,7 +1,7 @@
-"""Orbax checkpoints: parameters, optimizer state and counters as separate items, saved while training goes on.
+"""Orbax checkpoints: parameters, optimizer state and counters as separate items, saved asynchronously.
 
-`workdir/checkpoints/STEP/{parameters,moments,counters,record}`: `parameters` are those that train, `moments` the optax
-state. Sampling and export read `parameters` alone (`weights/restore.py`).
+`workdir/checkpoints/STEP/{parameters,moments,counters,record}`: `parameters` are the trainable ones, `moments` the
+optax state. Sampling and export read only `parameters` (`weights/restore.py`).
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ from sft_jax.weights.restore import checkpoint_manager, restore_items, restore_r
 
 
 def open_checkpoints(workdir: Location | str | Path, keep_last: int, keep_every: int) -> ocp.CheckpointManager:
-    """The manager of `workdir/checkpoints`: keeps the newest `keep_last` and every multiple of `keep_every`.
+    """The manager of `workdir/checkpoints`; keeps the newest `keep_last` and every multiple of `keep_every`.
 
-    Leftovers of a save that was cut off (a killed run) are removed, so a workdir has one such manager at a time.
+    Removes unfinished saves of a killed run, so open only one manager per workdir at a time.
     """
     keep: list[Any] = [policies.LatestN(keep_last)]
     if keep_every:
@@ -51,13 +51,13 @@ def save(manager: ocp.CheckpointManager, state: TrainState, record: dict[str, An
 def restore(
     manager: ocp.CheckpointManager, step: int, abstract: TrainState, shardings: TrainState, vocab: int
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state saved at `step`, laid out by `shardings`, and the record saved beside it.
+    """Restore the state saved at `step` into `shardings`, with its record.
 
     Args:
-      vocab: rows of the vocabulary parameters that the checkpoint must have; a layout may have added others.
+      vocab: vocabulary rows that the checkpoint must have, not counting padding.
 
     Raises:
-      BadInput: the checkpoint's arrays are not those of this model and optimizer.
+      BadInput: the checkpoint's arrays do not match this model and optimizer.
     """
 
     def target(shape, sharding):
@@ -78,5 +78,5 @@ def restore(
 
 
 def to_host(tree: Any) -> Any:
-    """Scalars of a metrics tree as Python numbers; waits for the device."""
+    """Convert the scalars of a metrics tree to Python numbers; blocks on the device."""
     return jax.tree.map(lambda x: np.asarray(x).item(), tree)

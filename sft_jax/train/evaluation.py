@@ -1,4 +1,4 @@
-"""Held-out loss during training; the device works on one batch while the host reads the one before."""
+"""Held-out loss during training; the host reads one batch's sums while the device computes the next."""
 
 from collections.abc import Callable
 
@@ -15,22 +15,22 @@ from sft_jax.train.step import Parameters, TrainState
 def make_held_out(
     source: Batches, config: RunConfig, program: TrainProgram, frozen: Parameters, preempted: Callable[[], bool]
 ) -> Callable[[TrainState, int, bool], MetricsRow | None]:
-    """(state, step, may it be given up) -> the held-out metrics of `state`; every process takes part.
+    """Returns (state, step, may_abort) -> held-out metrics of `state`; every process must call it.
 
     Args:
-      preempted: polled once per batch; None is returned where it is true and the evaluation may be given up.
+      preempted: polled once per batch; if it is true and `may_abort` is set, the evaluation stops and returns None.
     """
     shapes = batch_shapes_of(source)
     sums_of = make_evaluate(program, config, shapes)
 
-    def evaluate(state: TrainState, step: int, may_give_up: bool) -> MetricsRow | None:
+    def evaluate(state: TrainState, step: int, may_abort: bool) -> MetricsRow | None:
         found, pending = [], None
         for _, batch, _ in feed(source, range(source.steps_for(1)), shapes, program.batch_layout):
             dispatched = sums_of(state.trainable, frozen, batch)
             if pending is not None:
                 found.append(to_host(pending))
             pending = dispatched
-            if preempted() and may_give_up:
+            if preempted() and may_abort:
                 return None
         return evaluation_row([*found, to_host(pending)], step)
 

@@ -1,4 +1,4 @@
-"""Host batches -> sharded device arrays, prepared in the background while the device works."""
+"""Host batches -> sharded device arrays, prepared in a background thread while the device computes."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from sft_jax.data.pack.batches import Batch
 
 
 class Source(Protocol):
-    """Where batches come from: a pure function of (seed, step) for prepared data; streamed data has a state."""
+    """A source of batches: a pure function of (seed, step) for prepared data; streamed data has state."""
 
     def batch(self, step: int, row_slice: slice) -> Batch: ...
 
@@ -24,11 +24,11 @@ class Source(Protocol):
 
 
 def put_batch(source: Source, step: int, shapes: Batch, shardings: Batch) -> Batch:
-    """Batch `step` as global arrays; this process builds only the rows that its devices hold.
+    """Batch `step` as global arrays; each process builds only the rows of its devices.
 
     Args:
       shapes: global shapes [A, b, T] and [A, b, M] (tuples).
-      shardings: of each array.
+      shardings: sharding of each array.
     """
     rows = shapes.tokens[1]
     slices = [
@@ -48,7 +48,7 @@ def put_batch(source: Source, step: int, shapes: Batch, shardings: Batch) -> Bat
 
 
 def feed(source: Source, steps: range, shapes: Batch, shardings: Batch) -> Iterator[tuple[int, Batch, float]]:
-    """(step, batch, seconds waited for it) in order, one batch ahead; an error of the source is raised here."""
+    """Yield (step, batch, seconds waited) in order, prefetching one batch; errors of the source are raised here."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as pool:
         ahead = None
         for step in steps:
@@ -56,15 +56,15 @@ def feed(source: Source, steps: range, shapes: Batch, shardings: Batch) -> Itera
             current = ahead or pool.submit(put_batch, source, step, shapes, shardings)
             batch = current.result()
             waited = time.perf_counter() - started
-            # The next one is made while the device works on this one.
+            # Prepare the next batch while the device works on this one.
             ahead = pool.submit(put_batch, source, step + 1, shapes, shardings) if step + 1 in steps else None
             yield step, batch, waited
 
 
-def whole_state(source: Source, step: int) -> dict[str, Any]:
-    """The source's state after `step` steps, of all processes together; each of them calls it."""
+def gather_source_state(source: Source, step: int) -> dict[str, Any]:
+    """The source's state after `step` steps, gathered from all processes; every process must call it."""
     mine = source.state(step)
-    if jax.process_count() == 1 or not mine:  # prepared data has none, on any process
+    if jax.process_count() == 1 or not mine:  # prepared data has no state
         return mine
     content = np.frombuffer(json.dumps(mine).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(content))))

@@ -16,7 +16,7 @@ from sft_jax.data.pack.mixture import Mixture, row_shares
 from sft_jax.data.pack.packing import Plan, choose_target_capacity, permutation, plan_packing
 from sft_jax.data.pack.prepare import check_vocabulary, describe_counts
 from sft_jax.data.pack.store import INFO, Chosen, Joined, Store, is_store
-from sft_jax.distributed.agree import decided_by_first, wait_for
+from sft_jax.distributed.agree import run_on_first_process, wait_for
 from sft_jax.errors import BadInput
 from sft_jax.losses.kinds import check_head
 from sft_jax.storage.location import Location
@@ -92,12 +92,12 @@ def read_demonstrations(
         )
     check_head(config, pretrained.architecture)
     seconds = config.distributed.timeout_seconds
-    date = decided_by_first("tells the date", lambda _: template_date(config, pretrained.tokenizer, begun), seconds)
+    date = run_on_first_process("tells the date", lambda _: template_date(config, pretrained.tokenizer, begun), seconds)
     data = dataclasses.replace(read_as(config).data, template_date=date)
 
     def opened(entry: str) -> Store:
         tokenizer, cache = pretrained.tokenizer, workdir / PREPARED
-        name = decided_by_first(
+        name = run_on_first_process(
             "prepares the data",
             lambda gets_on: prepare_entry(data, tokenizer, entry, cache, progress, locate, gets_on),
             seconds,

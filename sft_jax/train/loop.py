@@ -1,4 +1,4 @@
-"""The training loop. It dispatches step n before reading the metrics of step n-1; nothing in it blocks the device."""
+"""The training loop. It dispatches step n before reading the metrics of step n-1, so it never stalls the device."""
 
 import contextlib
 import time
@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 
 from sft_jax.errors import NonFinite, Preempted
 from sft_jax.train import checkpoint
-from sft_jax.train.feed import Source, feed, whole_state
+from sft_jax.train.feed import Source, feed, gather_source_state
 from sft_jax.train.metrics import MetricsRow, training_row
 from sft_jax.train.program import TrainProgram
 from sft_jax.train.sharding import batch_shapes_of
@@ -23,32 +23,32 @@ Stage = Callable[[str], contextlib.AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls and does not know."""
+    """Callbacks of the loop."""
 
     report: Callable[[MetricsRow], None]
     """Called with every row, in order of steps."""
     evaluate: Callable[[TrainState, int, bool], MetricsRow | None]
-    """(state, step, may it be given up) -> a row of `eval/...` metrics; None when preemption was noticed meanwhile."""
+    """(state, step, may_abort) -> a row of `eval/...` metrics; None if aborted by preemption."""
     preempted: Callable[[], bool] = lambda: False
     """Polled once per step by every process."""
     before_save: Callable[[], None] = lambda: None
-    """What was reported until then must not be lost when the checkpoint is restored."""
+    """Called before each save: everything reported so far must survive a restore of the checkpoint."""
     stage: Stage = lambda what: contextlib.nullcontext()
     """Told of what takes long and shows nothing: compilation."""
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """When things happen, in steps; 0 is never."""
+    """Intervals in steps; 0 means never."""
 
     steps: int
-    """The whole run."""
+    """Length of the whole run."""
     eval_every: int
     save_every: int
 
 
 class Loop:
-    """A run under way: its state, and how it goes on."""
+    """A run in progress."""
 
     def __init__(
         self,
@@ -63,22 +63,22 @@ class Loop:
     ):
         """
         Args:
-          record: saved beside each checkpoint (fingerprints of data, plan and base), with the source's state.
+          record: saved with each checkpoint (fingerprints of data, plan and base), together with the source's state.
         """
         self.program, self.state, self.frozen, self.source = program, state, frozen, source
         self.manager, self.record, self.intervals, self.hooks = manager, record, intervals, hooks
         self.peak_flops: float | None = None
-        """Of all devices together, for `mfu`; None where unknown."""
+        """Total over all devices, for `mfu`; None if unknown."""
         self.done = self.saved = int(state.step)
         self._pending: _Pending | None = None
         self._compiled = False
 
     def run(self, until: int) -> None:
-        """Go on to step `until`.
+        """Train until step `until`.
 
         Raises:
-          NonFinite: the loss or a gradient of a step is NaN or infinite; that step changed nothing.
-          Preempted: a checkpoint of the last finished step is committed.
+          NonFinite: the loss or a gradient of a step is NaN or infinite; that step was not applied.
+          Preempted: stopped by preemption, after committing a checkpoint of the last finished step.
         """
         clock, shapes = _Clock(), batch_shapes_of(self.source)  # type: ignore[arg-type]
         try:
@@ -87,26 +87,26 @@ class Loop:
                     self.state, metrics = self.program.update(self.state, self.frozen, batch)
                 self._compiled = True
                 in_flight = _Pending(step, metrics, waited, clock)
-                self._settle()
+                self._report_pending()
                 self._pending, self.done = in_flight, step + 1
                 self._after_step(clock)
         finally:
             try:
-                self._settle()  # also when the source or the user ends the run: the step in flight was made
+                self._report_pending()  # also on an exception: the step in flight has been dispatched
             finally:
-                # A save that goes on is finished first; a process that fails alone cannot wait for the others' part.
+                # Finish a save in progress, except with several processes: one that fails alone would hang.
                 if jax.process_count() == 1:
                     self.manager.wait_until_finished()
 
     def _after_step(self, clock: "_Clock") -> None:
-        """Evaluate, save and stop where it is time to."""
+        """Evaluate, save and stop when due."""
         at, done = self.intervals, self.done
         last = done == at.steps
         stop = self.hooks.preempted() and not last
         evaluation_due = bool(at.eval_every) and (last or done % at.eval_every == 0)
         save_due = last or bool(at.save_every and done % at.save_every == 0)
         if stop or evaluation_due or save_due:
-            self._settle()  # a bad step must be known before anything is saved beyond it
+            self._report_pending()  # detect a non-finite step before saving anything after it
         if evaluation_due and not stop:
             row = self.hooks.evaluate(self.state, done, not last)
             stop = row is None
@@ -120,24 +120,24 @@ class Loop:
             raise Preempted(f"stopped after step {done} of {at.steps}; run the same command to continue")
 
     def evaluate_first(self) -> None:
-        """The evaluation that was due when the run was stopped."""
+        """Run the evaluation that was due when the run was stopped."""
         if row := self.hooks.evaluate(self.state, self.done, False):
             self.hooks.report(row)
 
     def save(self) -> None:
-        """Start to save the state, unless it is saved; `wait` for the commit."""
+        """Start an asynchronous save unless this step is already saved; `wait` for the commit."""
         if self.saved != self.done:
             self.hooks.before_save()
-            source = whole_state(self.source, self.done)
+            source = gather_source_state(self.source, self.done)
             checkpoint.save(self.manager, self.state, {**self.record, "source": source})
             self.saved = self.done
 
     def wait(self) -> None:
-        """Until what was saved is committed."""
+        """Block until the last save is committed."""
         self.manager.wait_until_finished()
         self.manager.check_for_errors()
 
-    def _settle(self) -> None:
+    def _report_pending(self) -> None:
         """Read the metrics of the step in flight and report them."""
         finished, self._pending = self._pending, None
         if finished is not None:
@@ -145,7 +145,7 @@ class Loop:
 
 
 class _Clock:
-    """Seconds between the ends of consecutive steps, as the host sees them."""
+    """Seconds between the ends of consecutive steps, measured on the host."""
 
     def __init__(self) -> None:
         self.restart()
@@ -161,7 +161,7 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A dispatched step whose metrics have not been read."""
+    """A dispatched step whose metrics have not been read yet."""
 
     step: int
     metrics: Mapping[str, jax.Array]
@@ -175,8 +175,8 @@ class _Pending:
             shown = ", ".join(rows[:20]) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
             raise NonFinite(
                 f"step {self.step + 1}: loss {sums['loss_sum']}, gradient norm {sums['grad_norm']}: not finite. "
-                f"The step changed nothing and the run stops. Its rows: {shown}. Lower optimizer.learning_rate or "
-                f"look at these rows."
+                f"The step was not applied and the run stops. Its rows: {shown}. Lower optimizer.learning_rate or "
+                f"inspect these rows."
             )
         return training_row(
             sums,

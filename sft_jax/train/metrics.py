@@ -1,4 +1,4 @@
-"""Token-weighted metrics: one JSON object a step in metrics.jsonl, the same numbers as TensorBoard events."""
+"""Token-weighted metrics: one JSON object per step in metrics.jsonl; TensorBoard gets the same numbers."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from sft_jax.model.architecture import Architecture, model_flops
 MetricsRow = dict[str, Any]
 
 METRICS = "metrics.jsonl"
-"""In a workdir."""
+"""File name in a workdir."""
 
 
 def training_row(
@@ -24,12 +24,12 @@ def training_row(
     architecture: Architecture,
     peak_flops: float | None,
 ) -> MetricsRow:
-    """One step's row from the sums of the whole batch over all devices and micro-batches.
+    """One step's row, from sums over all devices and micro-batches of the batch.
 
     Args:
       sums: host numbers from the update: loss_sum, weight_sum, correct, entropy, tokens, target_tokens, pairs,
         grad_norm, learning_rate.
-      peak_flops: of all devices together; None (unknown chip, CPU) makes `mfu` null.
+      peak_flops: total over all devices; None (unknown chip, CPU) makes `mfu` null.
     """
     weight = sums["weight_sum"]
     mean = {
@@ -56,7 +56,7 @@ def training_row(
 
 
 def evaluation_row(batches: Iterable[Mapping[str, float]], step: int) -> MetricsRow:
-    """Held-out metrics over all batches: sums are added first and divided once."""
+    """Held-out metrics over all batches: sums are accumulated and divided once."""
     total: dict[str, float] = {}
     for sums in batches:
         for name, value in sums.items():
@@ -79,20 +79,20 @@ _LIKELIHOOD = {"loss", "perplexity", "accuracy", "entropy", "target_tokens", "re
 
 
 def scores_of(row: MetricsRow) -> dict[str, float]:
-    """The scores of generated answers (`train.eval_samples`) in a held-out row: name -> mean."""
+    """Mean scores of generated answers (`train.eval_samples`) in a held-out row, by name."""
     names = (name.removeprefix("eval/") for name in row if name.startswith("eval/"))
     return {name: row[f"eval/{name}"] for name in names if name not in _LIKELIHOOD}
 
 
 def has_evaluation(workdir: str | Path, step: int) -> bool:
-    """Whether metrics.jsonl has the held-out row of `step`."""
+    """Whether metrics.jsonl contains the held-out row of `step`."""
     path = Path(workdir) / METRICS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return any(row["step"] == step and "eval/loss" in row for row in map(json.loads, lines))
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Drop the rows of a metrics.jsonl whose step is beyond `step`, and a last line that a kill cut short."""
+def truncate_after(path: Path, step: int) -> None:
+    """Drop rows of a metrics.jsonl after `step`, and a last line truncated by a kill."""
     if not path.exists():
         return
     before = path.read_text(encoding="utf-8")
@@ -101,10 +101,10 @@ def cut_after(path: Path, step: int) -> None:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            break  # only the last line can be torn: rows are flushed one by one
+            break  # only the last line can be truncated: rows are flushed one by one
         if row["step"] <= step:
             kept.append(line + "\n")
-    if "".join(kept) == before:  # a finished run that is opened again is left as it is
+    if "".join(kept) == before:  # do not rewrite the file of a finished run
         return
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")

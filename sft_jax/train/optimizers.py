@@ -1,7 +1,7 @@
-"""The optax transformations, by name, and the learning-rate schedule.
+"""The optimizers (optax transformations), by name, and the learning-rate schedule.
 
-To add one: its settings in `config/kinds.py`, a function here, and a field in `config.Optimizer` for each setting that
-no other optimizer has.
+To add one, put its settings in `config/kinds.py`, add a function here, and a field in `config.Optimizer` for each
+setting that no other optimizer has.
 """
 
 import math
@@ -17,14 +17,14 @@ from sft_jax.config.kinds import Adafactor, AdamW, Lion, Muon, Sgd
 from sft_jax.model.leaves import Leaf, input_letters, output_letters
 
 NEVER_DECAYED = (".scale", ".bias")
-"""Norms and biases: endings of the parameter names that weight decay leaves alone, as Hugging Face's Trainer does."""
+"""Name suffixes of parameters without weight decay: norms and biases, as in Hugging Face's Trainer."""
 
 
 def make_schedule(config: Optimizer, steps: int) -> optax.Schedule:
-    """Step (batches consumed before it, from 0) -> learning rate.
+    """Step (from 0) -> learning rate.
 
-    A linear warm-up from 0 over `warmup_steps`, or over `warmup_ratio` of all steps, then constant, linear to 0, or
-    half a cosine to 0 at `steps` (the shapes of `transformers.get_scheduler`; the ratio is rounded up as in
+    Linear warm-up from 0 over `warmup_steps`, or over `warmup_ratio` of all steps, then constant, linear decay to 0, or
+    cosine decay to 0 at `steps` (as `transformers.get_scheduler`; the ratio is rounded up as in
     `TrainingArguments.get_warmup_steps`).
     """
     warmup_steps = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
@@ -44,21 +44,21 @@ def make_schedule(config: Optimizer, steps: int) -> optax.Schedule:
 def make_optimizer(
     config: Optimizer, leaves: Mapping[str, Leaf] = MappingProxyType({})
 ) -> optax.GradientTransformation:
-    """Gradients (already clipped) -> direction; the step multiplies it by minus the learning rate of its own step.
+    """Clipped gradients -> update direction, which the step multiplies by minus its learning rate.
 
-    The rate stands outside so that it follows batches consumed, also after a skipped update.
+    The rate is applied outside so that it depends on batches consumed, also after skipped updates.
 
     Args:
-      leaves: of all parameters, by name; some optimizers treat kernels by their dimensions.
+      leaves: all parameter leaves, by name; some optimizers need the kernels' input and output dimensions.
 
     Raises:
-      BadInput: an unknown optimizer, or a field that it lacks.
+      BadInput: an unknown optimizer, or a field that it does not have.
     """
     return OPTIMIZERS.make(config.name, config, config, leaves)
 
 
 def decayed_weights(config: Optimizer) -> optax.GradientTransformation:
-    """Decoupled weight decay, of the parameters that decay."""
+    """Decoupled weight decay, except for norms and biases."""
     return optax.add_decayed_weights(config.weight_decay, mask=_decays)
 
 
@@ -86,7 +86,7 @@ def lion(own: Lion, config: Optimizer, leaves: Mapping[str, Leaf]) -> optax.Grad
 
 @OPTIMIZERS.maker("adafactor")
 def adafactor(own: Adafactor, config: Optimizer, leaves: Mapping[str, Leaf]) -> optax.GradientTransformation:
-    """Without the relative step size and parameter scaling of the paper: the learning rate is the schedule's."""
+    """Without the paper's relative step size and parameter scaling: the schedule sets the learning rate."""
     return optax.chain(
         optax.scale_by_factored_rms(decay_rate=own.decay_rate, min_dim_size_to_factor=own.factored_from),
         optax.clip_by_block_rms(own.clip_rms),
@@ -96,15 +96,15 @@ def adafactor(own: Adafactor, config: Optimizer, leaves: Mapping[str, Leaf]) -> 
 
 @OPTIMIZERS.maker("muon")
 def muon(own: Muon, config: Optimizer, leaves: Mapping[str, Leaf]) -> optax.GradientTransformation:
-    """Kernels of layers as matrices [inputs, outputs]; embeddings, the head, norms, biases and adapters by AdamW.
+    """Muon for layer kernels as matrices [inputs, outputs]; AdamW for embeddings, head, norms, biases and adapters.
 
-    Updates are scaled to the root mean square of AdamW's (Liu et al. 2025), so that learning rates carry over.
+    Updates are scaled to AdamW's RMS (Liu et al. 2025), so that learning rates transfer.
     """
 
     def matrices(parameters: Any) -> Any:
         return {name: _matrix(leaves[name]) if name in leaves else None for name in parameters}
 
-    # optax multiplies by minus the rate; the step does that here.
+    # optax would multiply by minus the rate; our step does that.
     return optax.contrib.muon(
         learning_rate=-1.0,
         beta=own.momentum,
@@ -121,7 +121,7 @@ def muon(own: Muon, config: Optimizer, leaves: Mapping[str, Leaf]) -> optax.Grad
 
 
 def _matrix(leaf: Leaf) -> optax.contrib.MuonDimensionNumbers | None:
-    """The dimensions of a kernel that are its inputs and its outputs; None for what is no kernel."""
+    """The input and output dimensions of a kernel; None for other parameters."""
     array = leaf.array
     if not array.equation:
         return None

@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C: finish the step, save, exit 42.
 
-A single process has its own signal handlers. With `jax.distributed` a Python handler would take the signal from JAX's
-own, so there every process asks JAX's synchronisation point, which agrees on one tick for all of them.
+A single process installs a signal handler. With `jax.distributed`, a Python handler would replace JAX's own, so every
+process polls JAX's preemption sync point, which makes all of them stop at the same tick.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def watch_for_preemption(notice: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
-    """While it is open, SIGTERM ends no process, and the first SIGINT does not end a single one; the second does.
+    """While open, SIGTERM does not end the process, and in a single process neither does the first SIGINT.
 
-    Gives a poll that every process alike calls once per step and once per evaluation batch: True from the signal on.
-    The synchronisation point is true at one tick only, which may fall into an evaluation: the answer is remembered.
+    Yields a poll that every process must call once per step and once per evaluation batch; it returns True from the
+    signal on. The sync point is true at a single tick, which may fall into an evaluation, so the answer is remembered.
 
     Args:
       notice: called at the first signal, in a single process.
@@ -33,7 +33,9 @@ def watch_for_preemption(notice: Callable[[], None] = lambda: None) -> Iterator[
         notice()
 
     single = jax.process_count() == 1
-    signals = (signal.SIGTERM, signal.SIGINT) if single else ()
+    signals = [signal.SIGTERM] if single else []
+    if single and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a shell keeps Ctrl-C from its background jobs
+        signals.append(signal.SIGINT)
     before = {one: signal.signal(one, handler) for one in signals}
 
     def poll() -> bool:

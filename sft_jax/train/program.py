@@ -1,4 +1,4 @@
-"""The update of a run on a mesh, and its evaluation: compiled programs, and how what goes into them lies there."""
+"""A run's jitted update and evaluation on a mesh, with the shardings of their arguments."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ def compute_of(config: RunConfig, mesh: AnyMesh | None, platform: str = "") -> C
     """How and where the config's forward pass is computed.
 
     Args:
-      platform: cpu, gpu or tpu, of an abstract mesh.
+      platform: cpu, gpu or tpu, for an abstract mesh.
     """
     model = config.model
     layout = Layout(mesh, config.sharding, platform)
@@ -35,14 +35,14 @@ def compute_of(config: RunConfig, mesh: AnyMesh | None, platform: str = "") -> C
 
 
 def make_objective(config: RunConfig, architecture: Architecture, shapes: Batch, compute: Compute) -> Objective:
-    """The config's objective, with the head's chunk turned from positions per device into positions per row."""
+    """The config's objective; converts the head's chunk from positions per device to positions per row."""
     rows_per_device = shapes.tokens[1] // compute.layout.parts("act_batch")
     return objective_of(config.loss, architecture, compute, max(1, config.model.head_chunk // rows_per_device))
 
 
 @dataclass(frozen=True)
 class TrainProgram:
-    """The update of a run, and how what goes into it lies on the mesh; no array exists yet."""
+    """A run's update and the shardings of its arguments; holds no arrays."""
 
     architecture: Architecture
     """As laid out."""
@@ -50,12 +50,12 @@ class TrainProgram:
     objective: Objective
     optimizer: optax.GradientTransformation
     trained: frozenset[str]
-    """Names of the parameters that train."""
+    """Names of the trainable parameters."""
     state: TrainState
     """Shapes and dtypes."""
     state_layout: TrainState
     frozen: Mapping[str, jax.ShapeDtypeStruct]
-    """Shapes and dtypes of the parameters that do not train."""
+    """Shapes and dtypes of the frozen parameters."""
     frozen_layout: Mapping[str, NamedSharding]
     batch_layout: Batch
     update: Any
@@ -63,23 +63,23 @@ class TrainProgram:
 
     @property
     def parameter_layout(self) -> dict[str, NamedSharding]:
-        """Of all parameters, by name."""
+        """Shardings of all parameters, by name."""
         return {**self.state_layout.trainable, **self.frozen_layout}  # type: ignore[dict-item]
 
 
 def make_program(
     config: RunConfig, architecture: Architecture, shapes: Batch, mesh: AnyMesh, platform: str = ""
 ) -> TrainProgram:
-    """Lay a run out on a mesh, possibly of hardware you don't have.
+    """Lay out a run on a mesh, possibly of hardware you don't have.
 
     Args:
-      architecture: the model's own.
-      shapes: global shapes of a batch, as `sharding.batch_shapes_of`.
-      platform: of an abstract mesh.
+      architecture: the model's architecture, not yet laid out.
+      shapes: global shapes of a batch, from `sharding.batch_shapes_of`.
+      platform: cpu, gpu or tpu, for an abstract mesh.
 
     Raises:
-      BadInput: a dimension that the layout does not divide, two dimensions of an array on one mesh axis, or a pattern
-        of train.trainable that names nothing.
+      BadInput: an indivisible dimension, two dimensions of an array on one mesh axis, or a pattern in train.trainable
+        that matches nothing.
     """
     layout = parameter_layout(config, architecture, shapes, mesh)
     architecture = laid_out(architecture, config, mesh)
@@ -131,7 +131,7 @@ def activations_of(objective: Objective, parameters: Mapping[str, Any], shapes: 
     """Every activation of one micro-batch's forward pass, with its logical axes; traced, not computed.
 
     Raises:
-      BadInput: an activation that the objective's layout does not divide.
+      BadInput: an activation that is not divisible in the objective's layout.
     """
     micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract_batch(shapes))
     with recorded_activations() as found:

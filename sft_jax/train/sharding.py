@@ -1,4 +1,4 @@
-"""How the arrays of a run lie on its mesh: batches, parameters, optimizer state; what does not fit is refused."""
+"""Shardings of a run's batches, parameters and optimizer state, and checks that they fit the mesh."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def batch_shapes_of(source: "PreparedRows | Streamed") -> Batch:
-    """Global shapes of the six arrays: [A, b, T] three times, [A, b, M] three times."""
+    """Global shapes of the six arrays of a batch: three [A, b, T], three [A, b, M]."""
     parts = source.accumulation
     rows = source.batch_size // parts
     by_position = (parts, rows, source.tokens_per_row)
@@ -31,7 +31,7 @@ def batch_shapes_of(source: "PreparedRows | Streamed") -> Batch:
 
 
 def abstract_batch(shapes: Batch, layout: Batch | None = None) -> Batch:
-    """Shapes and dtypes of the six arrays, with their shardings if given."""
+    """Shapes and dtypes of the six arrays of a batch, with shardings if given."""
     kinds = (jnp.int32,) * 5 + (jnp.float32,)
     places = (None,) * 6 if layout is None else layout
     arrays = [
@@ -42,7 +42,7 @@ def abstract_batch(shapes: Batch, layout: Batch | None = None) -> Batch:
 
 
 def check_batch(config: RunConfig, shapes: Batch, mesh: AnyMesh) -> None:
-    """Every divided dimension of a batch must divide.
+    """Check that every sharded dimension of a batch is divisible.
 
     Raises:
       BadInput: names the dimension, both numbers and the nearest valid value.
@@ -70,7 +70,7 @@ def check_batch(config: RunConfig, shapes: Batch, mesh: AnyMesh) -> None:
 
 
 def batch_shardings(mesh: AnyMesh, rules: Sharding, micro_batches: bool = True) -> Batch:
-    """Rows over act_batch, positions over act_length, targets over act_targets; micro-batches are never divided."""
+    """Rows over act_batch, positions over act_length, targets over act_targets; micro-batches are never sharded."""
     lead = (None,) if micro_batches else ()
     by_position = NamedSharding(mesh, spec((*lead, "act_batch", "act_length"), rules))  # type: ignore[arg-type]
     by_target = NamedSharding(mesh, spec((*lead, "act_batch", "act_targets"), rules))  # type: ignore[arg-type]
@@ -78,13 +78,13 @@ def batch_shardings(mesh: AnyMesh, rules: Sharding, micro_batches: bool = True) 
 
 
 def state_axes(abstract: TrainState, axes: Mapping[str, Axes]) -> TrainState:
-    """Logical axes of every leaf of the state: optimizer state lies as the parameter that it belongs to.
+    """Logical axes of every leaf of the state: optimizer state is sharded like its parameter.
 
-    Of a leaf that is smaller than its parameter, such as the factored second moments of Adafactor, each dimension has
-    the axis of the parameter's dimension that it is; counters, and what fits no parameter, are whole.
+    If a leaf has only some of its parameter's dimensions, such as Adafactor's factored second moments, each keeps the
+    axis of that dimension. Counters and leaves that match no parameter are replicated.
 
     Args:
-      axes: of every parameter, by name.
+      axes: logical axes of every parameter, by name.
     """
 
     def of_leaf(path, leaf) -> Axes:
@@ -97,7 +97,7 @@ def state_axes(abstract: TrainState, axes: Mapping[str, Axes]) -> TrainState:
 
 
 def axes_within(shape: tuple[int, ...], whole: tuple[int, ...], axes: Axes) -> Axes:
-    """The axes of an array that has some of the dimensions of another, in order; none where it has others."""
+    """Axes of an array whose dimensions are a subsequence of another's; all None if they are not."""
     found, rest = [], list(zip(whole, axes, strict=True))
     for size in shape:
         while rest and rest[0][0] != size:
@@ -109,7 +109,7 @@ def axes_within(shape: tuple[int, ...], whole: tuple[int, ...], axes: Axes) -> A
 
 
 def state_shardings(abstract: TrainState, axes: Mapping[str, Axes], mesh: AnyMesh, rules: Sharding) -> TrainState:
-    """A sharding for every leaf of the state, by `state_axes`."""
+    """The sharding of every leaf of the state, from `state_axes`."""
 
     def of_axes(own: Axes) -> NamedSharding:
         return NamedSharding(mesh, spec(own, rules))  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def state_shardings(abstract: TrainState, axes: Mapping[str, Axes], mesh: AnyMes
 
 
 def is_axes(node: Any) -> bool:
-    """Whether a node of a tree is the axes of one array, and not a tuple of nodes."""
+    """Whether a tree node is the axes of one array rather than a tuple of nodes."""
     return type(node) is tuple and all(axis is None or isinstance(axis, str) for axis in node)
 
 
@@ -127,32 +127,31 @@ def replicated(mesh: AnyMesh) -> NamedSharding:
 
 
 def check_no_idle_axis(axes: Mapping[str, Axes], mesh: AnyMesh, rules: Sharding) -> None:
-    """Refuse a mesh axis that divides neither a parameter nor the batch: its devices would do the same work.
+    """Check that every mesh axis shards a parameter or the batch; otherwise its devices would duplicate work.
 
     Args:
       axes: logical axes of every parameter.
 
     Raises:
-      BadInput: names the axis.
+      BadInput: an axis shards neither; names it.
     """
     divided = {axis for each in axes.values() for axis in each} | {"act_batch", "act_length", "act_targets"}
     used = {name for axis in divided for name in mesh_axes(axis, rules)}
     for name, size in mesh.shape.items():
         if size > 1 and name not in used:
             raise BadInput(
-                f"mesh.{name} is {size}, but nothing of this model goes over it: its devices would repeat one "
-                f"another's work. Set --mesh.{name} 1 and give the devices to another axis, or name it in a rule "
-                "(--sharding.*)."
+                f"mesh.{name} is {size}, but nothing in this model is sharded over it: its devices would duplicate "
+                f"work. Set --mesh.{name} 1 and give the devices to another axis, or use it in a rule (--sharding.*)."
             )
 
 
 def parameter_layout(
     config: RunConfig, architecture: Architecture, shapes: Batch, mesh: AnyMesh
 ) -> dict[str, NamedSharding]:
-    """The sharding of every parameter, once it is known that batches and parameters divide.
+    """The sharding of every parameter, after checking that batch and parameters are divisible.
 
     Raises:
-      BadInput: what does not divide or collides, with its numbers, and the nearest mesh on which everything works.
+      BadInput: indivisible or colliding dimensions, with their sizes, and the nearest mesh that works.
     """
 
     def find(mesh: AnyMesh) -> dict[str, NamedSharding]:

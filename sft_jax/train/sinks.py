@@ -1,6 +1,6 @@
-"""Where metrics go: metrics.jsonl always, TensorBoard by default, and any registered sink.
+"""Metric sinks: metrics.jsonl always, TensorBoard by default, and any registered sink.
 
-To add one: its settings in `config/kinds.py` (`SINKS.kind`), and a class here with `write` and `close`
+To add one, put its settings in `config/kinds.py` (`SINKS.kind`) and add a class with `write` and `close` here
 (`SINKS.maker`). On the command line: `--train.sinks NAME`.
 """
 
@@ -11,14 +11,14 @@ from typing import Protocol
 
 from sft_jax.config import SINKS
 from sft_jax.config.kinds import TensorBoard
-from sft_jax.train.metrics import METRICS, MetricsRow, cut_after
+from sft_jax.train.metrics import METRICS, MetricsRow, truncate_after
 
 EVENTS_FLUSH_SECONDS = 10
-"""The longest that TensorBoard lags behind, and the most that a kill costs it; metrics.jsonl loses nothing."""
+"""Flush interval of TensorBoard events: a kill loses at most this much. metrics.jsonl loses nothing."""
 
 
 class Sink(Protocol):
-    """Takes rows of metrics, in order of steps; process 0 alone has one."""
+    """Receives rows of metrics in order of steps; exists on process 0 only."""
 
     def write(self, row: MetricsRow) -> None: ...
 
@@ -26,10 +26,10 @@ class Sink(Protocol):
 
 
 def open_sinks(workdir: Path, start_step: int, tensorboard: bool, names: Sequence[str]) -> list[Sink]:
-    """metrics.jsonl, and the sinks of the config.
+    """Open metrics.jsonl and the configured sinks.
 
     Args:
-      start_step: rows of steps beyond it (written after the restored checkpoint) are cut: each appears once.
+      start_step: later rows, written after the restored checkpoint, are dropped, so that each step appears once.
 
     Raises:
       BadInput: an unknown sink.
@@ -41,11 +41,11 @@ def open_sinks(workdir: Path, start_step: int, tensorboard: bool, names: Sequenc
 
 
 class JsonLines:
-    """workdir/metrics.jsonl: a row is there once it is written, also when a kill comes next."""
+    """workdir/metrics.jsonl, flushed after every row, so that a kill loses nothing."""
 
     def __init__(self, workdir: Path, start_step: int):
         path = workdir / METRICS
-        cut_after(path, start_step)
+        truncate_after(path, start_step)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: MetricsRow) -> None:

@@ -14,12 +14,12 @@ Parameters = Mapping[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What an update changes. Frozen parameters stand apart: no gradient, no optimizer state, no donation."""
+    """Everything that an update changes. Frozen parameters are separate: no gradient, optimizer state or donation."""
 
     step: jax.Array
-    """int32: batches consumed; it indexes `Batch`."""
+    """int32: batches consumed, the index of the next batch."""
     skipped: jax.Array
-    """int32: batches that changed nothing because they had no target."""
+    """int32: batches skipped because they had no targets."""
     trainable: Parameters
     """float32 master weights."""
     opt_state: Any
@@ -27,13 +27,13 @@ class TrainState(NamedTuple):
 
 
 def initial_state(trainable: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0. Call under `jax.jit` with `sharding.state_shardings` as out_shardings."""
+    """The state at step 0. Call under `jax.jit` with `sharding.state_shardings` as out_shardings."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, zero, dict(trainable), optimizer.init(dict(trainable)))
 
 
 def accumulate(objective: Objective, trainable: Parameters, frozen: Parameters, batch: Batch, rng=None):
-    """Sums over the leading micro-batch axis: ((loss_sum, weight_sum, metric_sums), gradient of loss_sum)."""
+    """Sums over the micro-batch axis: ((loss_sum, weight_sum, metric_sums), gradient of loss_sum)."""
 
     def sums_of(trainable, micro):
         loss, weight, metrics = objective(trainable, frozen, micro, rng)
@@ -59,9 +59,9 @@ def make_update(
 ) -> Callable[[TrainState, Parameters, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The update (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
-    The loss and its gradient are divided once, by the weight sum of the whole batch. A batch without targets, or with
-    a non-finite loss or gradient, leaves parameters and optimizer state bit-equal; of the latter `metrics["finite"]`
-    tells.
+    Loss and gradient are divided once, by the weight sum of the whole batch. A batch without targets, or with a
+    non-finite loss or gradient, leaves parameters and optimizer state bit-equal; in the latter case
+    `metrics["finite"]` is False.
     """
 
     def update(state: TrainState, frozen: Parameters, batch: Batch):
@@ -102,7 +102,7 @@ def make_update(
 
 
 def make_evaluation(objective: Objective) -> Callable[[Parameters, Parameters, Batch], dict[str, jax.Array]]:
-    """(trainable, frozen, batch) -> the sums of one batch, without gradients."""
+    """Returns (trainable, frozen, batch) -> the sums of one batch, without gradients."""
 
     def evaluate(trainable: Parameters, frozen: Parameters, batch: Batch):
         def one(micro):

@@ -5,9 +5,9 @@ import json
 from typing import TYPE_CHECKING
 
 from sft_jax.config import RunConfig, from_json, identity_differences, to_json
-from sft_jax.distributed.agree import GetsOn, decided_by_first
+from sft_jax.distributed.agree import KeepAlive, run_on_first_process
 from sft_jax.errors import BadInput
-from sft_jax.storage.atomic import write_whole
+from sft_jax.storage.atomic import write_atomic
 from sft_jax.storage.location import Location
 from sft_jax.weights.export import save_tokenizer
 from sft_jax.weights.pretrained import MODEL_FILES, RUN_CONFIG, read_run_config
@@ -26,12 +26,12 @@ def begun_as_first_sees_it(config: RunConfig, workdir: Location) -> RunConfig | 
       BadInput: the workdir cannot be written.
     """
 
-    def look(_: GetsOn) -> str:
+    def look(_: KeepAlive) -> str:
         workdir.check_writable()
         begun = begun_run(workdir)
         return to_json(begun) if begun else ""
 
-    text = decided_by_first("looks at the workdir", look, config.distributed.timeout_seconds)
+    text = run_on_first_process("looks at the workdir", look, config.distributed.timeout_seconds)
     return from_json(text, str(workdir / RUN_CONFIG)) if text else None
 
 
@@ -51,7 +51,7 @@ def has_begun(workdir: Location) -> bool:
     checkpoints = workdir / "checkpoints"
     if checkpoints.kind() != "directory":
         return False
-    with workdir.reaching():
+    with workdir.explain_bucket_errors():
         return any(path.is_dir() for path in checkpoints.epath.iterdir())
 
 
@@ -127,7 +127,7 @@ def claim_workdir(inputs: "Inputs") -> None:
             (workdir / RUN_CONFIG, to_json(inputs.config)),
         ):
             content = f"{text.rstrip()}\n".encode()
-            write_whole(path, lambda file, content=content: file.write(content))
+            write_atomic(path, lambda file, content=content: file.write(content))
     except OSError as error:
         raise BadInput(f"workdir {workdir} cannot be written: {error}") from error
     inputs.workdir.publish()

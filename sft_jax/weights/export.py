@@ -1,4 +1,4 @@
-"""Write a Hugging Face directory that transformers loads: config, generation_config, tokenizer, safetensors."""
+"""Export a Hugging Face directory that transformers loads: config, generation_config, tokenizer, safetensors."""
 
 import contextlib
 import functools
@@ -21,26 +21,26 @@ from sft_jax.errors import BadInput
 from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import leaves
 from sft_jax.model.families import FAMILIES, architecture_of, as_reward, family_of
-from sft_jax.model.leaves import ArrayLeaf, Leaf, effective, part_name
+from sft_jax.model.leaves import ArrayLeaf, Leaf, effective_kernel, part_name
 from sft_jax.weights.names import Sizes, Source, sizes_of, sources_of, their_shape, to_theirs
 from sft_jax.weights.safetensors import INDEX, SINGLE
 
 SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 PIECE_BYTES = 2**26
-"""The embedding and the head are gathered in blocks of rows of this size."""
+"""Size of the row blocks in which the embedding and the head are gathered."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the checkpoint to be: a layer (and expert) of one of our kernels."""
+    """One tensor of the exported checkpoint: a layer (and expert) of one of our kernels."""
 
     name: str
     shape: tuple[int, ...]
     source: Source
     ours: str
     at: tuple[int, ...]
-    """Its place in the leading dimensions of our kernel."""
+    """Its index in the leading dimensions of our kernel."""
 
     def bytes(self, dtype: np.dtype) -> int:
         return math.prod(self.shape) * dtype.itemsize
@@ -56,24 +56,24 @@ def export(
     max_shard_bytes: int = 5 * 2**30,
     generation_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `parameters` as a Hugging Face directory; it appears whole, or not at all.
+    """Write `parameters` as a Hugging Face directory, atomically.
 
-    Sharded parameters are gathered one layer of one tensor at a time. Every process of a run must call this; process 0
-    writes, and all return once the directory is there.
+    Sharded parameters are gathered one layer of one tensor at a time. Every process must call this; process 0 writes,
+    and all return once the directory exists.
 
     Args:
-      parameters: name -> array as in `model/decoder.py`; int8 kernels, and kernels with an adapter, are written as one
-        array; rows beyond `architecture.vocab` are not written.
-      architecture: of the parameters.
-      hf_config: the config.json the model came with, or `families.config_of(architecture, model_type)`.
+      parameters: name -> array as in `model/decoder.py`. Int8 kernels are dequantised and adapters merged; padding rows
+        beyond `architecture.vocab` are not written.
+      architecture: architecture of the parameters.
+      hf_config: the model's original config.json, or `families.config_of(architecture, model_type)`.
       tokenizer: a transformers tokenizer, saved with its chat template; None writes none.
       out_dir: must not exist, or be empty.
-      dtype: float32, float16 or bfloat16 of the written tensors.
-      max_shard_bytes: tensors are spread over several files, with an index, beyond this many bytes.
-      generation_config: the one the model came with; its eos_token_id is completed by `stop_tokens`.
+      dtype: dtype of the written tensors: float32, float16 or bfloat16.
+      max_shard_bytes: above this size the tensors are split over several files with an index.
+      generation_config: the model's original one; `stop_tokens` are added to its eos_token_id.
 
     Raises:
-      BadInput: `out_dir` is not empty; `hf_config` describes another decoder; an unknown dtype.
+      BadInput: `out_dir` is not empty, `hf_config` describes another decoder, or the dtype is unknown.
     """
     out = Path(out_dir).resolve()
     if dtype not in SAFETENSORS_DTYPES:
@@ -98,10 +98,10 @@ def export(
 
 
 def stop_tokens(tokenizer: Any, generation_config: Mapping[str, Any]) -> list[int]:
-    """Ids that end a completion: those the model came with, the chat template's end of turn, the tokenizer's EOS.
+    """Ids that end a completion: the generation config's, the chat template's end of turn, the tokenizer's EOS.
 
     Raises:
-      BadInput: ids that are no numbers, or a chat template that fails.
+      BadInput: ids that are not integers, or a chat template that fails.
     """
     given = generation_config.get("eos_token_id")
     stops = list(given) if isinstance(given, list) else [given]
@@ -113,7 +113,7 @@ def stop_tokens(tokenizer: Any, generation_config: Mapping[str, Any]) -> list[in
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the chat template puts after an assistant's content; None where there is none."""
+    """The special token that the chat template writes after an assistant message; None if there is none."""
     if not tokenizer.chat_template:
         return None
     mark = "3f1c9a"
@@ -125,17 +125,17 @@ def _end_of_turn(tokenizer: Any) -> int | None:
 
 
 def save_tokenizer(tokenizer: Any, directory: str | Path) -> None:
-    """Write a fast tokenizer so that every release of transformers reads back the same one, chat template included.
+    """Save a fast tokenizer so that every release of transformers loads an identical one, chat template included.
 
-    transformers 5 writes the class TokenizersBackend, which transformers 4 does not know. And given the name of a
-    model's own class, e.g. GPT2Tokenizer, it rebuilds how text is cut and drops what tokenizer.json says of it (the
-    single digits of SmolLM2). PreTrainedTokenizerFast takes tokenizer.json as it is, in both.
+    transformers 5 writes the class TokenizersBackend, which transformers 4 does not know. And given a model's own
+    class, e.g. GPT2Tokenizer, it rebuilds the pre-tokenizer and ignores the one in tokenizer.json (SmolLM2's digit
+    splitting). PreTrainedTokenizerFast uses tokenizer.json unchanged in both.
     """
     tokenizer.save_pretrained(str(directory))
     path = Path(directory) / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    # transformers 4 would return token_type_ids too, which these decoders refuse.
+    # transformers 4 would also return token_type_ids, which these decoders reject.
     config["model_input_names"] = ["input_ids", "attention_mask"]
     _write_json(path, config)
 
@@ -182,14 +182,14 @@ def _writes() -> bool:
 
 def _occupied(out: Path) -> str:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        return f"{out} exists and is not empty. Export into a new directory, or remove it first."
+        return f"{out} exists and is not empty. Export to a new directory, or remove it first."
     return ""
 
 
 def _agree(problem: str) -> None:
-    """Raise on every process what process 0 found; also the barrier that all pass together."""
+    """Raise process 0's problem on every process; also acts as a barrier."""
     if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(bool(problem))):
-        problem = problem or "process 0 refused to export; its message says why"
+        problem = problem or "process 0 could not export; see its error message"
     if problem:
         raise BadInput(problem)
 
@@ -217,7 +217,7 @@ def _shard_name(index: int, count: int) -> str:
 
 
 def _tensors(a: Architecture, model_type: str, sizes: Sizes) -> list[Tensor]:
-    """Every tensor of the checkpoint, in the order of its layers."""
+    """Every tensor of the checkpoint, in layer order."""
     tensors = [
         Tensor(source.name(at), their_shape(source.entry, sizes), source, ours, at)
         for ours, source in sources_of(a, model_type).items()
@@ -227,7 +227,7 @@ def _tensors(a: Architecture, model_type: str, sizes: Sizes) -> list[Tensor]:
 
 
 def _split(tensors: Sequence[Tensor], dtype: np.dtype, max_bytes: int) -> list[list[Tensor]]:
-    """Consecutive tensors a file, at most `max_bytes` each unless a single tensor is larger."""
+    """Split tensors into consecutive files of at most `max_bytes`, unless a single tensor is larger."""
     files: list[list[Tensor]] = [[]]
     room = max_bytes
     for tensor in tensors:
@@ -272,7 +272,7 @@ def _write_file(
 def _pieces(
     leaf: Leaf, arrays: Mapping[str, jax.Array], tensor: Tensor, sizes: Sizes, dtype: str
 ) -> Iterator[np.ndarray]:
-    """The tensor in the checkpoint's layout, on the host; a large one in blocks of rows."""
+    """The tensor in the checkpoint's layout, on the host; large ones in blocks of rows."""
     entry, shape = tensor.source.entry, leaf.array.shape
     lead = len(tensor.at)
     if not lead and isinstance(leaf, ArrayLeaf) and entry.our_layout == entry.their_layout:
@@ -288,9 +288,9 @@ def _pieces(
 def _gather(
     leaf: Leaf, arrays: Mapping[str, jax.Array], start: tuple[int, ...], count: tuple[int, ...], dtype: str
 ) -> np.ndarray:
-    """A block of the first dimensions of a kernel in host memory, whatever its sharding; every process must take part.
+    """A block of a kernel's leading dimensions in host memory, whatever its sharding; every process must call it.
 
-    Shards that are all in this process meet in host memory; others are gathered onto every device first.
+    If all shards belong to this process they are combined on the host, otherwise they are all-gathered first.
     """
     first = next(iter(arrays.values()))
     whole = None
@@ -308,6 +308,6 @@ def _slicer(leaf: Leaf, whole: NamedSharding | None, count: tuple[int, ...], dty
 
     def block(arrays, start):
         parts = {suffix: cut(array, start) for suffix, array in arrays.items()}
-        return effective(leaf.kernel(parts), leaf.array.equation).astype(dtype)
+        return effective_kernel(leaf.kernel(parts), leaf.array.equation).astype(dtype)
 
     return jax.jit(block, out_shardings=whole)

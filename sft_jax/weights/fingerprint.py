@@ -1,4 +1,4 @@
-"""Which weights these are: a fingerprint of parameters, the same wherever they lie."""
+"""A fingerprint of parameters that does not depend on their sharding."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from sft_jax.model.architecture import split_name, stack_name
 
 
 def weights_fingerprint(parameters: Mapping[str, jax.Array]) -> str:
-    """128 bits (hex) of the parameters: the same on every mesh and however layers are stacked; another bit anywhere
-    gives another one.
+    """128-bit fingerprint (hex) of the parameters, independent of the mesh and of how layers are stacked. Changing any
+    bit changes it.
 
-    For each parameter of each layer two sums modulo 2^32 of every element's bits times a number drawn from its place:
-    sums of integers do not depend on how they are divided, and rows that a layout adds to the vocabulary are zero. It
-    tells mistakes, not malice. Every process must call it.
+    Per parameter and layer: two sums modulo 2^32 of each element's bits times a hash of its index. Integer sums do not
+    depend on the sharding, and padding rows of the vocabulary are zero. It detects mistakes, not tampering. Every
+    process must call it.
     """
     layout = next(iter(parameters.values())).sharding
-    # Whole on every process: each reads the sums.
+    # Replicated, since every process reads the sums.
     whole = NamedSharding(layout.mesh, PartitionSpec()) if isinstance(layout, NamedSharding) else None
     sums = jax.jit(_sums, out_shardings=whole)(dict(parameters))
     digest = hashlib.sha256()
@@ -47,14 +47,14 @@ def _sum_of_bits(value: jax.Array) -> jax.Array:
     bits = wide.astype(jnp.uint32) if wide.dtype == jnp.int8 else jax.lax.bitcast_convert_type(wide, jnp.uint32)
     place = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(value.shape):
-        # By steps of its own for each axis: an element keeps its place where the first axis has rows added.
+        # The first axis is not part of the stride, so added rows do not change an element's index.
         along = jax.lax.broadcasted_iota(jnp.uint32, value.shape, axis)
         place = place * jnp.uint32(size if axis else 1) + along
     return jnp.stack([(bits * _mixed(place, seed)).sum(dtype=jnp.uint32) for seed in (0x9E3779B9, 0x85EBCA6B)])
 
 
 def _mixed(x: jax.Array, seed: int) -> jax.Array:
-    """An odd number from each place (the mixing of MurmurHash3)."""
+    """Hash each index to an odd number (the mixing of MurmurHash3)."""
     x = (x ^ jnp.uint32(seed)) * jnp.uint32(0xCC9E2D51)
     x = (x ^ (x >> 15)) * jnp.uint32(0x1B873593)
     return (x ^ (x >> 13)) | jnp.uint32(1)

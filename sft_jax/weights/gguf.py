@@ -38,11 +38,11 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 class Stored(NamedTuple):
-    """A tensor as the file has it."""
+    """A tensor as stored in the file."""
 
     kind: gguf.GGMLQuantizationType
     data: np.ndarray
-    """uint8 [..., bytes of a row], memory-mapped. A row is a sequence of blocks; without quantisation, of elements."""
+    """uint8 [..., bytes per row], memory-mapped. A row is a sequence of blocks (elements if not quantised)."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Gguf:
     """Hugging Face tensor name -> head_dim, for tensors whose rows llama.cpp permuted."""
 
     def read(self, name: str, slices: Sequence[slice] | None = None) -> np.ndarray:
-        """The tensor or a part of it, dequantised to float32; only the rows and blocks asked for are read.
+        """The tensor or a slice of it, dequantised to float32; reads only the rows and blocks it needs.
 
-        llama.cpp stores the rows of a Llama head as (pair, half), Hugging Face as (half, pair): undone here
-        (`convert_hf_to_gguf.py`, LlamaModel.permute).
+        llama.cpp stores the rows of a Llama head as (pair, half), Hugging Face as (half, pair). This undoes the
+        permutation (`convert_hf_to_gguf.py`, LlamaModel.permute).
         """
         rows, *others = slices if slices is not None else [slice(0, size) for size in self.shapes[name]]
         head = self.interleaved.get(name, 1)
@@ -73,7 +73,7 @@ class Gguf:
 
 
 def _dequantise(tensor: Stored, slices: Sequence[slice]) -> np.ndarray:
-    """A part of a tensor, float32, from as few blocks as hold it."""
+    """Dequantise a slice of a tensor to float32, reading only the blocks that contain it."""
     *outer, last = slices
     block, size = gguf.GGML_QUANT_SIZES[tensor.kind]
     first, end = last.start // block, -(-last.stop // block)
@@ -82,11 +82,11 @@ def _dequantise(tensor: Stored, slices: Sequence[slice]) -> np.ndarray:
 
 
 def open_gguf(path: Path) -> tuple[Gguf, dict, dict]:
-    """The tensors, a Hugging Face style config.json and a generation_config.json of a GGUF file.
+    """(tensors, config.json, generation_config.json) of a GGUF file, the configs in Hugging Face's format.
 
     Raises:
-      BadInput: not a GGUF file, one of several parts, an unsupported architecture or RoPE scaling, or a quantisation
-        that the gguf package cannot undo.
+      BadInput: not a GGUF file, a split file, an unsupported architecture or RoPE scaling, or a quantisation that the
+        gguf package cannot dequantise.
     """
     header = read_header(path)
     metadata, shapes = header.metadata, {name: tensor.shape for name, tensor in header.tensors.items()}
@@ -115,11 +115,11 @@ def open_gguf(path: Path) -> tuple[Gguf, dict, dict]:
 def _map_tensors(path: Path, header: Header) -> dict[str, Stored]:
     """GGUF tensor name -> the tensor, memory-mapped."""
     data = np.memmap(path, np.uint8, "r")
-    kinds = _kinds_that_can_be_undone()
+    kinds = _dequantisable_kinds()
     unknown = sorted({tensor.kind for tensor in header.tensors.values()} - kinds.keys())
     if unknown:
         raise BadInput(
-            f"{path}: cannot undo the quantisation {', '.join(map(_name_of, unknown))}. "
+            f"{path}: cannot dequantise {', '.join(map(_name_of, unknown))}. "
             f"Supported: {', '.join(sorted(kind.name for kind in kinds.values()))}."
         )
     stored = {}
@@ -129,7 +129,7 @@ def _map_tensors(path: Path, header: Header) -> dict[str, Stored]:
         end = tensor.start + math.prod(shape)
         if tensor.shape[-1] % block or end > len(data):
             raise BadInput(
-                f"{path}: not a readable GGUF file (cut short?): {name} {list(tensor.shape)}, in blocks of {block}, "
+                f"{path}: not a readable GGUF file (truncated?): {name} {list(tensor.shape)}, in blocks of {block}, "
                 f"would end at byte {end:,} of {len(data):,}"
             )
         stored[name] = Stored(kinds[tensor.kind], data[tensor.start : end].reshape(shape))
@@ -137,8 +137,9 @@ def _map_tensors(path: Path, header: Header) -> dict[str, Stored]:
 
 
 @cache
-def _kinds_that_can_be_undone() -> dict[int, gguf.GGMLQuantizationType]:
-    """By ggml's number. The gguf package keeps its list of them to itself, so each is tried on one block."""
+def _dequantisable_kinds() -> dict[int, gguf.GGMLQuantizationType]:
+    """Quantisation types by ggml's number. The gguf package has no public list of those it can dequantise, so we try
+    each on one block."""
     found = {}
     for kind in gguf.GGMLQuantizationType:
         _, size = gguf.GGML_QUANT_SIZES[kind]
@@ -154,7 +155,7 @@ def _name_of(kind: int) -> str:
 
 
 def hugging_face_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; names it does not know stay as they are."""
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; unknown names are returned unchanged."""
     stem, _, kind = name.rpartition(".")
     if stem in NAMES:
         return f"{NAMES[stem]}.{kind}"
@@ -165,7 +166,7 @@ def hugging_face_name(name: str) -> str:
 
 
 def _generation_config(metadata: dict) -> dict:
-    """Token ids under their names in generation_config.json; llama.cpp may hold several that end a turn."""
+    """Token ids under their generation_config.json names; llama.cpp may have several that end a turn."""
     ends = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(token for token in ends if token is not None))
     config = {

@@ -1,4 +1,4 @@
-"""Open a model wherever it lies, and stream its tensors straight into their shards."""
+"""Open a pretrained model and stream its tensors directly into their shards."""
 
 import functools
 import json
@@ -25,29 +25,29 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Tensors(Protocol):
-    """What a file format offers: `safetensors.Safetensors` and `gguf.Gguf`."""
+    """The interface of a file format: `safetensors.Safetensors` and `gguf.Gguf`."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name in Hugging Face's terms -> shape."""
+        """Hugging Face tensor name -> shape."""
         ...
 
     def read(self, name: str, slices: Sequence[slice] | None = None) -> np.ndarray:
-        """The tensor, or the part that `slices` names, as a float array."""
+        """The tensor or a slice of it, as a float array."""
         ...
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A pretrained model on disk: what it is, and its tensors to read."""
+    """A pretrained model on disk: architecture, configs, and tensors that are read on demand."""
 
     architecture: Architecture
     config: dict[str, Any]
-    """The content of config.json (made from the metadata of a GGUF file)."""
+    """The content of config.json (for a GGUF file, derived from its metadata)."""
     generation_config: dict[str, Any]
-    """The content of generation_config.json; where there is none, the token ids of config.json, as in transformers."""
+    """The content of generation_config.json; if missing, the token ids of config.json, as in transformers."""
     origin: str
-    """The path, for messages."""
+    """The path, for error messages."""
     tensors: Tensors
 
     @property
@@ -55,7 +55,7 @@ class ModelFiles:
         return family_of(self.config, self.origin)
 
     def read(self, name: str, slices: Sequence[slice] | None = None) -> np.ndarray:
-        """A tensor in Hugging Face's terms, whole or in part, in the dtype of the file (float32 from GGUF)."""
+        """A tensor by its Hugging Face name, whole or sliced, in the dtype of the file (float32 from GGUF)."""
         return self.tensors.read(name, slices)
 
 
@@ -64,27 +64,29 @@ SMOLLM2 = ".cache/smollm2/"
 
 
 def open_model(path: str) -> ModelFiles:
-    """Read what `path` is, without its weights: a Hugging Face directory, a `.gguf` file or `hf://org/name`.
+    """Open a Hugging Face directory, a `.gguf` file or `hf://org/name` without reading its weights.
 
-    Like transformers 5, a tied config whose checkpoint holds an lm_head.weight that differs from the embedding is
-    untied (with a warning), and one whose checkpoint holds only the lm_head.weight uses it for both.
+    As in transformers 5, a tied config is untied (with a warning) if the checkpoint's lm_head.weight differs from the
+    embedding, and if the checkpoint has only lm_head.weight, it serves as both.
 
     Raises:
-      BadInput: nothing there, not a model, an unsupported one, or a model hub that cannot be reached.
+      BadInput: no such path, not a model, an unsupported model, or the hub cannot be reached.
     """
     if path.startswith("hf://"):
         return _open_directory(_download(path))
-    place = Path(path)
-    if place.is_dir():
-        return _open_directory(place)
-    if not place.is_file():
+    location = Path(path)
+    if location.is_dir():
+        return _open_directory(location)
+    if not location.is_file():
         raise BadInput(
             f"{path}: no such file or directory. A model is a Hugging Face directory, a .gguf file or hf://org/name."
             f"{_how_to_get(path)}"
         )
-    if place.suffix != ".gguf":
+    if location.suffix == ".py":
+        raise BadInput(f"{path}: this is a config, not a model. MODEL is the workdir of its run, such as runs/mine")
+    if location.suffix != ".gguf":
         raise BadInput(f"{path}: not a .gguf file. A model is a Hugging Face directory, a .gguf file or hf://org/name.")
-    tensors, config, generation_config = open_gguf(place)
+    tensors, config, generation_config = open_gguf(location)
     return ModelFiles(architecture_of(config, path), config, generation_config, path, tensors)
 
 
@@ -99,16 +101,16 @@ def _open_directory(directory: Path) -> ModelFiles:
     origin = str(directory)
     if not (directory / "config.json").is_file():
         ggufs = sorted(path.name for path in directory.glob("*.gguf"))
-        hint = f"Name the file {directory / ggufs[0]} itself." if ggufs else "A Hugging Face directory has one."
+        hint = f"Pass the file {directory / ggufs[0]} itself." if ggufs else "A Hugging Face directory has one."
         raise BadInput(f"{directory}: no config.json. {hint}")
     config = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
     architecture = architecture_of(config, origin)
     tensors = open_safetensors(directory)
-    if architecture.tied and not _tied_in_fact(tensors):
+    if architecture.tied and not _is_tied(tensors):
         logging.getLogger(__name__).warning(
-            "%s: config.json ties the head to the embedding, but %s differs from %s; they stay apart, as in "
-            "transformers. Set tie_word_embeddings to false to silence this.",
+            "%s: config.json ties the head to the embedding, but %s differs from %s; they are loaded untied, as in "
+            "transformers. Set tie_word_embeddings to false to silence this warning.",
             origin,
             HEAD,
             EMBEDDING,
@@ -121,8 +123,8 @@ def _open_directory(directory: Path) -> ModelFiles:
     return ModelFiles(architecture, config, ids, origin, tensors)
 
 
-def _tied_in_fact(tensors: Tensors) -> bool:
-    """False when the checkpoint holds both ends of the tie with different values; compared in blocks of rows."""
+def _is_tied(tensors: Tensors) -> bool:
+    """False if the checkpoint has both embedding and head with different values; compares in blocks of rows."""
     shapes = tensors.shapes
     if EMBEDDING not in shapes or HEAD not in shapes:
         return True
@@ -135,10 +137,10 @@ def _tied_in_fact(tensors: Tensors) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model.
+    """Read a JSON object from a file of a model.
 
     Raises:
-      BadInput: no file, or another content; names the line.
+      BadInput: no such file, or not a JSON object; names the line.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -149,7 +151,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not valid UTF-8: {error.reason} at byte {error.start}") from error
     if not isinstance(content, dict):
-        raise BadInput(f"{path}: holds {type(content).__name__}, expected an object")
+        raise BadInput(f"{path}: contains a {type(content).__name__}, expected an object")
     return content
 
 
@@ -157,7 +159,7 @@ def _download(path: str) -> Path:
     name = path.removeprefix("hf://")
     if name.count("/") != 1:
         raise BadInput(f"{path}: expected hf://org/name")
-    # Late: importing it is slow, and most runs have their model on disk.
+    # Imported late: it is slow, and most models are on disk.
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -167,8 +169,8 @@ def _download(path: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise BadInput(
-            f"{path}: could not be downloaded: {first_line}. Without network access to the hub, copy the model's "
-            f"directory here and give its path."
+            f"{path}: could not be downloaded: {first_line}. Without network access to the hub, copy the model "
+            f"directory to this machine and pass its path."
         ) from error
 
 
@@ -179,20 +181,20 @@ def load_parameters(
     dtype: str = "float32",
     seed: int = 0,
 ) -> dict[str, jax.Array]:
-    """The pretrained parameters, each in its sharding; no parameter is ever whole on a device unless its sharding is.
+    """Load the pretrained parameters directly into their shardings; no device holds more than its shards.
 
-    One shard at a time is filled in host memory, layer by layer, from the parts of the tensors that it needs, and put
-    on its devices. A process reads the shards of its own devices only.
+    Fills one shard at a time in host memory, layer by layer, from the tensor slices it needs, and copies it to its
+    devices. A process reads only the shards of its own devices.
 
     Args:
       files: the model.
-      architecture: `files.architecture`, as laid out; rows beyond the checkpoint's vocabulary are zero.
+      architecture: `files.architecture`, as laid out; padding rows of the vocabulary are zero.
       shardings: name -> sharding of the arrays to load: all of `abstract_parameters(architecture)`, or some.
-      dtype: of float arrays; float32 for masters.
-      seed: of arrays that no pretrained weights fill: a new adapter's.
+      dtype: dtype of float arrays; float32 for master weights.
+      seed: seed for arrays that are not in the pretrained weights, such as a new adapter's.
 
     Raises:
-      BadInput: tensors missing, extra or of other shapes than the architecture's; every one is named.
+      BadInput: tensors are missing, unexpected or of the wrong shape; names every one.
     """
     sizes = sizes_of(architecture)
     sources = sources_of(architecture, files.model_type)
@@ -211,7 +213,7 @@ def load_parameters(
                 continue
             arrays = []
             for index, devices in _shards(shardings[own], part.shape):
-                # A new array each time: on a CPU, JAX keeps an aligned one as the shard itself instead of copying it.
+                # Allocate a new array each time: on CPU, device_put may alias an aligned one instead of copying it.
                 filled = _fill_part(files, leaf, suffix, sources[name], sizes, index, np.dtype(dtype), alias)
                 arrays += jax.block_until_ready([jax.device_put(filled, device) for device in devices])
             parameters[own] = jax.make_array_from_single_device_arrays(part.shape, shardings[own], arrays)
@@ -219,7 +221,7 @@ def load_parameters(
 
 
 def _shards(sharding: NamedSharding, shape: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], list[Any]]]:
-    """Each distinct part that this process holds, and the devices that hold it."""
+    """Each distinct shard of this process, and the devices that hold it."""
     devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None
@@ -239,7 +241,7 @@ def _fill_part(
     dtype: np.dtype,
     alias: Mapping[str, str],
 ) -> np.ndarray:
-    """The part `index` of one of a leaf's arrays, in host memory."""
+    """The slice `index` of one of a leaf's arrays, in host memory."""
     whole = leaf.needed_whole
     if not whole:
         return _fill(files, source, sizes, index, dtype, alias)
@@ -253,10 +255,10 @@ def _fill_part(
 def _fill(
     files: ModelFiles, source: Source, sizes: Sizes, index: Sequence[slice], dtype: np.dtype, alias: Mapping[str, str]
 ) -> np.ndarray:
-    """The part `index` of a kernel, in host memory."""
+    """The slice `index` of a kernel, in host memory."""
     out = np.zeros([part.stop - part.start for part in index], dtype)
     entry, lead, own = source.entry, index[: len(source.lead)], index[len(source.lead) :]
-    # Rows that a layout added to the vocabulary are not in the file: they stay zero.
+    # Padding rows of the vocabulary are not in the file and stay zero.
     held = [slice(min(p.start, sizes[c]), min(p.stop, sizes[c])) for c, p in zip(entry.letters, own, strict=True)]
     target = tuple(slice(0, part.stop - part.start) for part in held)
     for at in np.ndindex(*(part.stop - part.start for part in lead)):
@@ -267,7 +269,7 @@ def _fill(
 
 
 def _check(files: ModelFiles, sources: Mapping[str, Source], sizes: Sizes, alias: Mapping[str, str]) -> None:
-    """Every tensor that the decoder needs is there in its shape, and there is none that it would not use."""
+    """Check that every needed tensor exists in the right shape, and that none is left over."""
     shapes = files.tensors.shapes
     wanted = {
         alias.get(name, name): their_shape(source.entry, sizes) for source in sources.values() for name in source.names
@@ -282,7 +284,7 @@ def _check(files: ModelFiles, sources: Mapping[str, Source], sizes: Sizes, alias
     ]
     problems = [
         f"{len(names)} {kind}: {', '.join(names)}"
-        for kind, names in (("missing", missing), ("that the model does not have", extra), ("of another shape", wrong))
+        for kind, names in (("missing", missing), ("not in the model", extra), ("of the wrong shape", wrong))
         if names
     ]
     if problems:

@@ -1,8 +1,8 @@
-"""The name table: tensors of Hugging Face checkpoints <-> our parameters, read both ways.
+"""The name table between tensors of Hugging Face checkpoints and our parameters, used in both directions.
 
-A layout names each dimension with the letters of the einsums; letters written together are folded into one dimension.
-The query kernel is `"NH D"` there (rows: head-major outputs) and `"D N H"` here. Experts are one array here, `"E D F"`,
-and a tensor each there: their name has `{expert}`.
+A layout names each dimension with the einsum letters; letters written together are flattened into one dimension. The
+query kernel is `"NH D"` in the checkpoint (rows: head-major outputs) and `"D N H"` here. Experts are one array here,
+`"E D F"`, and separate tensors in the checkpoint, with `{expert}` in their name.
 """
 
 import math
@@ -28,7 +28,7 @@ class Entry:
 
     @property
     def letters(self) -> tuple[str, ...]:
-        """The letters of our dimensions, without stacked layers and experts."""
+        """Letters of our dimensions, excluding stacked layers and experts."""
         return tuple(letter for letter in self.our_layout.split() if letter != EXPERT)
 
     @property
@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """A family's names: those that occur once, and those of every layer."""
+    """A family's names: top-level parameters, and those of every layer."""
 
     top: tuple[Entry, ...]
     layer: tuple[Entry, ...]
@@ -76,37 +76,37 @@ DECODER = Table(
 )
 
 TABLES = {"llama": DECODER, "qwen2": DECODER, "qwen3": DECODER}
-"""model_type -> name table. These three differ only in which rows exist; the architecture decides that."""
+"""model_type -> name table. These three families differ only in which rows they use, given by the architecture."""
 
 Sizes = Mapping[str, int]
-"""Letter -> size; V counts the rows of the checkpoint, without those we add for divisibility."""
+"""Letter -> size; V is the checkpoint's number of rows, without padding."""
 
 
 def sizes_of(a: Architecture) -> dict[str, int]:
-    """The size behind each letter of the layouts."""
+    """The size of each letter of the layouts."""
     return {"1": 1, "V": a.vocab, "D": a.embed, "F": a.mlp, "N": a.heads, "K": a.kv_heads, "H": a.head_dim}
 
 
 @dataclass(frozen=True)
 class Source:
-    """The tensors that one of our parameters is read from, or written to."""
+    """The checkpoint tensors that one of our parameters is read from or written to."""
 
     entry: Entry
     lead: tuple[int, ...]
-    """Leading dimensions of our array that are separate tensors there: stacked layers, then experts."""
+    """Leading dimensions of our array that are separate tensors in the checkpoint: stacked layers, then experts."""
     names: tuple[str, ...]
-    """Of the tensors, in the order of `lead`; a single name where nothing leads."""
+    """Tensor names in the order of `lead`; a single name if `lead` is empty."""
 
     def name(self, at: tuple[int, ...]) -> str:
-        """The tensor at a place of the leading dimensions."""
+        """The tensor at an index of the leading dimensions."""
         return self.names[int(np.ravel_multi_index(at, self.lead)) if at else 0]
 
 
 def sources_of(a: Architecture, model_type: str, table: Table | None = None) -> dict[str, Source]:
-    """Leaf name -> its tensors, for every leaf of the decoder, in the order of its layers.
+    """Leaf name -> its tensors, for every leaf of the decoder, in layer order.
 
     Raises:
-      KeyError: the decoder has a parameter that the family's table does not name (a bug of the table).
+      KeyError: a parameter is missing from the family's table (a bug in the table).
     """
     table = table or TABLES[model_type]
     return {name: source_of(name, leaf.array.shape, table) for name, leaf in leaves(a).items()}
@@ -116,7 +116,7 @@ def source_of(name: str, shape: tuple[int, ...], table: Table) -> Source:
     """The tensors of one leaf.
 
     Args:
-      shape: of its kernel.
+      shape: shape of its kernel.
     """
     layers, suffix = split_name(name)
     if layers is None:
@@ -143,10 +143,10 @@ def their_shape(entry: Entry, sizes: Sizes) -> tuple[int, ...]:
 
 
 def their_slices(entry: Entry, sizes: Sizes, ours: Sequence[slice]) -> tuple[slice, ...]:
-    """The part of the checkpoint's tensor that holds the part `ours` (a slice a letter) of our parameter.
+    """The slice of the checkpoint's tensor that holds the slice `ours` (one per letter) of our parameter.
 
-    Rows of whole heads are contiguous; a cut within a head (letters that are not first in their word) reads the whole
-    heads, and `to_ours` cuts.
+    Whole heads are contiguous. For a slice within a head (a letter that is not first in its word), whole heads are read
+    and `to_ours` cuts them.
     """
     wanted = dict(zip(entry.letters, ours, strict=True))
     slices = []
@@ -157,7 +157,7 @@ def their_slices(entry: Entry, sizes: Sizes, ours: Sequence[slice]) -> tuple[sli
 
 
 def to_ours(entry: Entry, sizes: Sizes, ours: Sequence[slice], part: np.ndarray) -> np.ndarray:
-    """Bring `part`, read with `their_slices(entry, sizes, ours)`, into our layout (a view where possible)."""
+    """Convert `part`, read with `their_slices(entry, sizes, ours)`, to our layout (a view where possible)."""
     wanted = dict(zip(entry.letters, ours, strict=True))
     split, cut, order = [], [], []
     for word in entry.their_layout.split():
@@ -170,12 +170,12 @@ def to_ours(entry: Entry, sizes: Sizes, ours: Sequence[slice], part: np.ndarray)
 
 
 def to_theirs(entry: Entry, sizes: Sizes, array: np.ndarray) -> np.ndarray:
-    """Our whole kernel (of one layer and expert) in the checkpoint's layout, contiguous."""
+    """Convert our kernel (of one layer and expert) to the checkpoint's layout, contiguous."""
     order = [letter for word in entry.their_layout.split() for letter in word]
     moved = array.transpose([entry.letters.index(letter) for letter in order])
     return np.ascontiguousarray(moved.reshape(their_shape(entry, sizes)))
 
 
 def is_ignored(name: str) -> bool:
-    """Buffers that old checkpoints store and every reader computes itself."""
+    """Whether this is a buffer that old checkpoints store and readers recompute."""
     return name.endswith("rotary_emb.inv_freq")

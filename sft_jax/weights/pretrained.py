@@ -1,5 +1,5 @@
-"""MODEL of the command line: a Hugging Face directory, a `.gguf` file, or a run's workdir, each also as
-`gs://bucket/path`; or `hf://org/name`."""
+"""Resolve MODEL of the command line: a Hugging Face directory, a `.gguf` file or a run's workdir (each also as
+`gs://bucket/path`), or `hf://org/name`."""
 
 import dataclasses
 import json
@@ -21,14 +21,14 @@ from sft_jax.model.architecture import Architecture
 from sft_jax.model.decoder import abstract_parameters, initialise
 from sft_jax.model.families import architecture_of
 from sft_jax.model.leaves import Int8, Storage
-from sft_jax.model.trainable import cut_for
+from sft_jax.model.trainable import cut_stacks
 from sft_jax.parallel.rules import AnyMesh, axis_parts, shardings
 from sft_jax.storage.copies import MODEL_FILES
 from sft_jax.storage.location import Location, as_location
 from sft_jax.weights.export import stop_tokens
 from sft_jax.weights.fingerprint import weights_fingerprint
 from sft_jax.weights.load import load_parameters, open_model, read_json
-from sft_jax.weights.restack import as_asked, as_stored, pieces_of, stored_layers
+from sft_jax.weights.restack import as_requested, as_stored, pieces_of, stored_layers
 from sft_jax.weights.restore import VOCABULARY_PARAMETERS, restore_parameters
 
 CONFIG = RUN_CONFIG = "config.json"
@@ -36,7 +36,7 @@ CONFIG = RUN_CONFIG = "config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model that can be loaded: what it is, and how to read its parameters."""
+    """A model whose weights are not loaded yet."""
 
     origin: str
     architecture: Architecture
@@ -44,13 +44,13 @@ class Pretrained:
     generation_config: dict[str, Any]
     tokenizer: Any
     load: Callable[[Architecture, Mapping[str, NamedSharding]], dict[str, jax.Array]]
-    """(architecture as laid out, name -> sharding of all or some arrays) -> these arrays, straight in their shards."""
+    """(architecture as laid out, name -> sharding of all or some arrays) -> these arrays, loaded shard by shard."""
     data: Data = dataclasses.field(default_factory=Data)
-    """How the run that trained it read its data; the defaults where there was none."""
+    """How the run that trained it read its data; the defaults if there was none."""
 
     @property
     def template_date(self) -> str:
-        """The day that the chat template printed in training, YYYY-MM-DD; empty means today's."""
+        """Date that the chat template rendered in training, YYYY-MM-DD; empty means today."""
         return self.data.template_date
 
     @property
@@ -65,22 +65,22 @@ class Pretrained:
 
 
 def is_workdir(location: Location) -> bool:
-    """Whether it is the workdir of a run of this program."""
+    """Whether this is the workdir of a training run."""
     folder = location.local()
     return (folder / MODEL_FILES).is_dir() and (folder / RUN_CONFIG).is_file()
 
 
 def read_run_config(workdir: Location) -> RunConfig:
-    """The resolved config a run saved."""
+    """The resolved config saved by a run."""
     text = (workdir.local() / RUN_CONFIG).read_text(encoding="utf-8")
     return from_json(text, str(workdir / RUN_CONFIG))
 
 
 def open_pretrained(path: Location | str | Path, tokenizer: str = "", chat_template: str = "") -> Pretrained:
-    """Read what the model is, without its weights.
+    """Open a model without reading its weights.
 
     Args:
-      tokenizer: another tokenizer's directory or file; empty means the model's own.
+      tokenizer: directory or file of another tokenizer; empty means the model's own.
       chat_template: a Jinja file that replaces the tokenizer's template.
 
     Raises:
@@ -101,8 +101,8 @@ def open_pretrained(path: Location | str | Path, tokenizer: str = "", chat_templ
             load=lambda architecture, shardings: _load_run(location, run, architecture, shardings),
             data=run.data,
         )
-    with location.naming():
-        files = open_model(_with_weights(location))
+    with location.url_in_errors():
+        files = open_model(_local_path(location))
     return Pretrained(
         origin=str(location),
         architecture=files.architecture,
@@ -113,8 +113,8 @@ def open_pretrained(path: Location | str | Path, tokenizer: str = "", chat_templ
     )
 
 
-def _with_weights(location: Location) -> str:
-    """Where a model lies on this machine; its files are copied from a bucket."""
+def _local_path(location: Location) -> str:
+    """Local path of a model; fetches its files if it is in a bucket."""
     if not location.is_remote:
         return str(location)
     if not location.exists():
@@ -123,10 +123,10 @@ def _with_weights(location: Location) -> str:
 
 
 def open_base(config: RunConfig, locate: Callable[[str], Location] = Location) -> Pretrained:
-    """What a run starts from: the weights at model.path, or random ones for the decoder that is described there.
+    """The model that a run starts from: the weights at model.path, or random ones for its architecture.
 
     Args:
-      locate: gives the same Location for a name again where several runs share what they copy from a bucket.
+      locate: path -> Location; lets several runs share one local copy of a bucket directory.
 
     Raises:
       BadInput: as `open_pretrained`.
@@ -136,7 +136,7 @@ def open_base(config: RunConfig, locate: Callable[[str], Location] = Location) -
     if config.model.weights == "pretrained":
         return open_pretrained(location, tokenizer, template)
     path = location.local()
-    if is_workdir(location) or not (path / CONFIG).is_file():  # a file or a hub's model holds its own
+    if is_workdir(location) or not (path / CONFIG).is_file():  # a .gguf file or a hub model has its own config
         return dataclasses.replace(
             open_pretrained(location, tokenizer, template), load=partial(_initialise, config.train.seed)
         )
@@ -155,10 +155,10 @@ def open_base(config: RunConfig, locate: Callable[[str], Location] = Location) -
 def _load_run(
     workdir: Location, run: RunConfig, architecture: Architecture, layout: Mapping[str, NamedSharding]
 ) -> dict[str, jax.Array]:
-    """The arrays of a run's newest checkpoint; what the run did not train is that of the model it began with.
+    """The arrays of a run's newest checkpoint; frozen parameters are loaded from the base model.
 
     Raises:
-      BadInput: no finished checkpoint, one of another model, or a base that changed since.
+      BadInput: no finished checkpoint, one of another model, or a base that has changed since.
     """
     shapes = abstract_parameters(architecture)[0]
     wanted = {
@@ -166,13 +166,13 @@ def _load_run(
         for name, where in layout.items()
     }
     cuts = as_trained(architecture.plain, run).cuts
-    if not set(cuts) <= set(architecture.cuts):  # a wanted stack may hold both what was trained and what was not
+    if not set(cuts) <= set(architecture.cuts):  # a requested stack may mix trained and frozen layers
         cut = dataclasses.replace(architecture, cuts=tuple(sorted({*architecture.cuts, *cuts})))
         as_run = {name: shape.shape for name, shape in abstract_parameters(cut)[0].items()}
         pieces = pieces_of(list(wanted), stored_layers(as_run))
         targets = as_stored(wanted, pieces, as_run)
         found = _load_run(workdir, run, cut, {name: target.sharding for name, target in targets.items()})
-        return as_asked(found, wanted, pieces)
+        return as_requested(found, wanted, pieces)
     found, record = restore_parameters(workdir, wanted, architecture.vocab)
     rest = {name: where for name, where in layout.items() if name not in found}
     if not rest:
@@ -184,21 +184,21 @@ def _load_run(
 
 
 def check_base(workdir: str, base: str, record: Mapping[str, Any], frozen: Mapping[str, jax.Array]) -> None:
-    """Refuse frozen weights that are not those that the run was trained on; every process calls it.
+    """Check that the frozen weights are those the run was trained on; every process must call it.
 
     Raises:
-      BadInput: with both fingerprints.
+      BadInput: they differ; names both fingerprints.
     """
     expected, found = record["base"]["fingerprint"], weights_fingerprint(frozen)
     if found != expected:
         raise BadInput(
-            f"{workdir} trained a part of {base}, whose other weights are not what they were (fingerprint "
+            f"{workdir} trained a part of {base}, whose frozen weights have changed since (fingerprint was "
             f"{expected[:12]}, now {found[:12]}). Restore the model's files."
         )
 
 
 def _initialise(seed: int, architecture: Architecture, layout: Mapping[str, NamedSharding]) -> dict[str, jax.Array]:
-    """Random float32 parameters, the same on every mesh; rows that a layout adds to the vocabulary are zero."""
+    """Random float32 parameters, the same on every mesh; padding rows of the vocabulary are zero."""
     own = dataclasses.replace(architecture, vocab_rows=0)
     more = architecture.rows - own.rows
 
@@ -213,48 +213,48 @@ def _initialise(seed: int, architecture: Architecture, layout: Mapping[str, Name
 
 
 def architecture_at(path: str) -> Architecture:
-    """What decoder MODEL is, from as little as tells it: a directory needs nothing but its config.json.
+    """The architecture of MODEL, from config.json alone where possible.
 
     Raises:
       BadInput: no such model, or an unsupported one.
     """
     location = Location(path)
     folder = location.local()
-    with location.naming():
+    with location.url_in_errors():
         if path.startswith("hf://") or not folder.is_dir():
-            return open_model(_with_weights(location)).architecture
+            return open_model(_local_path(location)).architecture
         name = folder / MODEL_FILES / "config.json" if is_workdir(location) else folder / "config.json"
         return architecture_of(read_json(name), str(name.parent))
 
 
 def as_trained(architecture: Architecture, config: RunConfig) -> Architecture:
-    """The decoder with its arrays as a run holds them: what is quantised, adapted, and where a trained part begins.
+    """The decoder with its arrays stored as in the run: quantised, with adapters, stacks cut where training differs.
 
     Raises:
-      BadInput: train.trainable names no parameter.
+      BadInput: a pattern in train.trainable matches no parameter.
     """
     storage: Storage = architecture.storage
     if config.model.quantization == "int8":
         storage = (*storage, ("*.kernel", Int8()))
     storage = (*storage, *storage_of(config.adapter))
-    return cut_for(config.train.trainable, dataclasses.replace(architecture, storage=storage))
+    return cut_stacks(config.train.trainable, dataclasses.replace(architecture, storage=storage))
 
 
 def laid_out(architecture: Architecture, config: RunConfig, mesh: AnyMesh) -> Architecture:
-    """`as_trained`, with as many vocabulary rows as the layout divides evenly."""
+    """`as_trained`, with the vocabulary rows padded to a multiple of their shards."""
     return as_trained(architecture, config).padded_to(axis_parts("vocab", config.sharding, mesh))
 
 
 def put_on_devices(
     pretrained: Pretrained, config: RunConfig, mesh: jax.sharding.Mesh
 ) -> tuple[Architecture, dict[str, jax.Array]]:
-    """Load the parameters onto the mesh by the config's layout: (architecture as laid out, parameters)."""
+    """Load the parameters onto the mesh in the config's layout: (architecture as laid out, parameters)."""
     architecture = laid_out(pretrained.architecture, config, mesh)
     return architecture, pretrained.load(architecture, parameter_shardings(architecture, mesh, config.sharding))
 
 
 def parameter_shardings(architecture: Architecture, mesh: AnyMesh, rules: Sharding) -> dict[str, NamedSharding]:
-    """The sharding of every array of the parameters, by name.
+    """The sharding of every parameter array, by name.
 
     Raises:
       BadInput: as `parallel.rules.shardings`.

@@ -1,7 +1,7 @@
-"""Arrays of layers that were stacked otherwise: by a run that trained a part, or by sft_jax 0.1.
+"""Restacking of checkpoints whose layers are stacked differently: by a run with frozen layers, or by sft_jax 0.1.
 
-`layers.0:20` and `layers.20:30` of a checkpoint become `layers.0:30` of a decoder that is not cut, and the other way
-round; `periods.0` and `remainder.0` are how 0.1 named the places of a period and the layers behind it.
+`layers.0:20` and `layers.20:30` of a checkpoint become `layers.0:30` of an uncut decoder, and vice versa. sft_jax 0.1
+named the layers of a period `periods.0` and those after it `remainder.0`.
 """
 
 import re
@@ -21,13 +21,13 @@ class Stored(NamedTuple):
     """An array of a checkpoint."""
 
     layers: tuple[int, ...] | None
-    """Those it holds, along its first axis where it is stacked; None outside layers."""
+    """The layers it holds, along its first axis if stacked; None outside layers."""
     suffix: str
     stacked: bool
 
 
 def stored_layers(shapes: Mapping[str, Sequence[int]]) -> dict[str, Stored]:
-    """What each array of a checkpoint holds, from the names and shapes of all of them."""
+    """The layers in each array of a checkpoint, from all names and shapes."""
     before = {name: found for name in shapes if (found := _BEFORE.fullmatch(name))}
     period = 1 + max((int(found[2]) for found in before.values() if found[1] == "periods"), default=-1)
     repeats = max((shapes[name][0] for name, found in before.items() if found[1] == "periods"), default=0)
@@ -53,11 +53,11 @@ class Piece(NamedTuple):
 
     name: str
     row: int | None
-    """Along the first axis; None is the whole array."""
+    """Index along the first axis; None means the whole array."""
 
 
 def pieces_of(wanted: Sequence[str], stored: Mapping[str, Stored]) -> dict[str, list[Piece]]:
-    """Wanted name -> where its layers are, in order; a name of which some layer is nowhere is left out."""
+    """Wanted name -> where its layers are stored, in order; omits names with a missing layer."""
     where: dict[tuple[int | None, str], Piece] = {}
     for name, one in stored.items():
         for row, layer in enumerate(one.layers or (None,)):
@@ -72,15 +72,15 @@ def pieces_of(wanted: Sequence[str], stored: Mapping[str, Stored]) -> dict[str, 
 
 
 def is_stack(name: str) -> bool:
-    """Whether layers lead the array of this name."""
+    """Whether the array of this name is a stack of layers."""
     layers, _ = split_name(name)
     return layers is not None and len(layers) > 1
 
 
 def as_stored(tree: Any, pieces: Mapping[str, Sequence[Piece]], shapes: Mapping[str, Sequence[int]]) -> Any:
-    """A tree of wanted arrays (shape, dtype, sharding) as a checkpoint has it: by the names and shapes there.
+    """Convert a tree of wanted arrays (shape, dtype, sharding) to the names and shapes of the checkpoint.
 
-    The arrays of every dict by name, such as a moment of each parameter, have the shapes of the parameters.
+    Every dict keyed by parameter name, such as an optimizer moment, has the shapes of the parameters.
     """
     if not _is_by_name(tree, pieces):
         return _each(tree, lambda child: as_stored(child, pieces, shapes))
@@ -91,10 +91,10 @@ def as_stored(tree: Any, pieces: Mapping[str, Sequence[Piece]], shapes: Mapping[
     return targets
 
 
-def as_asked(tree: Any, wanted: Any, pieces: Mapping[str, Sequence[Piece]]) -> Any:
-    """`as_stored` undone, with the restored arrays."""
+def as_requested(tree: Any, wanted: Any, pieces: Mapping[str, Sequence[Piece]]) -> Any:
+    """Inverse of `as_stored`, applied to the restored arrays."""
     if not _is_by_name(wanted, pieces):
-        return _each(wanted, lambda child, restored: as_asked(restored, child, pieces), tree)
+        return _each(wanted, lambda child, restored: as_requested(restored, child, pieces), tree)
     return {name: _restacked(like, is_stack(name), pieces[name], tree) for name, like in wanted.items()}
 
 
@@ -103,7 +103,7 @@ def _is_by_name(tree: Any, pieces: Mapping[str, Any]) -> bool:
 
 
 def _each(tree: Any, change: Any, *others: Any) -> Any:
-    """The node with its children changed; leaves stay (of `others`, where there are others)."""
+    """Map `change` over a node's children; leaves are returned unchanged (from `others`, if given)."""
     if isinstance(tree, dict):
         return {key: change(child, *(other[key] for other in others)) for key, child in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -114,22 +114,22 @@ def _each(tree: Any, change: Any, *others: Any) -> Any:
 
 
 def _target(like: Any, leads: bool, shape: Sequence[int], stacked: bool) -> jax.ShapeDtypeStruct:
-    """How an array of a checkpoint is read: as the one that it becomes, with the axis of layers added or gone.
+    """Restore target of a stored array: the wanted array with the layer axis added or removed.
 
     Args:
-      like: the wanted array, with its sharding; `leads` where layers lead it.
-      shape: of the stored array; `stacked` where layers lead it.
+      like: the wanted array, with its sharding; `leads` if it has a layer axis.
+      shape: shape of the stored array; `stacked` if it has a layer axis.
     """
     sharding: NamedSharding = like.sharding
     parts = tuple(sharding.spec) + (None,) * (len(like.shape) - len(sharding.spec))
     own = parts[1:] if leads else parts
     spec = PartitionSpec(None, *own) if stacked else PartitionSpec(*own)
-    rows = shape if stacked or leads else like.shape  # a layout may have added rows to the vocabulary
+    rows = shape if stacked or leads else like.shape  # the vocabulary may be padded differently
     return jax.ShapeDtypeStruct(tuple(rows), like.dtype, sharding=NamedSharding(sharding.mesh, spec))
 
 
 def _restacked(like: Any, leads: bool, pieces: Sequence[Piece], arrays: Mapping[str, Any]) -> jax.Array:
-    """The wanted array from the pieces of restored ones."""
+    """Build the wanted array from pieces of restored ones."""
     if [piece.row for piece in pieces] == [None] and not leads:
         return arrays[pieces[0].name]
     names = list(dict.fromkeys(piece.name for piece in pieces))

@@ -1,5 +1,4 @@
-"""The arrays of Orbax checkpoints, read straight into the shards that a layout asks for: a checkpoint restores onto any
-mesh, its parameters alone where nothing else is wanted.
+"""Restore Orbax checkpoints directly into the requested shards, on any mesh; parameters can be restored alone.
 
 `workdir/checkpoints/STEP/{parameters,moments,counters,record}`, written by `train/checkpoint.py`.
 """
@@ -13,23 +12,23 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from sft_jax.distributed.agree import decided_by_first, wait_for
+from sft_jax.distributed.agree import run_on_first_process, wait_for
 from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location, as_location
-from sft_jax.storage.orbax_object_store import teach_orbax
-from sft_jax.weights.restack import Piece, as_asked, as_stored, is_stack, pieces_of, stored_layers
+from sft_jax.storage.orbax_object_store import enable_object_stores
+from sft_jax.weights.restack import Piece, as_requested, as_stored, is_stack, pieces_of, stored_layers
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file it touches
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every file it touches
 
 VOCABULARY_PARAMETERS = ("embedding", "head")
-"""Their rows may differ between layouts: those beyond the vocabulary are zero, get no gradient and stay zero."""
+"""Their number of rows may differ between layouts. Padding rows are zero, get no gradient and stay zero."""
 
 
 class _Manager(ocp.CheckpointManager):
-    """A manager that leaves preemption to the loop.
+    """A checkpoint manager that leaves preemption to the training loop.
 
-    Orbax asks JAX's synchronisation point with the step as its tick; the loop asks it with ticks of its own. One notice
-    answered to a step's number would never reach the loop.
+    Orbax polls JAX's preemption sync point with step numbers, the loop with its own ticks. A notice that Orbax consumed
+    would never reach the loop.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -41,20 +40,20 @@ def checkpoint_manager(workdir: Location, options: ocp.CheckpointManagerOptions)
     arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "moments", "counters")}
     handlers: Any = {**arrays, "record": ocp.JsonCheckpointHandler()}
     if workdir.is_remote:
-        teach_orbax()
+        enable_object_stores()
     return _Manager((workdir / "checkpoints").epath, item_handlers=handlers, options=options)
 
 
 def restore_parameters(
     workdir: Location | str | Path, shapes: Mapping[str, jax.ShapeDtypeStruct], vocab: int
 ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """What the newest checkpoint of a run has of these arrays, and the record saved beside it; the run may be going on.
+    """Restore these arrays from a run's newest checkpoint, with its record; the run may still be in progress.
 
-    A run that trained a part of its parameters saved these alone: the others are missing from what is returned.
+    A run with frozen parameters saves only the trainable ones; frozen ones are missing from the result.
 
     Args:
-      shapes: name -> shape and dtype, with the sharding to read it into.
-      vocab: rows of the vocabulary parameters that the checkpoint must have; a layout may have added others.
+      shapes: name -> shape and dtype, with the sharding to restore to.
+      vocab: vocabulary rows that the checkpoint must have, not counting padding.
 
     Raises:
       BadInput: the workdir has no finished checkpoint, or one of another model.
@@ -62,7 +61,7 @@ def restore_parameters(
     step = None
     workdir = as_location(workdir)
     directory = workdir / "checkpoints"
-    if decided_by_first("looks for checkpoints", lambda _: directory.kind() == "directory"):
+    if run_on_first_process("looks for checkpoints", lambda _: directory.kind() == "directory"):
         manager = checkpoint_manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
         step = newest_step(manager)
     if step is None:
@@ -76,19 +75,19 @@ def restore_parameters(
 
 
 def newest_step(manager: ocp.CheckpointManager) -> int | None:
-    """The newest checkpoint that process 0 sees, on every process; None where it sees none.
+    """The newest checkpoint that process 0 sees, on every process; None if it sees none.
 
     Raises:
-      BadInput: this process does not see it, long after.
+      BadInput: the checkpoint does not become visible to this process.
     """
-    step = decided_by_first("looks for the newest checkpoint", lambda _: manager.latest_step())
+    step = run_on_first_process("looks for the newest checkpoint", lambda _: manager.latest_step())
     if step is not None:
         wait_for(lambda: (manager.directory / str(step)).exists(), manager.directory / str(step))
     return step
 
 
 def restore_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The JSON saved beside the arrays."""
+    """The JSON record saved with the arrays."""
     return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
 
 
@@ -101,32 +100,32 @@ def stored_shapes(manager: ocp.CheckpointManager, step: int) -> dict[str, tuple[
     stored = manager.item_metadata(step)["parameters"]
     if stored is None:
         raise BadInput(
-            f"{manager.directory / str(step)}: cannot be restored: it holds no parameters. Remove it to go on from an "
-            "earlier one."
+            f"{manager.directory / str(step)}: cannot be restored: it contains no parameters. Remove it to resume from "
+            "an earlier one."
         )
     return {name: tuple(leaf.shape) for name, leaf in stored.items()}
 
 
 def restore_items(manager: ocp.CheckpointManager, step: int, vocab: int, **items: Any) -> dict[str, Any]:
-    """The items of a checkpoint, each as the tree of shapes, dtypes and shardings that is asked for.
+    """Restore items of a checkpoint, each to the given tree of shapes, dtypes and shardings.
 
     Raises:
-      BadInput: the checkpoint's parameters are others than `items["parameters"]`, or its files cannot be read.
+      BadInput: the checkpoint's parameters do not match `items["parameters"]`, or its files cannot be read.
     """
     where = manager.directory / str(step)
     shapes, parameters = stored_shapes(manager, step), items["parameters"]
     as_wanted = set(shapes) == set(parameters)
     pieces = None if as_wanted else pieces_of(list(parameters), stored_layers(shapes))
-    # Orbax finds a wrong shape while it reads, and leaves the other reads behind, unfinished: look first.
+    # Check first: Orbax detects a wrong shape only while reading, and leaves its other reads unfinished.
     _check_parameters(shapes, parameters, pieces, vocab, where)
     targets = items if pieces is None else {key: as_stored(tree, pieces, shapes) for key, tree in items.items()}
-    # Not strict: rows are added or cut where the two layouts padded the vocabulary differently.
+    # Not strict: rows are added or dropped where the two layouts pad the vocabulary differently.
     arguments = {name: ocp.args.StandardRestore(item, strict=False) for name, item in targets.items()}
     try:
         restored = manager.restore(step, args=ocp.args.Composite(**arguments))
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise BadInput(f"{where}: cannot be restored: {error}") from error
-    return {key: restored[key] if pieces is None else as_asked(restored[key], items[key], pieces) for key in items}
+    return {key: restored[key] if pieces is None else as_requested(restored[key], items[key], pieces) for key in items}
 
 
 def _check_parameters(
@@ -136,13 +135,12 @@ def _check_parameters(
     vocab: int,
     where: Any,
 ) -> None:
-    """Every parameter is there in its shape and no other, but for the rows that a layout adds to the vocabulary, and
-    for how layers are stacked."""
+    """Check that names and shapes match exactly, apart from vocabulary padding and the stacking of layers."""
 
     def in_effect(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (vocab, *shape[1:]) if name in VOCABULARY_PARAMETERS and shape[0] >= vocab else shape
 
-    def as_asked_for(name: str) -> tuple[int, ...] | None:
+    def requested_shape(name: str) -> tuple[int, ...] | None:
         if pieces is None or name not in pieces:
             return stored.get(name) if pieces is None else None
         one = pieces[name][0]
@@ -153,7 +151,7 @@ def _check_parameters(
     unused = set() if pieces is None else {name for name in stored if name not in used}
     problems = []
     for name in sorted({*wanted, *(stored if pieces is None else unused)}):
-        found = stored.get(name) if name in unused else as_asked_for(name)
+        found = stored.get(name) if name in unused else requested_shape(name)
         expected = tuple(wanted[name].shape) if name in wanted else None
         spelled = ["nothing" if shape is None else str(list(in_effect(name, shape))) for shape in (found, expected)]
         if spelled[0] != spelled[1]:

@@ -26,7 +26,7 @@ class Safetensors:
     """Tensor name -> shape."""
 
     def read(self, name: str, slices: Sequence[slice] | None = None) -> np.ndarray:
-        """The tensor, or the part of it that `slices` (one a dimension) names; only that part is read.
+        """The tensor or a slice of it (one slice per dimension); reads only that part.
 
         Returns float64, float32, float16 or bfloat16, as stored.
         """
@@ -35,11 +35,11 @@ class Safetensors:
 
 
 def open_safetensors(directory: Path) -> Safetensors:
-    """The checkpoint of a Hugging Face directory; reads the files' headers only.
+    """Open the checkpoint of a Hugging Face directory; reads only the files' headers.
 
     Raises:
-      BadInput: no safetensors, an index that is no JSON, files missing (all are named), a damaged file, tensors that
-        the index promises and the files lack, or a dtype that is not a float of 16 bits or more.
+      BadInput: no safetensors, an invalid index, missing files (names all of them), a corrupted file, tensors in the
+        index but not in the files, or a dtype other than a float of at least 16 bits.
     """
     files, promised = _files(directory)
     missing = [path.name for path in files if not path.is_file()]
@@ -56,23 +56,23 @@ def open_safetensors(directory: Path) -> Safetensors:
                         raise BadInput(f"{path}: tensor {name} is {part.get_dtype()}; supported: {', '.join(DTYPES)}")
                     where[name], shapes[name] = path, tuple(part.get_shape())
         except SafetensorError as error:
-            raise BadInput(f"{path}: not a readable safetensors file (cut short?): {error}") from error
+            raise BadInput(f"{path}: not a readable safetensors file (truncated?): {error}") from error
     lost = sorted(set(promised) - set(where))
     if lost:
-        raise BadInput(f"{directory}: {INDEX} names tensors that no file holds: {', '.join(lost)}")
+        raise BadInput(f"{directory}: {INDEX} names tensors that no file contains: {', '.join(lost)}")
     return Safetensors(where, shapes)
 
 
 def _files(directory: Path) -> tuple[list[Path], list[str]]:
-    """The files to open and the tensor names that the index promises."""
+    """(files to open, tensor names in the index)."""
     index = directory / INDEX
     if index.is_file():
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{index}: not an index of safetensors: {type(error).__name__}: {error}") from error
+            raise BadInput(f"{index}: not a safetensors index: {type(error).__name__}: {error}") from error
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise BadInput(f"{index}: weight_map is no object of tensor name -> file name")
+            raise BadInput(f"{index}: weight_map is not an object of tensor name -> file name")
         return [directory / name for name in sorted(set(weight_map.values()))], list(weight_map)
     if (directory / SINGLE).is_file():
         return [directory / SINGLE], []

@@ -67,7 +67,7 @@ def test_the_log_still_takes_what_the_watchdog_finds_when_a_collective_failed(co
         waited_for.append(error)
         logging.getLogger("sft_jax.distributed.watchdog").info("process 2 is silent")
 
-    monkeypatch.setattr("sft_jax.api.run.await_verdict", find)
+    monkeypatch.setattr("sft_jax.api.run.wait_for_watchdog", find)
     failed = jax.errors.JaxRuntimeError("all-reduce failed")
     with pytest.raises(jax.errors.JaxRuntimeError), sft.Run(config) as run:
         monkeypatch.setattr("sft_jax.distributed.start.watch", types.SimpleNamespace())
@@ -109,7 +109,7 @@ def test_run_validates_what_the_command_line_validates(config):
 
 
 def test_fewer_devices_than_asked_for_are_said_once_jax_is_in_use(config):
-    with pytest.raises(sft.BadInput, match=r"cpu_devices is 16, but JAX has been used .* has 8 cpu device"):
+    with pytest.raises(sft.BadInput, match=r"cpu_devices is 16, but JAX is already initialized .* with 8 cpu device"):
         sft.Run(config, **{"distributed.cpu_devices": 16})
 
 
@@ -169,7 +169,7 @@ def test_a_part_goes_on_from_its_checkpoint_and_other_base_weights_are_refused(c
     tensors = load_file(weights)
     tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(sft.BadInput, match=r"trained a part of .*base, whose other weights are not what they were"):
+    with pytest.raises(sft.BadInput, match=r"trained a part of .*base, whose frozen weights have changed since"):
         sft.Run(config, **overrides)
 
 

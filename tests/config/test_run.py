@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,23 @@ def test_a_wrong_python_config_names_line_field_and_value(made, words, tmp_path)
     with pytest.raises(BadInput) as error:
         load_config(path)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mine.jsonl", "this is data, not a config. Use configs/quickstart.py --data.train "),
+        ("mine.jsonl.gz", "this is data, not a config"),
+        ("model.gguf", "this is a model, not a config. Use configs/quickstart.py --model.path "),
+        ("run.yaml", ".yaml files are not read"),
+        ("absent.py", "no such config file. Start from configs/quickstart.py, or leave CONFIG out"),
+    ],
+)
+def test_what_is_no_config_is_answered_with_what_it_is(name, hint, tmp_path):
+    if name != "absent.py":
+        (tmp_path / name).touch()
+    with pytest.raises(BadInput, match=re.escape(hint)):
+        load_config(tmp_path / name)
 
 
 def test_a_list_in_a_python_config_becomes_a_tuple(tmp_path):

@@ -31,7 +31,7 @@ def test_a_lock_that_a_living_process_holds_is_refused_with_its_number_and_comma
     with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(
-            BadInput, match=rf"in use(.|\n)*process {holder.pid}: .*python(.|\n)*wait for its end"
+            BadInput, match=rf"in use(.|\n)*process {holder.pid}: .*python(.|\n)*wait for it to finish"
         ) as refused:
             check_tpu_is_free(lock, devices)
         assert str(lock) in str(refused.value) and lock.exists()
@@ -54,7 +54,7 @@ def test_a_lock_that_cannot_be_opened_is_explained(tpu, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(lock), "open", denied)  # root may open everything
-    with pytest.raises(BadInput, match=r"of another user \(id \d+\).*sudo lsof(.|\n)*sudo rm"):
+    with pytest.raises(BadInput, match=r"belongs to another user \(id \d+\).*sudo lsof(.|\n)*sudo rm"):
         check_tpu_is_free(lock, devices)
     assert lock.exists()
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from sft_jax.distributed.relay import _copy, open_relay
-from sft_jax.distributed.watchdog import Watchdog, await_verdict
+from sft_jax.distributed.watchdog import Watchdog, wait_for_watchdog
 from sft_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 
 pytestmark = pytest.mark.xdist_group("machine")  # its processes keep to seconds: one such test at a time
@@ -106,7 +106,7 @@ def test_the_others_leave_with_the_status_of_the_one_that_failed(members, who):
     processes = members(*(f"1:{EXIT_FAILED}" if process == who else "" for process in range(3)))
     found, said = statuses(processes, within=2 * SILENCE)
     assert found == [EXIT_FAILED] * 3, said
-    assert all(f"process {who} has left: status 1" in text for i, text in enumerate(said) if i != who), said
+    assert all(f"process {who} has exited: status 1" in text for i, text in enumerate(said) if i != who), said
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_the_verdict_is_awaited_once_and_only_for_errors_of_the_runtime():
     took = []
     for error in (ValueError("ours"), failed, failed):
         begin = time.monotonic()
-        await_verdict(watch, error)
+        wait_for_watchdog(watch, error)
         took.append(time.monotonic() - begin)
     assert took[0] < 0.1 and took[1] >= 0.15 and took[2] < 0.1, took
 

@@ -4,17 +4,17 @@ import json
 import pytest
 
 from sft_jax.errors import BadInput
-from sft_jax.evaluate.checks import called_for, check_answers, make_checks, summarise
+from sft_jax.evaluate.checks import auto_checks, check_answers, make_checks, summarise
 from sft_jax.evaluate.constraints import is_json, json_schema, length, regex
 from sft_jax.evaluate.register import register
 
 
 def test_auto_takes_what_the_rows_call_for(task):
-    assert called_for([task("Plain."), task("text")]) == []
-    assert called_for([task("#### 4"), task("x\nA: 5")]) == ["numeric"]
-    assert called_for([task("#### 4"), task("no number")]) == []
-    assert called_for([task("x"), task("/timer minutes: 5 | label: tea")]) == ["tool_calls"]
-    assert called_for([task("x", regex="a"), task("x", max_words=3), task("x", json_schema={})]) == [
+    assert auto_checks([task("Plain."), task("text")]) == []
+    assert auto_checks([task("#### 4"), task("x\nA: 5")]) == ["numeric"]
+    assert auto_checks([task("#### 4"), task("no number")]) == []
+    assert auto_checks([task("x"), task("/timer minutes: 5 | label: tea")]) == ["tool_calls"]
+    assert auto_checks([task("x", regex="a"), task("x", max_words=3), task("x", json_schema={})]) == [
         "regex",
         "json_schema",
         "length",
@@ -29,8 +29,8 @@ def test_auto_leaves_out_rows_that_do_not_say_which_calls_are_wanted(task, said)
 
 def test_auto_looks_for_calls_where_tools_are_given_and_none_is_needed(task):
     tools = ({"type": "function", "function": {"name": "f"}},)
-    assert called_for([dataclasses.replace(task("No."), tools=tools)]) == ["tool_calls"]
-    assert called_for([dataclasses.replace(task(), tools=tools)]) == []
+    assert auto_checks([dataclasses.replace(task("No."), tools=tools)]) == ["tool_calls"]
+    assert auto_checks([dataclasses.replace(task(), tools=tools)]) == []
 
 
 def test_scores_are_means_over_the_rows_that_a_check_says_something_of(task, said):
@@ -89,12 +89,12 @@ def test_patterns_json_schemas_and_lengths(tmp_path, task, said):
     file.write_text(json.dumps(schema))
     [check] = make_checks([f"json_schema:{file}"])
     assert check(task("x"), said('{"a": 2}')) == {"json_schema": 1.0}
-    with pytest.raises(BadInput, match="no JSON schema"):
+    with pytest.raises(BadInput, match="not a JSON schema"):
         json_schema(one, said("{}"), str(tmp_path / "other.json"))
-    with pytest.raises(BadInput, match="is no schema"):
+    with pytest.raises(BadInput, match="is not a valid schema"):
         json_schema(task("x", json_schema={"type": "nonsense"}), said("{}"))
     for unfollowed in ({"$ref": "#/missing"}, {"$ref": "#"}):
-        with pytest.raises(BadInput, match=r"rows.jsonl:1: json_schema cannot be followed"):
+        with pytest.raises(BadInput, match=r"rows.jsonl:1: json_schema cannot be resolved"):
             json_schema(task("x", json_schema=unfollowed), said("{}"))
     assert is_json(one, said("null")) == {"json": 1.0} and is_json(one, said("None")) == {"json": 0.0}
     assert is_json(one, said("NaN")) == is_json(one, said("[" * 100_000)) == {"json": 0.0}
@@ -104,7 +104,7 @@ def test_patterns_json_schemas_and_lengths(tmp_path, task, said):
     with pytest.raises(BadInput, match="expected whole numbers"):
         length(task("x", max_words="3"), said("a"))
     assert regex(task("x"), said("b\nabc"), "^a.c$") == {"regex": 1.0}
-    with pytest.raises(BadInput, match="is no pattern"):
+    with pytest.raises(BadInput, match="invalid regex"):
         regex(task("x", regex="("), said("a"))
 
 

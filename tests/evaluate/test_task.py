@@ -108,7 +108,7 @@ def test_a_prompt_without_room_for_an_answer_is_refused(tokenizer, tiny):
     model = SimpleNamespace(tokenizer=tokenizer, origin="MODEL", rendering=RenderOptions())
     room = dataclasses.replace(tiny, max_positions=length + 10)
     assert len(prompts_of([task], model, room, 10)[0]) == length
-    with pytest.raises(BadInput, match=rf"f:1: a prompt of {length} tokens and 11 new ones.* positions of MODEL"):
+    with pytest.raises(BadInput, match=rf"f:1: a prompt of {length} tokens plus 11 new tokens.* the maximum of MODEL"):
         prompts_of([task], model, room, 11)
 
 

@@ -9,7 +9,7 @@ from sft_jax.data.chat.encode import encode
 from sft_jax.data.forms.formats import Pair, PromptCompletion
 from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput, BadRow
-from sft_jax.handoff.reward import choose_pad, ends_of, reward_documents, with_reward_head
+from sft_jax.handoff.reward import choose_pad, reward_documents, split_pair, with_reward_head
 from sft_jax.model.architecture import model_flops
 from sft_jax.model.decoder import head_kernel
 from sft_jax.model.families import architecture_of, as_reward, config_of
@@ -85,7 +85,7 @@ def test_a_scalar_head_costs_no_vocabulary(tiny):
 
 def test_padding_ends_no_answer(tokenizer):
     assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
-    with pytest.raises(BadInput, match="no special token that is free"):  # <|im_start|> stands in the template
+    with pytest.raises(BadInput, match="no special token to use for padding"):  # <|im_start|> stands in the template
         choose_pad(tokenizer, [257], 260)
     assert choose_pad(tokenizer, [257], 260, "<|im_start|>") == "<|im_start|>"
     with pytest.raises(BadInput, match="ends answers"):
@@ -98,7 +98,7 @@ def test_padding_has_an_embedding(tokenizer):
     more = copy.deepcopy(tokenizer)
     more.add_special_tokens({"additional_special_tokens": ["<|x|>", "<|y|>"]})  # 258 and 259
     assert choose_pad(more, [257], 260) == "<|x|>"
-    with pytest.raises(BadInput, match="no special token that is free"):
+    with pytest.raises(BadInput, match="no special token to use for padding"):
         choose_pad(more, [257], 258)
     with pytest.raises(BadInput, match="has id 259, but the model has 259 embeddings"):
         choose_pad(more, [257], 259, "<|y|>")
@@ -109,7 +109,7 @@ def test_a_pair_is_two_documents_whose_last_tokens_count(tokenizer):
 
     pair = Pair(PromptCompletion("Q", " yes"), PromptCompletion("Q", " no"), margin=0.5)
     encoded = encode("f:1", pair, tokenizer, "assistant", RenderOptions())
-    chosen, rejected = ends_of(Example("x", "f", 1, encoded.tokens, encoded.weights))
+    chosen, rejected = split_pair(Example("x", "f", 1, encoded.tokens, encoded.weights))
     assert tokenizer.decode(chosen) == "Q yes<|im_end|>" and tokenizer.decode(rejected) == "Q no<|im_end|>"
     assert encoded.weights[np.flatnonzero(encoded.weights)].tolist() == [1.0, 1.5]
     with pytest.raises(BadRow, match="are the same tokens"):

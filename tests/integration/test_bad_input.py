@@ -185,7 +185,7 @@ def test_messages_need_a_chat_template_and_raw_prompts_do_not(run, tiny_model, d
 def test_the_quickstart_removes_nothing_but_a_run(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
-    with pytest.raises(BadInput, match="holds something that no quickstart made"):
+    with pytest.raises(BadInput, match="contains files that are not from a quickstart"):
         clear(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
     clear(tmp_path / "new")

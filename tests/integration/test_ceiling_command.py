@@ -11,11 +11,11 @@ SHORT = ("--check", "exact", "--samples", "2", "--prompts", "3", "--max-new-toke
 
 def test_options_that_cannot_work_are_refused_before_anything_is_trained(config_file, tmp_path, capsys):
     for arguments, message in (
-        (("--parts", "4", "1"), "at least three falling numbers that end with 1"),
-        (("--parts", "1", "2", "4"), "at least three falling numbers that end with 1"),
+        (("--parts", "4", "1"), "at least three decreasing numbers ending with 1"),
+        (("--parts", "1", "2", "4"), "at least three decreasing numbers ending with 1"),
         (("--seeds", "0"), "--seeds is 0"),
-        (("--workdir", "gs://bucket/run"), "expected a path of this machine"),
-        (("--data.limit", "4"), "leave data.limit"),
+        (("--workdir", "gs://bucket/run"), "expected a local path"),
+        (("--data.limit", "4"), "do not set data.limit"),
         (("--train.objective", "reward"), "leave loss.kind at cross_entropy"),
         (("--data.eval", "--train.eval-every", "0"), "data.eval is empty"),
     ):

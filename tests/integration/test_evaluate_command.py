@@ -116,7 +116,7 @@ def test_a_reward_model_is_initialised_trained_exported_and_ranks(tiny_model, tm
     pairs = [{**pair, "margin": n % 2} for n, pair in enumerate(pairs)]
     start, run, out = (tmp_path / name for name in ("start", "run", "out"))
     status, _, error = _run(capsys, "reward-init", tiny_model, "--out", start)
-    assert status == 2 and "no special token that is free" in error
+    assert status == 2 and "no special token to use for padding" in error
     status, text, _ = _run(capsys, "reward-init", tiny_model, "--out", start, "--pad-token", "<|im_start|>")
     assert status == 0 and "padding is <|im_start|> instead of <|im_end|>" in text
     config = tmp_path / "config.py"

@@ -28,7 +28,7 @@ def test_the_plan_shows_every_array_and_who_holds_it(run, config_file, only_a_co
     assert status == 0, err
     assert "mesh of 8 devices: data 2 x fsdp 2 x tensor 2" in out
     assert re.search(r"layers\.0:3\.attention\.query\.kernel +3x32x4x8 +layers embed:fsdp heads:tensor head_dim", out)
-    assert "replicas hold all parameters" in out and "here every token is a target" in out
+    assert "every replica holds all parameters" in out and "here every token is a target" in out
     assert "heads 2..3  held by fsdp 1, tensor 1, each data" in out
     text = page.read_text(encoding="utf-8")
     assert text.count('<tr class="array">') == 3 * 11 + 1 + 6 + 11 and "http" not in text
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers_and_a_layout_that_does(ru
     options = ("--topology", "v6e:2x4", "--model.remat", "none", "--data.sequence-length", 8192)
     status, out, err = run("plan", *LARGE, *options, "--json")
     assert status == 2 and json.loads(out)["fits"] is False and "Traceback" not in err
-    assert re.search(r"does not fit v6e:2x4: [\d.]+ GiB a chip are needed, 31\.52 GiB are there", err)
+    assert re.search(r"does not fit v6e:2x4: needs [\d.]+ GiB per chip, 31\.52 GiB are available", err)
     offered = re.search(r"nearest layout that does \(in closed form\): (.*)$", err, re.MULTILINE)
     assert offered is not None
     status, out, err = run("plan", *LARGE, *options, *offered[1].split(), "--json")
@@ -155,7 +155,7 @@ def test_where_nothing_fits_it_says_what_else_to_change(run):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--topology", "v5litepod-16"), ["v5litepod-16 is spelled v5e:4x4"]),
+        (("--topology", "v5litepod-16"), ["for v5litepod-16 use v5e:4x4"]),
         (("--topology", "v6e:2x4", "--mesh.fsdp", 16), ["needs 16 devices, found 8"]),
         (("--topology", "h100:8", "--slices", 2), ["nodes of 8", "h100:16"]),
         (("--topology", "v6e:2x4", "--slices", 2), ["mesh.data is 1", "--mesh.data 2"]),
@@ -183,7 +183,7 @@ def test_without_the_compiler_the_install_line_is_named(run, monkeypatch):
     assert "libtpu is not installed" in err and 'pip install "jax[tpu]"' in err and "--analytic" in err
     monkeypatch.setattr(aot, "version", lambda _: "0.0.1")
     status, _, err = run("plan", *LARGE[:1], "--topology", "v6e:4x4")
-    assert status == 2 and "libtpu is 0.0.1" in err and f"jax {jax.__version__} is made for ==0.0." in err
+    assert status == 2 and "libtpu is 0.0.1" in err and f"jax {jax.__version__} needs ==0.0." in err
 
 
 @pytest.mark.parametrize(("system", "machine"), [("darwin", "arm64"), ("linux", "aarch64")])
@@ -194,4 +194,4 @@ def test_where_the_compiler_does_not_exist_the_plan_is_analytic_and_says_so(run,
     assert status == 0, err
     found = json.loads(out)
     assert found["method"] == "analytic"
-    assert any(f"{system} on {machine}" in note and "Linux on x86-64 alone" in note for note in found["notes"])
+    assert any(f"{system} on {machine}" in note and "only for Linux on x86-64" in note for note in found["notes"])

@@ -9,7 +9,7 @@ from sft_jax.config import Sharding
 from sft_jax.data.pack.batches import batches_of
 from sft_jax.data.pack.packing import plan_packing
 from sft_jax.data.pack.store import Example, sizes
-from sft_jax.handoff.reward import ends_of, reward_documents, with_reward_head
+from sft_jax.handoff.reward import reward_documents, split_pair, with_reward_head
 from sft_jax.losses.bradley_terry import reward_objective
 from sft_jax.model.decoder import abstract_parameters
 from sft_jax.model.layers import Compute
@@ -61,7 +61,7 @@ def _sums(reward, batches, mesh):
 
 def test_the_loss_is_bradley_terry_on_rewards_read_at_the_last_tokens(reward, pairs, mesh_of):
     (loss, weight, metrics), _ = _sums(reward, _batches(pairs), mesh_of())
-    rewards = list(reward_documents(*_args(reward), [one for pair in pairs for one in ends_of(pair)]))
+    rewards = list(reward_documents(*_args(reward), [one for pair in pairs for one in split_pair(pair)]))
     both = list(zip(rewards[::2], rewards[1::2], strict=True))
     margins = [pair.weights[-1] - 1 for pair in pairs]
     above = [chosen - rejected - margin for (chosen, rejected), margin in zip(both, margins, strict=True)]

@@ -11,13 +11,13 @@ from sft_jax.model.architecture import Architecture, LayerSpec, shortest_period
 from sft_jax.model.attention.reference import TokenPositions
 from sft_jax.model.decoder import (
     abstract_parameters,
-    apart,
-    empty_slots,
     forward,
     forward_step,
     head_kernel,
     initialise,
     logits,
+    make_caches,
+    unstacked,
     values_of,
 )
 from sft_jax.model.layers import Compute
@@ -84,7 +84,7 @@ def _stacked(a, compute, values):
     return a, values
 
 
-@pytest.mark.parametrize("stepped", [_stacked, apart])
+@pytest.mark.parametrize("stepped", [_stacked, unstacked])
 @pytest.mark.parametrize("layers", [pytest.param(5, marks=pytest.mark.slow), 2])
 def test_generation_with_a_cache_equals_the_whole_forward(layers, stepped, mixed, float64):
     """Prefill 7 tokens, then 5 one at a time into the cache: the same hidden states as all 12 at once; with two
@@ -99,7 +99,7 @@ def test_generation_with_a_cache_equals_the_whole_forward(layers, stepped, mixed
     np.testing.assert_allclose(hidden, whole[:, :7], atol=1e-10)
     arranged, values = stepped(mixed, float64, values_of(mixed, parameters))
     step = jax.jit(partial(forward_step, arranged, float64))
-    caches = empty_slots(arranged, *kv, 5)
+    caches = make_caches(arranged, *kv, 5)
     cached = TokenPositions(*(jnp.pad(x, ((0, 0), (0, 5))) for x in first))
     for t in range(7, 12):
         mine = TokenPositions(places.positions[:, t : t + 1], places.segments[:, t : t + 1])

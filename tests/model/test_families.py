@@ -168,7 +168,9 @@ def test_there_and_back_with_the_configs_that_transformers_wrote(case):
 
 def test_a_family_refuses_a_decoder_it_cannot_express():
     a = dataclasses.replace(architecture_of(QWEN3, "x"), logit_softcap=30.0)
-    with pytest.raises(BadInput, match=r"llama family has no decoder with .*qk_norm True.*logit_softcap 30.0"):
+    with pytest.raises(
+        BadInput, match=r"llama family cannot express a decoder with .*qk_norm True.*logit_softcap 30.0"
+    ):
         config_of(a, "llama")
 
 
@@ -187,7 +189,7 @@ def test_a_family_refuses_a_decoder_it_cannot_express():
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, supported: 1.0"),
         ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised .quant_method 'gptq'"),
-        ({"hidden_size": None, "vocab_size": None}, "config.json lacks vocab_size, hidden_size"),
+        ({"hidden_size": None, "vocab_size": None}, "config.json is missing vocab_size, hidden_size"),
         ({"num_key_value_heads": 2}, "some/model: 9 query heads are not a multiple of 2"),
     ],
 )
@@ -197,5 +199,5 @@ def test_what_cannot_be_computed_is_refused_by_name(change, message):
 
 
 def test_layer_types_must_fit_the_layers():
-    with pytest.raises(BadInput, match="layer_types has 1 entries for 24 layers and the kinds chunked_attention"):
+    with pytest.raises(BadInput, match="layer_types has 1 entries for 24 layers, of kinds chunked_attention"):
         architecture_of({**QWEN2, "layer_types": ["chunked_attention"]}, "x")

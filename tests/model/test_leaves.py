@@ -16,7 +16,7 @@ from sft_jax.model.leaves import (
     Int8,
     LowRank,
     LowRankLeaf,
-    effective,
+    effective_kernel,
     flattened,
     part_name,
     project,
@@ -52,7 +52,7 @@ def test_a_product_is_that_with_the_effective_kernel(array, kinds):
         suffix: (part.shape, part.dtype) for suffix, part in leaf.parts.items()
     }
     assert all(len(part.axes) == len(part.shape) for part in leaf.parts.values())
-    kernel, whole = leaf.kernel(arrays), effective(leaf.kernel(arrays), array.equation)
+    kernel, whole = leaf.kernel(arrays), effective_kernel(leaf.kernel(arrays), array.equation)
     assert whole.shape == array.shape
     if array.stacked:  # what a scan over layers passes on
         kernel, whole = jax.tree.map(lambda x: x[1], kernel), whole[1]
@@ -66,7 +66,7 @@ def test_int8_is_within_half_a_step_of_its_scale_per_output():
     leaf = Int8().leaf(EXPERTS)
     stored = leaf.store(np.asarray(kernel))
     assert stored["values"].dtype == np.int8 and stored["scales"].shape == (4, 1, 16)
-    restored = effective(leaf.kernel(stored), EXPERTS.equation)
+    restored = effective_kernel(leaf.kernel(stored), EXPERTS.equation)
     assert (np.abs(restored - kernel) <= stored["scales"] / 2 + 1e-6).all()
     assert leaf.parts["values"].bytes + leaf.parts["scales"].bytes < 0.4 * EXPERTS.parts[""].bytes
     assert not leaf.store(np.zeros(EXPERTS.shape))["values"].any()

@@ -10,14 +10,14 @@ from sft_jax.losses.cross_entropy import cross_entropy_objective
 from sft_jax.model.decoder import abstract_parameters
 from sft_jax.model.layers import Compute
 from sft_jax.model.leaves import Int8, LowRank
-from sft_jax.model.trainable import cut_for, split_parameters, trainable_names
+from sft_jax.model.trainable import cut_stacks, split_parameters, trainable_names
 from sft_jax.train.sharding import abstract_batch, batch_shapes_of
 from sft_jax.train.step import accumulate
 
 
 def test_no_pattern_trains_everything(tiny):
     assert trainable_names((), tiny) == abstract_parameters(tiny)[0].keys()
-    assert cut_for((), tiny) == tiny
+    assert cut_stacks((), tiny) == tiny
 
 
 @pytest.mark.parametrize(
@@ -31,21 +31,21 @@ def test_no_pattern_trains_everything(tiny):
     ],
 )  # fmt: skip
 def test_patterns_name_parameters_layer_by_layer(tiny, patterns, expected):
-    assert trainable_names(patterns, cut_for(patterns, tiny)) == expected
+    assert trainable_names(patterns, cut_stacks(patterns, tiny)) == expected
 
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("head", "this model's head is its embedding. Name 'embedding'"),
-        ("layers.2-3", "the model has the layers 0 to 2"),
+        ("head", "this model ties its head to the embedding. Use 'embedding'"),
+        ("layers.2-3", "the model has layers 0 to 2"),
         ("embeding", "Did you mean 'embedding'"),
-        ("*.moe.*", "names no parameter of this model"),
+        ("*.moe.*", "matches no parameter of this model"),
     ],
 )
 def test_a_pattern_that_names_nothing_is_refused(tiny, pattern, message):
     with pytest.raises(BadInput, match=re.escape(message)):
-        cut_for((pattern,), tiny)
+        cut_stacks((pattern,), tiny)
 
 
 def test_an_adapter_trains_alone_and_int8_never_does(tiny):
@@ -61,7 +61,7 @@ def test_an_adapter_trains_alone_and_int8_never_does(tiny):
 
 def test_what_is_frozen_has_no_gradient_in_the_compiled_program(tiny, make_batches):
     """Sizes that no activation has: the frozen layers' gradient would be an array of their shape."""
-    a = cut_for(("layers.2", "final_norm"), replace(tiny, mlp=88))
+    a = cut_stacks(("layers.2", "final_norm"), replace(tiny, mlp=88))
     trainable, frozen = split_parameters(abstract_parameters(a)[0], trainable_names(("layers.2", "final_norm"), a))
     assert "layers.0:2.mlp.up.kernel" in frozen and "layers.2.mlp.up.kernel" in trainable
     batch = abstract_batch(batch_shapes_of(make_batches()))

@@ -22,7 +22,7 @@ def test_an_unknown_logical_axis_is_refused_with_the_nearest():
 
 
 def test_two_dimensions_on_one_mesh_axis_are_refused():
-    with pytest.raises(BadInput, match="'vocab' and 'embed' are both divided over mesh axis 'tensor'"):
+    with pytest.raises(BadInput, match="'vocab' and 'embed' are both sharded over mesh axis 'tensor'"):
         spec(("vocab", "embed"), Sharding(embed="tensor"))
 
 
@@ -31,7 +31,7 @@ def test_an_indivisible_dimension_names_parameter_axis_numbers_and_a_layout_that
         shardings({"w": (6, 9)}, {"w": ("embed", "heads")}, mesh_of(fsdp=2, tensor=4), Sharding())
     message = str(error.value)
     assert "parameter w: heads 9 is not divisible by tensor = 4" in message
-    assert "--sharding.heads none" in message and "3 parts" in message
+    assert "--sharding.heads none" in message and "3 shards" in message
     assert "embed" not in message
 
 
@@ -61,8 +61,8 @@ def test_a_mesh_that_is_not_the_devices_names_both_numbers(mesh, words):
 
 
 def test_rows_are_rounded_up_to_what_the_layout_divides(mesh_of):
-    assert ONE_DEVICE.whole_batches(3) == 3
-    assert [Layout(mesh_of(data=2, fsdp=2)).whole_batches(size) for size in (1, 4, 5)] == [4, 4, 8]
+    assert ONE_DEVICE.round_up_batch(3) == 3
+    assert [Layout(mesh_of(data=2, fsdp=2)).round_up_batch(size) for size in (1, 4, 5)] == [4, 4, 8]
 
 
 def test_activations_are_recorded_with_their_axes_while_tracing(mesh_of):

@@ -16,7 +16,7 @@ from sft_jax.api.run import Run
 from sft_jax.cli.main import run_command
 from sft_jax.config import Data, Model, Optimizer, RunConfig, Train
 from sft_jax.data.chat.tokenizer import load_tokenizer
-from sft_jax.handoff.reward import ends_of, reward_documents, with_reward_head
+from sft_jax.handoff.reward import reward_documents, split_pair, with_reward_head
 from sft_jax.model.families import config_of
 from sft_jax.model.layers import Compute
 from sft_jax.parallel.rules import ONE_DEVICE, Layout
@@ -145,7 +145,7 @@ def _with_ours(directory, rows, out) -> tuple[list[float], list[list[int]]]:
     )
     with Run(config) as run:
         losses = [row["loss"] for row in run.step(STEPS)]
-        return losses, [ids.tolist() for example in run.inputs.source.examples for ids in ends_of(example)]
+        return losses, [ids.tolist() for example in run.inputs.source.examples for ids in split_pair(example)]
 
 
 @pytest.mark.parametrize("margins", [False, True])

@@ -143,10 +143,10 @@ def test_slices_lie_on_the_data_axis_and_nothing_else_goes_between_them(tpus_of)
     of_slice = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert (of_slice == of_slice.reshape(4, -1)[:, 0].reshape(4, 1, 1, 1, 1)).all()
     assert of_slice[:2].max() == 0 and of_slice[2:].min() == 1
-    with pytest.raises(BadInput, match=r"mesh.data is 1, but the 16 devices are 2 slices.*--mesh.data 2"):
+    with pytest.raises(BadInput, match=r"mesh.data is 1, but the 16 devices form 2 slices.*--mesh.data 2"):
         make_mesh(Mesh(fsdp=16), devices)
 
 
 def test_an_unknown_topology_is_refused_with_the_spelling(tpus_of):
-    with pytest.raises(BadInput, match=r"topology 'v9:2x2'.*spelled v4:2x2x4, v5e:4x4"):
+    with pytest.raises(BadInput, match=r"topology 'v9:2x2'.*Examples of topologies: v4:2x2x4, v5e:4x4"):
         tpus_of("v9:2x2")

@@ -1,7 +1,7 @@
 import pytest
 
 from sft_jax.errors import BadInput
-from sft_jax.plan.chips import CHIPS, GIB, chip_of, peak_flops, spelled, topology
+from sft_jax.plan.chips import CHIPS, GIB, chip_of, peak_flops, topology, topology_name
 
 NAMES = ["v4:2x2x1", "v5p:2x2x1", "v5p:1x1x1", "v5e:4x4", "v5e:1x1", "v6e:2x4", "tpu7x:2x2x1"]
 
@@ -32,17 +32,17 @@ def test_gpus_are_given_by_their_number():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("v5litepod:4x4", "spelled v5e:4x4"),
-        ("v5litepod-16", "v5litepod-16 is spelled v5e:4x4"),
-        ("v5e-8", "spelled v5e:2x4"),
-        ("v6e-256", "spelled v6e:16x16"),
-        ("v5p-128", "spelled v5p:4x4x4 .128 counts cores"),
-        ("v5p-8", "spelled v5p:2x2x1"),
-        ("ironwood-64", "spelled tpu7x:4x4x4"),
-        ("v7x:2x2x1", "spelled tpu7x:2x2x1"),
-        ("h100-8", "spelled h100:8"),
+        ("v5litepod:4x4", "use v5e:4x4"),
+        ("v5litepod-16", "v5litepod-16 use v5e:4x4"),
+        ("v5e-8", "use v5e:2x4"),
+        ("v6e-256", "use v6e:16x16"),
+        ("v5p-128", "use v5p:4x4x4 .128 counts cores"),
+        ("v5p-8", "use v5p:2x2x1"),
+        ("ironwood-64", "use tpu7x:4x4x4"),
+        ("v7x:2x2x1", "use tpu7x:2x2x1"),
+        ("h100-8", "use h100:8"),
         ("v5q:4x4", "Did you mean .*'v5p'"),
-        ("potato", "Topologies are spelled v4:2x2x4, v5e:4x4"),
+        ("potato", "Examples of topologies: v4:2x2x4, v5e:4x4"),
         ("v5e", "e.g. v5e:4x4"),
         ("v5e:16", "e.g. v5e:4x4"),
         ("v5e:4x4x4", "2 sides"),
@@ -65,7 +65,7 @@ def test_gpus_have_no_slices():
 @pytest.mark.parametrize("kind", [kind for kind, chip in CHIPS.items() if chip.sides])
 @pytest.mark.parametrize("chips", [1, 4, 8, 16, 64, 256, 4096])
 def test_what_is_spelled_is_a_topology_of_so_many_chips(kind, chips):
-    assert topology(spelled(kind, chips)).chips == chips
+    assert topology(topology_name(kind, chips)).chips == chips
 
 
 def test_peaks_are_those_of_the_datasheets_for_each_device_that_jax_shows():

@@ -5,7 +5,7 @@ import pytest
 from sft_jax.plan import assumptions
 from sft_jax.plan.chips import CHIPS, topology
 from sft_jax.plan.cost import estimate
-from sft_jax.plan.work import Product, Sent, Stretch, Work, causal_unevenness, hbm_bytes, product_flops, sent_by_axes
+from sft_jax.plan.work import Product, Region, Transfer, Work, causal_imbalance, hbm_bytes, product_flops, sent_by_axes
 
 V6E = topology("v6e:2x4")
 LARGE = Work("large", products=(Product(4096, 4096, 4096),))
@@ -13,11 +13,11 @@ LARGE_SECONDS = 2 * 4096**3 / (918e12 * assumptions.MATMUL)
 
 
 def seconds(*works, on=V6E) -> float:
-    return estimate(Stretch("update", 1, works), on).step_seconds
+    return estimate(Region("update", 1, works), on).step_seconds
 
 
 def sent(kind="all-gather", size=1e9, devices=8, islands=1, waits=True) -> Work:
-    return Work("sends", sent=(Sent(kind, ("fsdp",), size, devices, islands, waits),))
+    return Work("sends", sent=(Transfer(kind, ("fsdp",), size, devices, islands, waits),))
 
 
 def test_a_large_product_runs_at_its_fraction_of_the_peak():
@@ -42,12 +42,12 @@ def test_heads_narrower_than_the_matrix_unit_slow_attention_down():
 
 def test_all_wait_for_the_device_that_sees_the_whole_row():
     even = Work("attention", kernel_flops=1e12, head_dim=256)
-    assert seconds(even._replace(unevenness=causal_unevenness(4))) == pytest.approx(7 / 4 * seconds(even))
+    assert seconds(even._replace(imbalance=causal_imbalance(4))) == pytest.approx(7 / 4 * seconds(even))
 
 
 def test_loops_within_loops_multiply():
-    inner = Stretch("inner", 5, (LARGE,))
-    program = Stretch("update", 1, (Stretch("outer", 3, (inner, LARGE)),))
+    inner = Region("inner", 5, (LARGE,))
+    program = Region("update", 1, (Region("outer", 3, (inner, LARGE)),))
     assert estimate(program, V6E).step_seconds == pytest.approx(18 * LARGE_SECONDS)
     assert product_flops(program) == 18 * 2 * 4096**3
 
@@ -56,7 +56,7 @@ def test_a_collective_that_waits_adds_and_one_beside_hides():
     alone = seconds(sent())
     assert seconds(LARGE, sent()) == pytest.approx(LARGE_SECONDS + alone)
     assert seconds(LARGE, sent(waits=False)) == pytest.approx(max(LARGE_SECONDS, alone))
-    many = Stretch("loop", 50, (LARGE, LARGE, LARGE, sent(size=1e6, waits=False)))
+    many = Region("loop", 50, (LARGE, LARGE, LARGE, sent(size=1e6, waits=False)))
     assert seconds(many) == pytest.approx(150 * LARGE_SECONDS)
 
 
@@ -74,22 +74,22 @@ def test_bytes_go_over_the_links_of_every_side_that_a_group_lies_along():
 def test_what_crosses_slices_goes_through_the_data_centres_network():
     """An all-reduce of X bytes over 2 slices of 4: within a slice 2 * 3/4 X, between them 2 * 1/2 of the share X/4."""
     whole = 1e9
-    found = estimate(Stretch("u", 1, (sent("all-reduce", 2 * whole * 7 / 8, 8, islands=2),)), topology("v6e:2x2", 2))
+    found = estimate(Region("u", 1, (sent("all-reduce", 2 * whole * 7 / 8, 8, islands=2),)), topology("v6e:2x2", 2))
     assert found.busy["dcn"] == pytest.approx(whole / 4 / (12.5e9 * assumptions.NETWORK))
     assert found.busy["ici"] == pytest.approx(2 * whole * 3 / 4 / (2 * 100e9 * assumptions.LINK))
-    only_across = estimate(Stretch("u", 1, (sent("all-reduce", 1e9, 2, islands=2),)), topology("v6e:2x2", 2))
+    only_across = estimate(Region("u", 1, (sent("all-reduce", 1e9, 2, islands=2),)), topology("v6e:2x2", 2))
     assert only_across.busy["ici"] == 0 and only_across.bound_by == "dcn"
 
 
 def test_transfers_to_the_host_run_beside():
     kept = Work("kept", host=1e9, waits=False)
     assert seconds(kept) == pytest.approx(1e9 / (32e9 * assumptions.HOST))
-    assert seconds(Stretch("layers", 1, (Stretch("deep", 400, (LARGE,)), kept))) == pytest.approx(400 * LARGE_SECONDS)
+    assert seconds(Region("layers", 1, (Region("deep", 400, (LARGE,)), kept))) == pytest.approx(400 * LARGE_SECONDS)
 
 
 def test_the_resource_that_needs_the_most_bounds():
     for work, name in ((LARGE, "compute"), (Work("a", hbm=1e9), "hbm"), (sent(), "ici"), (Work("h", host=1e9), "host")):
-        assert estimate(Stretch("u", 1, (work,)), V6E).bound_by == name
+        assert estimate(Region("u", 1, (work,)), V6E).bound_by == name
 
 
 def test_two_devices_a_chip_share_what_it_has():
@@ -99,6 +99,6 @@ def test_two_devices_a_chip_share_what_it_has():
 
 
 def test_bytes_are_summed_over_loops():
-    program = Stretch("u", 1, (Stretch("loop", 7, (Work("a", hbm=3.0), sent(size=2.0))), sent("all-reduce", size=5.0)))
+    program = Region("u", 1, (Region("loop", 7, (Work("a", hbm=3.0), sent(size=2.0))), sent("all-reduce", size=5.0)))
     assert hbm_bytes(program) == 21
     assert sent_by_axes(program) == {"fsdp": {"all-gather": 14.0, "all-reduce": 5.0}}

@@ -17,14 +17,14 @@ from sft_jax.plan import work
 from sft_jax.plan.counts import works
 from sft_jax.plan.flops import executed_flops
 from sft_jax.plan.hlo import parse, trips
-from sft_jax.plan.work import Stretch
+from sft_jax.plan.work import Region
 
 
 def _module(function, *arguments):
     return parse(jax.jit(function).lower(*arguments).compile().as_text())
 
 
-def _works(module, mesh=None, kernels=None) -> Stretch:
+def _works(module, mesh=None, kernels=None) -> Region:
     return works(module, mesh or make_mesh(Mesh(fsdp=1), jax.devices()[:1]), kernels or {}, 1.0)
 
 
@@ -255,7 +255,7 @@ def test_a_prefetch_reads_what_it_fetches(tpu_works):
 
 def test_a_kernel_has_the_operations_of_one_call_and_its_unevenness(tpu_works):
     kernel = tpu_works["attend.3"]
-    assert (kernel.kernel_flops, kernel.head_dim, kernel.unevenness) == (1e6, 8, 1.75)
+    assert (kernel.kernel_flops, kernel.head_dim, kernel.imbalance) == (1e6, 8, 1.75)
 
 
 @pytest.mark.parametrize(

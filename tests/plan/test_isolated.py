@@ -45,7 +45,7 @@ def test_what_the_compiler_says_about_memory_is_read(message, expected):
     found = out_of_memory(message)
     assert found is not None
     assert (found.space, found.needed / GIB, found.available / GIB) == pytest.approx(expected)
-    assert f"{expected[1]:.2f} GiB of {expected[0]} are needed" in str(found)
+    assert f"needs {expected[1]:.2f} GiB of {expected[0]}" in str(found)
 
 
 def test_another_message_is_not_about_memory():
@@ -58,7 +58,7 @@ def test_a_process_that_dies_is_reported_with_what_it_said(small_request, monkey
     broken.chmod(0o755)
     monkeypatch.setattr(isolated.sys, "executable", str(broken))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"ended with status 3 and no result(.|\n)*the reason is this"):
+    with pytest.raises(RuntimeError, match=r"exited with status 3 and no result(.|\n)*the reason is this"):
         compile_isolated(small_request)
     assert [each.name for each in tmp_path.iterdir()] == ["python"], "nothing stays behind"
 

@@ -160,7 +160,7 @@ def test_the_best_are_compiled_until_the_time_is_over(small_request):
     lines: list[str] = []
     found = search(small_request(rows=8), False, 1.0, lines.append)
     assert [plan.method for plan in found] == ["compiled"] and found[0].fits
-    assert "costed in closed form" in lines[0] and "--search-minutes ends" in lines[-1]
+    assert "costed in closed form" in lines[0] and "--search-minutes reached" in lines[-1]
 
 
 def test_a_layout_of_which_the_compiler_dies_does_not_end_the_search(small_request, monkeypatch):
@@ -192,7 +192,7 @@ def test_an_interrupted_search_keeps_what_was_compiled(small_request, monkeypatc
     monkeypatch.setattr("sft_jax.plan.search.plan_compiled", compile_two)
     lines: list[str] = []
     assert len(search(small_request(rows=8), False, 1e9, lines.append)) == 2
-    assert lines[-1] == "interrupted: 2 were compiled"
+    assert lines[-1] == "interrupted: 2 compiled"
 
 
 def test_a_search_that_is_interrupted_before_anything_was_compiled_ends(small_request, monkeypatch):

@@ -49,7 +49,7 @@ def test_the_plan_is_what_the_devices_then_hold(small, mesh, sharding):
             continue
         leaf, where = truth[each.name]
         assert each.shape == leaf.shape and each.shard_shape == where.shard_shape(leaf.shape), each
-        assert each.bytes_a_device == math.prod(each.shard_shape) * leaf.dtype.itemsize
+        assert each.bytes_per_device == math.prod(each.shard_shape) * leaf.dtype.itemsize
         holders = where.devices_indices_map(leaf.shape)
         order = list(real.devices.flat)
         for shard in shards_of(each, dict(real.shape)):
@@ -63,15 +63,15 @@ def test_the_plan_is_what_the_devices_then_hold(small, mesh, sharding):
 def test_what_is_replicated_is_counted_and_has_a_reason(small):
     config = _config(Mesh(data=2, fsdp=4))
     placed = {each.name: each for each in place_all(config, small, SHAPES, abstract_mesh(config, 8), "cpu")}
-    assert placed["embedding"].copies == 2 and "replicas hold all parameters" in placed["embedding"].why[0]
+    assert placed["embedding"].copies == 2 and "every replica holds all parameters" in placed["embedding"].why[0]
     assert placed["final_norm.scale"].copies == 8
-    assert placed["final_norm.scale"].why[0].startswith("data, fsdp: 64 numbers, too few to divide")
+    assert placed["final_norm.scale"].why[0].startswith("data, fsdp: 64 numbers, too few to shard")
     assert placed["layer_output"].copies == 1 and not placed["layer_output"].why
-    assert placed["head_kernel"].why[1] == "fsdp: no dimension goes over it (sharding.vocab is tensor)"
+    assert placed["head_kernel"].why[1] == "fsdp: no dimension is sharded over it (sharding.vocab is tensor)"
     sums = {what: (held, spared) for what, held, spared in totals(list(placed.values()), 8)}
     assert sums["gradient"] == sums["parameter"] and sums["optimizer"][0] == 2 * sums["parameter"][0] + 4
     held, spared = sums["parameter"]
-    kernels = sum(each.bytes_a_device for each in placed.values() if each.kind == "parameter" and each.copies == 2)
+    kernels = sum(each.bytes_per_device for each in placed.values() if each.kind == "parameter" and each.copies == 2)
     assert spared == kernels // 2 + (held - kernels) * 7 // 8
 
 

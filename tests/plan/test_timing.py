@@ -10,7 +10,7 @@ from sft_jax.config import Mesh
 from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
 from sft_jax.plan.planned import plan_analytic
-from sft_jax.plan.timing import devices_here, measured_seconds
+from sft_jax.plan.timing import local_gpus, measured_seconds
 from sft_jax.report.plan import measured_table
 
 
@@ -32,4 +32,4 @@ def test_the_update_runs_and_its_time_stands_beside_the_plan(small_config, small
 
 
 def test_other_devices_are_not_the_topology():
-    assert devices_here(topology("h100:8")) == [] and devices_here(topology("v5e:2x4")) == []
+    assert local_gpus(topology("h100:8")) == [] and local_gpus(topology("v5e:2x4")) == []

@@ -16,14 +16,9 @@ def _split(**found) -> dict:
     about = {"rows": 2, "used": 1, "tokens": 4, "target_tokens": 3}
     counts = {
         **about, "bad_rows": 0, "left_out": 0, "dropped_over_length": 1, "truncated": 0, "split": 0,
-<<<<<<< HEAD
-        "dropped_no_target": 0, "lossy": 0, "first_token_targets": 0,
-        "unread": {"source": 2}, "empty_turns": 0, "null_rows": 0, "by_format": {"messages": 2}, "by_source": {"a[b].jsonl": about},
-=======
         "dropped_no_target": 0, "empty_turns": 0, "null_rows": 0, "lossy": 0, "first_token_targets": 0,
         "unread": {},
         "by_format": {"messages": 2}, "by_source": {"a[b].jsonl": about},
->>>>>>> dd424b3260c875a3c28254d0d11cfc8c24c68571
     }  # fmt: skip
     of = dict.fromkeys(("min", "p10", "median", "p90", "p99", "max", "mean"), 4.0)
     of |= {"counts": [1], "edges": [3.5, 4.5]}

@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from sft_jax.report.plots import LEFT, RIGHT, WIDTH, Point, Series, histogram, plot, short, text_of, thinned, ticks
+from sft_jax.report.plots import LEFT, RIGHT, WIDTH, Point, Series, downsample, histogram, plot, short, text_of, ticks
 
 
 def _drawn(svg: str, tag: str) -> list[ElementTree.Element]:
@@ -76,10 +76,10 @@ def test_a_histogram_has_a_bar_for_each_bin_as_high_as_its_count():
 
 def test_many_points_are_drawn_as_means_with_a_band_and_few_as_they_are():
     points = [Point(step, float(step % 10)) for step in range(1, 1001)]
-    assert thinned(points, 1000) == points
-    few = thinned(points, 100)
+    assert downsample(points, 1000) == points
+    few = downsample(points, 100)
     assert len(few) == 100 and few[0] == Point(10, 4.5, 0.0, 9.0, "1 to 10")
-    assert len(thinned(points, 300)) == 250
+    assert len(downsample(points, 300)) == 250
 
 
 def test_ticks_are_round_numbers_within_the_axis():

@@ -2,7 +2,7 @@ import json
 import re
 
 from sft_jax.config import RunConfig, to_json
-from sft_jax.report.plots import MOST_POINTS
+from sft_jax.report.plots import MAX_POINTS
 from sft_jax.report.run import run_page
 
 
@@ -37,7 +37,7 @@ def test_a_run_that_has_measured_nothing_yet_has_a_page(tmp_path):
 
 
 def test_the_page_of_a_long_run_stays_small_and_says_how_steps_are_drawn_together(tmp_path):
-    rows = [_row(step, 1.0 + step % 2) for step in range(1, 20 * MOST_POINTS + 1)]
+    rows = [_row(step, 1.0 + step % 2) for step in range(1, 20 * MAX_POINTS + 1)]
     page = _page(tmp_path, rows)
     assert len(page) < 300_000
-    assert "means of up to 20 steps" in page and "step 1 to 20: training 1.5 [1, 2]" in page
+    assert "the mean of up to 20 steps" in page and "step 1 to 20: training 1.5 [1, 2]" in page

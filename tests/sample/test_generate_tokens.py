@@ -118,8 +118,8 @@ def test_nothing_waits_for_the_rows_that_fill_a_batch_up(tiny, tiny_parameters, 
     tokens = np.zeros((2, 64), np.int32)
     tokens[0, : len(prompts[0])] = prompts[0]
     lengths, keys = np.array([len(prompts[0]), 0], np.int32), jax.random.split(jax.random.key(0), 2)
-    state = programs.begin(tiny_parameters, tokens, lengths, np.arange(2, dtype=np.int32), lengths, keys)
-    state = programs.go_on(tiny_parameters, state, lengths, keys, 20)
+    state = programs.prefill(tiny_parameters, tokens, lengths, np.arange(2, dtype=np.int32), lengths, keys)
+    state = programs.decode(tiny_parameters, state, lengths, keys, 20)
     out, made = state.out, state.made
     count = one.tokens.index(stop) + 1
     assert made.tolist() == [count, 1]

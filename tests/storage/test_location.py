@@ -70,7 +70,7 @@ def test_what_another_process_has_written_since_is_seen(put, store):
     assert not (run.local() / "late.json").exists(), "a copy is made once"
     assert (Location(RUN).local() / "late.json").read_text() == "late", "another Location has a copy of its own"
     before = run.local()
-    run.forget()
+    run.discard_copy()
     assert not before.exists() and (run.local() / "late.json").read_text() == "late"
 
 
@@ -95,9 +95,9 @@ def test_a_file_is_written_whole_here_and_in_a_bucket(put, store, tmp_path):
         (Location(tmp_path) / "a.txt", lambda: (tmp_path / "a.txt").read_text()),
         (Location(RUN) / "a.txt", lambda: store.read("runs/a/a.txt")),
     ):
-        place.write_whole(lambda file: file.write(b"old"))
+        place.write_atomic(lambda file: file.write(b"old"))
         with pytest.raises(ZeroDivisionError):
-            place.write_whole(lambda file: (file.write(b"half of the"), 1 / 0))
+            place.write_atomic(lambda file: (file.write(b"half of the"), 1 / 0))
         assert read() == "old"
 
 
@@ -157,11 +157,11 @@ def test_a_run_whose_bucket_is_gone_is_to_be_started_again_unless_it_has_failed_
     monkeypatch.setattr(copies, "file_system", lambda name: (_ for _ in ()).throw(PermissionError("forbidden")))
     with pytest.raises(BadInput, match="cannot be reached: forbidden"):
         run.publish()
-    with pytest.raises(Preempted, match=r"not all in the bucket: .*forbidden"), run.publishing():
+    with pytest.raises(Preempted, match=r"not in the bucket yet: .*forbidden"), run.publishing():
         pass
     with pytest.raises(NonFinite, match="step 3"), run.publishing():
         raise NonFinite("step 3")
-    assert "not all is in the bucket yet: " in caplog.text
+    assert "some files are not in the bucket yet: " in caplog.text
     monkeypatch.setattr(copies, "file_system", lambda name: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(BadInput, match=r"does not fit into .*TMPDIR"):
         run.publish()
@@ -171,9 +171,9 @@ def test_a_run_whose_bucket_is_gone_is_to_be_started_again_unless_it_has_failed_
 def test_messages_about_a_copy_name_the_bucket(put):
     put("config.json", "[]")
     run, file = Location(RUN), Location(f"{RUN}/config.json")
-    with pytest.raises(BadInput, match=rf"^{RUN}/config.json: wrong$"), (run / "model").naming():
+    with pytest.raises(BadInput, match=rf"^{RUN}/config.json: wrong$"), (run / "model").url_in_errors():
         raise BadInput(f"{run.local()}/config.json: wrong")
-    with pytest.raises(BadInput, match=rf"^{RUN}/config.json: wrong$"), file.naming():
+    with pytest.raises(BadInput, match=rf"^{RUN}/config.json: wrong$"), file.url_in_errors():
         raise BadInput(f"{file.local()}: wrong")
 
 

@@ -5,12 +5,12 @@ from google.api_core.exceptions import Forbidden
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from sft_jax.storage.orbax_object_store import kvstore_of_s3, teach_orbax
+from sft_jax.storage.orbax_object_store import enable_object_stores, kvstore_of_s3
 
 
 def test_a_bucket_whose_settings_may_not_be_seen_is_used_without_them(monkeypatch):
     """As by roles/storage.objectAdmin, which has every right to the objects and none to the bucket."""
-    teach_orbax()
+    enable_object_stores()
     asked = []
 
     def get_bucket(name):
@@ -25,7 +25,7 @@ def test_a_bucket_whose_settings_may_not_be_seen_is_used_without_them(monkeypatc
 
 def test_each_store_is_opened_by_its_own_driver_and_a_directory_by_none(monkeypatch):
     for _ in range(2):
-        teach_orbax()
+        enable_object_stores()
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     drivers = {}

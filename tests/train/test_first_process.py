@@ -92,4 +92,4 @@ def test_process_0_reads_the_files_and_the_clock_and_is_waited_for_as_long_as_it
     assert slow["date"] == "2031-01-01" and slow == other_slow  # five seconds of parts, four of patience
     assert "robot" in refused["refused"] and refused == other_refused
     assert "refused" not in first_stuck
-    assert "process 0 prepares the data and has not got on for 4 s" in other_stuck["refused"]
+    assert "process 0 prepares the data and has made no progress for 4 s" in other_stuck["refused"]

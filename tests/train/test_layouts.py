@@ -106,5 +106,5 @@ def test_key_heads_divided_otherwise_than_query_heads_are_refused(
     tiny, tiny_parameters, make_batches, mesh_of, sums_and_gradients
 ):
     rules = Sharding(heads="none")
-    with pytest.raises(BadInput, match="key heads go with their query heads, or are whole"):
+    with pytest.raises(BadInput, match="key heads must be sharded like their query heads"):
         sums_and_gradients(tiny, tiny_parameters, make_batches(), mesh_of(tensor=2), rules=rules)

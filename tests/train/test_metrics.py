@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sft_jax.train.metrics import cut_after, evaluation_row, training_row
+from sft_jax.train.metrics import evaluation_row, training_row, truncate_after
 
 SUMS = {
     "loss_sum": 6.0,
@@ -52,5 +52,5 @@ def test_evaluation_adds_before_it_divides():
 def test_rows_beyond_the_restored_step_and_a_torn_line_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": i}) + "\n" for i in range(1, 6)) + '{"step": 6, "lo')
-    cut_after(path, 3)
+    truncate_after(path, 3)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]

@@ -179,7 +179,7 @@ def test_every_token_that_ends_a_turn_is_kept(convert):
     ("change", "message"),
     [
         (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "RoPE scaling 'yarn' is not supported"),
-        (lambda w: w.add_rope_dimension_count(4), "RoPE turns 4 of 8 elements a head"),
+        (lambda w: w.add_rope_dimension_count(4), "RoPE rotates 4 of 8 elements per head"),
         (lambda w: w.add_uint16("split.count", 3), "part 1 of 3; join them with `llama-gguf-split --merge"),
     ],
 )
@@ -195,7 +195,7 @@ def test_another_architecture_is_refused_with_the_supported_ones(convert):
 
 def test_a_tensor_nobody_knows_is_named(convert, load):
     extra = convert("llama3", change=lambda w: w.add_tensor("blk.0.attn_sinks.weight", np.zeros(4, np.float32)))
-    with pytest.raises(BadInput, match=r"1 that the model does not have: blk\.0\.attn_sinks\.weight"):
+    with pytest.raises(BadInput, match=r"1 not in the model: blk\.0\.attn_sinks\.weight"):
         load(extra)
 
 
@@ -211,7 +211,7 @@ def test_a_quantisation_that_nobody_can_undo_is_named_with_those_that_can_be(con
     def integers(writer):
         writer.add_tensor("blk.0.x.weight", np.zeros((2, 4), np.int32))
 
-    with pytest.raises(BadInput, match=r"cannot undo the quantisation I32\. Supported: BF16, F16, F32, .*Q8_0"):
+    with pytest.raises(BadInput, match=r"cannot dequantise I32\. Supported: BF16, F16, F32, .*Q8_0"):
         open_model(str(convert("llama3", change=integers)))
 
 

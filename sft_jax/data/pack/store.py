@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sft_jax.errors import BadInput, nearest
-from sft_jax.storage.atomic import write_json, write_whole
+from sft_jax.storage.atomic import write_atomic, write_json
 from sft_jax.storage.location import Location, as_location
 
 NAME = "demonstrations"
@@ -89,7 +89,7 @@ def write_part(stem: Path, examples: Sequence[Example], about: dict[str, Any]) -
     writer.close()
     os.replace(partial, stem.with_suffix(".array_record"))
     lengths, targets = sizes(examples)
-    write_whole(stem.with_suffix(".npz"), lambda file: np.savez(file, lengths=lengths, targets=targets))
+    write_atomic(stem.with_suffix(".npz"), lambda file: np.savez(file, lengths=lengths, targets=targets))
     about = {**about, "examples": len(examples), "bytes": written, "sha256": fingerprint(examples)}
     write_json(stem.with_suffix(".json"), about)
 
@@ -137,7 +137,7 @@ def finish_split(directory: Path, split: str, parts: Sequence[Path], about: dict
         os.replace(part.with_suffix(".array_record"), directory / name)
     indexes = [np.load(part.with_suffix(".npz")) for part, _ in kept]
     lengths, targets = (np.concatenate([index[key] for index in indexes]) for key in ("lengths", "targets"))
-    write_whole(directory / f"{split}.index.npz", lambda file: np.savez(file, lengths=lengths, targets=targets))
+    write_atomic(directory / f"{split}.index.npz", lambda file: np.savez(file, lengths=lengths, targets=targets))
     digest = hashlib.sha256("".join(one["sha256"] for one in found).encode()).hexdigest()
     shards = {"shard_lengths": [one["examples"] for _, one in kept], "bytes": sum(one["bytes"] for one in found)}
     return {**about, **shards, "fingerprint": digest}

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from sft_jax.errors import BadInput, hub_hint, nearest
 from sft_jax.storage.bucket import PACKAGES, open_path
-from sft_jax.storage.bucket_errors import refusals
+from sft_jax.storage.bucket_errors import bucket_exceptions
 
 KINDS = (".jsonl", ".json", ".parquet")
 COMPRESSED = (".gz", ".zst")
@@ -133,7 +133,7 @@ def reading(name: str) -> Iterator[None]:
     except ImportError as error:
         package = PACKAGES.get(name.partition("://")[0], error.name or "a package")
         raise BadInput(f"{name}: cannot be opened without {package} ({error}): pip install {package}") from error
-    except refusals() as error:
+    except bucket_exceptions() as error:
         said = getattr(error, "strerror", None) or error
         raise BadInput(f"{name}: cannot be read: {said}. Check the path and its permissions.") from error
 

@@ -1,4 +1,4 @@
-"""The TFDS builder of the shipped demonstrations; it prepares and reads them with no TensorFlow installed."""
+"""The TFDS builder of the shipped demonstrations; works without TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sft_jax.demonstrations import HELD_OUT, TRAIN
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Serves the demonstrations (`train`) and the held-out requests (`test`), one example a conversation."""
+    """Serves the demonstrations (`train`) and the held-out requests (`test`), one example per conversation."""
 
     name = "house_assistant"
     VERSION = tfds.core.Version("1.0.0")

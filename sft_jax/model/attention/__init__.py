@@ -1,1 +1,1 @@
-"""Attention over packed documents: the plain formula, one file per implementation, and the choice among them."""
+"""Attention over packed documents: a reference, one file per implementation, and the dispatch between them."""

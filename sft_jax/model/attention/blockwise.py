@@ -1,7 +1,7 @@
-"""Attention in XLA, in blocks of queries: no score matrix beyond a block, nothing kept for the backward pass.
+"""Attention in plain XLA, in blocks of queries: materialises scores of one block at a time and saves none of them.
 
-For CPUs, and for whatever the kernels of a platform do not support. Masks come from positions and segments, so queries
-and keys may be any parts of a row.
+Used on CPUs, and for anything that a platform's kernels do not support. Masks are computed from positions and segments,
+so queries and keys may be any parts of a row.
 """
 
 import functools
@@ -26,20 +26,20 @@ from sft_jax.model.attention.reference import (
 from sft_jax.model.precision import at_least_f32
 
 BLOCK = 64
-"""Queries a block on a CPU: its scores stay in the cache (measured fastest of 32..256 at T = 512, H = 64)."""
+"""Queries per block on a CPU: the scores fit in cache (fastest of 32..256, measured at T = 512, H = 64)."""
 
 PART = 4096
-"""Keys that a block of queries meets at once; longer rows are gone through in parts, joined by their log-sums."""
+"""Keys that a block of queries attends to at once; longer rows are processed in parts, combined by log-sum-exp."""
 
-MOST_STRETCHES = 32
-"""Stretches of a row that are compiled one by one, each against no key after its end; longer rows have stretches of
-several blocks, so that compile time does not grow and at most 1/32 of the work is done in vain."""
+MAX_STRETCHES = 32
+"""Maximum number of stretches of a row; each is compiled separately and sees no key after its end. In longer rows a
+stretch has several blocks, so compile time does not grow and at most 1/32 of the work is wasted."""
 
 
 def _over_blocks(one, q_BKGTH, queries: TokenPositions, *others):
-    """`one(q, queries, *others)` over blocks of queries, results joined along T; `others` are arrays [B, K, G, T, ...].
+    """Map `one(q, queries, *others)` over blocks of queries and concatenate along T; `others` are [B, K, G, T, ...].
 
-    Only the arguments are kept for the backward pass.
+    Only the arguments are saved for the backward pass.
     """
     one = jax.checkpoint(one)
     time = q_BKGTH.shape[3]
@@ -58,10 +58,10 @@ def _over_blocks(one, q_BKGTH, queries: TokenPositions, *others):
 def blockwise(
     q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions, window=None, softcap=None
 ) -> jax.Array:
-    """Attention [B, T, N, H] in blocks of queries; scores are recomputed in the backward pass, none is kept.
+    """Attention [B, T, N, H] in blocks of queries; scores are recomputed in the backward pass.
 
-    Where there are as many keys as queries they are the same tokens, in order: a key after a stretch of queries is
-    later than, or of another document than, each of them, so half of the work is never done.
+    With as many keys as queries they are the same tokens in order: a key after a stretch of queries is in the future
+    or in another document for all of them, so half of the work is skipped.
     """
     if k_BSKH.shape[1] > PART:
         return _in_parts(window, softcap, q_BTNH, k_BSKH, v_BSKH, queries, keys)
@@ -71,7 +71,7 @@ def blockwise(
     def one(q, queries, k, v, keys):
         return attend_block(q, k, v, visible(queries, keys, window), softcap)
 
-    stretch = BLOCK * max(1, -(-time // (BLOCK * MOST_STRETCHES)))
+    stretch = BLOCK * max(1, -(-time // (BLOCK * MAX_STRETCHES)))
     outs = []
     for start in range(0, time, stretch):
         end = min(start + stretch, time)
@@ -85,12 +85,12 @@ def blockwise(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _in_parts(window, softcap, q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions) -> jax.Array:
-    """Attention over many keys, part by part (Dao et al. 2022, FlashAttention); what is hidden is skipped."""
+    """Attention over many keys, part by part (Dao et al. 2022, FlashAttention); fully masked parts are skipped."""
     return _in_parts_forward(window, softcap, q_BTNH, k_BSKH, v_BSKH, queries, keys)[0]
 
 
 def _parts(tree):
-    """Arrays [B, S, ...] -> [parts, B, PART, ...]; what is added belongs to no document."""
+    """Arrays [B, S, ...] -> [parts, B, PART, ...]; padding belongs to no document."""
 
     def split(x):
         fill = NO_SEGMENT if x.dtype == jnp.int32 else 0
@@ -137,10 +137,11 @@ _in_parts.defvjp(_in_parts_forward, _in_parts_backward)
 def forward_part(
     q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions, offset=0, window=None, softcap=None
 ):
-    """Attention over a part of a row's keys: (out [B, T, N, H], log of the sum of weights [B, T, N]), float32.
+    """Attention over a part of a row's keys: (out [B, T, N, H], log-sum-exp [B, T, N]), float32.
 
     Args:
-      offset: how many tokens the queries stand behind the keys in their row; positions tell it here.
+      offset: position of the first query minus that of the first key in the row; unused here, where masks come from
+        positions.
     """
     del offset
     q, k, v = heads_first(q_BTNH, k_BSKH, v_BSKH)
@@ -177,7 +178,7 @@ def backward_part(
     out_BTNH,
     d_out_BTNH,
 ):
-    """Gradients (dq, dk, dv) of a part of the keys, given the output and the log-sums over all of them.
+    """Gradients (dq, dk, dv) for a part of the keys, given the output and log-sum-exp over all of them.
 
     With P = exp(S - lse) and delta = sum(out * d_out), dS = P * (d_out . V - delta) and dV = P^T d_out (Dao et al.
     2022, FlashAttention, appendix B.4): the gradient of sum(P * (d_out . V - delta)) with all but S and V fixed.

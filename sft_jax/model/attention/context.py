@@ -1,6 +1,6 @@
-"""Attention over rows that are divided between devices: keys gathered, or handed round in a ring.
+"""Context parallelism: attention over rows sharded along T, with all-gathered keys or in a ring.
 
-Both run inside `shard_map`, where each device has one of `count` consecutive, equal shards of every row.
+Both run inside `shard_map`, where each device holds one of `count` consecutive, equal shards of every row.
 """
 
 import functools
@@ -13,31 +13,31 @@ from jax.ad_checkpoint import checkpoint_name
 from sft_jax.model.attention.reference import KEPT, MASKED, TokenPositions, join
 
 
-def gathered(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """The whole rows [B, S, ...] of which every device has a shard [B, T, ...]."""
+def gather_rows(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """All-gather the whole rows [B, S, ...] from shards [B, T, ...]."""
     return jax.lax.all_gather(x, axes, axis=1, tiled=True)
 
 
 def ring_steps(count: int, time: int, window: int | None) -> int:
-    """Shards of keys that a shard of queries can see, its own and those before it."""
+    """Number of key shards that a shard of queries can see: its own and earlier ones."""
     return count if window is None else min(count, 1 + -(-(window - 1) // time))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def ring(kernel: Any, axes: tuple[str, ...], window, softcap, q_BTNH, k_BTKH, v_BTKH, where: TokenPositions):
-    """Attention [B, T, N, H] with keys and values that go round the devices (Liu et al. 2023, Ring Attention).
+    """Ring attention [B, T, N, H]: keys and values rotate around the devices (Liu et al. 2023).
 
-    No device ever holds more than two shards of them. The parts of the softmax are joined by their log-sums.
+    No device holds more than two shards of them at a time. Partial softmaxes are combined by log-sum-exp.
 
     Args:
-      kernel: its `forward_part` and `backward_part` attend to one shard of keys; hashable.
-      axes: mesh axes that the rows are divided over.
+      kernel: provides `forward_part` and `backward_part` for one shard of keys; hashable.
+      axes: mesh axes that shard the rows.
     """
     return _forward(kernel, axes, window, softcap, q_BTNH, k_BTKH, v_BTKH, where)[0]
 
 
-def _next(tree, axes, count, distance=1):
-    """Hand everything on to the device that has the next shard."""
+def _rotate(tree, axes, count, distance=1):
+    """Send everything to the device that holds the next shard."""
     to = [(i, (i + distance) % count) for i in range(count)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, to), tree)
 
@@ -54,8 +54,8 @@ def _forward(kernel, axes, window, softcap, q, k, v, where):
 
     moving = (k, v, where)
     for step in range(1, ring_steps(count, time, window)):
-        moving = _next(moving, axes, count)
-        # Where the shard comes from behind, all of it is later than the queries.
+        moving = _rotate(moving, axes, count)
+        # A shard that wraps around the ring is entirely in the queries' future.
         others = jax.lax.cond(number >= step, functools.partial(part, step), nothing, q, *moving)
         out, lse = join(out, lse, *others)
     return out.astype(q.dtype), lse
@@ -83,11 +83,11 @@ def _backward_rule(kernel, axes, window, softcap, saved, d_out):
     moving = (k, v, where)
     steps = ring_steps(count, time, window)
     for step in range(1, steps):
-        # The sums travel with the keys and values that they belong to.
-        moving, sums = _next((moving, sums), axes, count)
+        # The gradient sums rotate together with their keys and values.
+        moving, sums = _rotate((moving, sums), axes, count)
         more = jax.lax.cond(number >= step, functools.partial(part, step), nothing, *moving)
         dq, *sums = (x + y for x, y in zip((dq, *sums), more, strict=True))
-    dk, dv = _next(sums, axes, count, 1 - steps) if steps > 1 else sums
+    dk, dv = _rotate(sums, axes, count, 1 - steps) if steps > 1 else sums
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 

@@ -1,4 +1,4 @@
-"""The attention of a decoder's layers: one table of implementations by platform, and their way over the shards."""
+"""Choice of the attention implementation by platform, and its `shard_map` over the layout."""
 
 import functools
 import logging
@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from sft_jax.errors import BadInput
 from sft_jax.model.attention import blockwise, splash
-from sft_jax.model.attention.context import gathered, ring
+from sft_jax.model.attention.context import gather_rows, ring
 from sft_jax.model.attention.reference import KEPT, TokenPositions, reference
 from sft_jax.model.attention.triton import triton
 from sft_jax.parallel.rules import Layout
@@ -20,24 +20,24 @@ BY_PLATFORM = {"cpu": "blockwise", "gpu": "triton", "tpu": "splash"}
 
 
 def choose(name: str, platform: str, whole: bool, divided: bool, window: int | None, softcap: float | None) -> str:
-    """The implementation of one call: `model.attention`, or the platform's where it is auto, if it can do it.
+    """The implementation for one call: `model.attention` (auto: the platform's), or blockwise if unsupported.
 
     Args:
-      whole: queries and keys are the same tokens; false for new tokens over a cache.
-      divided: the rows are divided between devices.
+      whole: queries and keys are the same tokens; false for decoding over a cache.
+      divided: the rows are sharded over devices.
     """
     name = BY_PLATFORM[platform] if name == "auto" else name
     if not whole and name in ("splash", "triton"):
         return "blockwise"  # a few queries over a cache have no blocks to skip
     if name == "triton" and (divided or window is not None or softcap is not None):
-        lacks = "rows divided over a context axis" if divided else "soft-caps" if window is None else "windows"
-        _say(f"the triton kernel knows no {lacks}: attention is computed blockwise in XLA, which is slower")
+        lacks = "rows sharded over a context axis" if divided else "soft-caps" if window is None else "windows"
+        _warn_once(f"the triton kernel does not support {lacks}: using blockwise attention in XLA, which is slower")
         return "blockwise"
     return name
 
 
 @functools.cache
-def _say(text: str) -> None:
+def _warn_once(text: str) -> None:
     logging.getLogger(__name__).warning(text)
 
 
@@ -53,17 +53,17 @@ def attend(
     window=None,
     softcap=None,
 ) -> jax.Array:
-    """Attention [B, T, N, H] by the implementation that `choose` names, each device on its own shard.
+    """Attention [B, T, N, H] by the implementation that `choose` returns, each device on its own shard.
 
     Args:
       name: `model.attention`.
-      context: `model.context_attention`, all_gather or ring; how rows that are divided between devices see each other.
+      context: `model.context_attention`, all_gather or ring: how to attend across the shards of a row.
 
     Raises:
-      BadInput: key heads divided otherwise than query heads.
+      BadInput: key heads are sharded differently from query heads.
     """
     whole = q_BTNH.shape[1] == k_BSKH.shape[1]
-    rows = layout.dividing_axes("act_length") if whole else ()
+    rows = layout.sharding_axes("act_length") if whole else ()
     name = choose(name, layout.platform, whole, bool(rows), window, softcap)
     kernels = splash.for_platform(layout.platform)
     if layout.is_one_device:
@@ -78,15 +78,15 @@ def attend(
             if name == "reference":
                 raise BadInput("model.context_attention ring needs model.attention blockwise or splash")
             return ring(kernels if name == "splash" else blockwise, rows, window, softcap, q, k, v, queries)
-        k, v, all_keys = jax.tree.map(lambda x: gathered(x, rows), (k, v, keys))
+        k, v, all_keys = jax.tree.map(lambda x: gather_rows(x, rows), (k, v, keys))
         if name == "splash":
             shard = (jax.lax.axis_index(rows), jax.lax.axis_size(rows))
             return kernels.whole(q, k, v, queries, all_keys, window, softcap, shard)
         return _on_whole_rows(layout, name, q, k, v, queries, all_keys, window, softcap)
 
-    batch = layout.dividing_axes("act_batch")
-    query = PartitionSpec(batch, rows, layout.dividing_axes("heads"))
-    key = PartitionSpec(batch, rows, layout.dividing_axes("kv_heads"))
+    batch = layout.sharding_axes("act_batch")
+    query = PartitionSpec(batch, rows, layout.sharding_axes("heads"))
+    key = PartitionSpec(batch, rows, layout.sharding_axes("kv_heads"))
     by_row = PartitionSpec(batch, rows)
     where: Any = TokenPositions(by_row, by_row)  # type: ignore[arg-type]
     run = jax.shard_map(
@@ -94,10 +94,10 @@ def attend(
         mesh=layout.mesh,  # type: ignore[arg-type]
         in_specs=(query, key, key, where, where),
         out_specs=query,
-        # The compiler sees to the axes that cut nothing, except around kernels that it does not know.
+        # Leave the other axes to the compiler, except around custom kernels, which it cannot partition.
         axis_names=set(layout.mesh.axis_names)  # type: ignore[union-attr]
         if name in ("splash", "triton")
-        else {axis for axes in (batch, rows, layout.dividing_axes("heads")) for axis in axes},
+        else {axis for axes in (batch, rows, layout.sharding_axes("heads")) for axis in axes},
         check_vma=False,
     )
     return run(q_BTNH, k_BSKH, v_BSKH, queries, keys)
@@ -107,7 +107,7 @@ def _on_whole_rows(layout: Layout, name, q, k, v, queries, keys, window, softcap
     if name == "splash":
         return splash.for_platform(layout.platform).whole(
             q, k, v, queries, keys, window, softcap
-        )  # it names what it keeps itself
+        )  # names its own residuals
     if name == "triton":
         return checkpoint_name(triton(q, k, v, queries, keys, interpret=layout.platform != "gpu"), KEPT)
     function = {"reference": reference, "blockwise": blockwise.blockwise}[name]
@@ -115,14 +115,14 @@ def _on_whole_rows(layout: Layout, name, q, k, v, queries, keys, window, softcap
 
 
 def _own_key_heads(layout: Layout, groups: int, q, k, v):
-    """The key and value heads of this device's query heads, where all of them are on every device."""
-    heads, kv_heads = layout.dividing_axes("heads"), layout.dividing_axes("kv_heads")
+    """The key and value heads that this device's query heads need, where KV heads are replicated."""
+    heads, kv_heads = layout.sharding_axes("heads"), layout.sharding_axes("kv_heads")
     if kv_heads == heads:
         return k, v
     if kv_heads:
         raise BadInput(
             f"sharding.kv_heads is {'+'.join(kv_heads)!r} and sharding.heads {'+'.join(heads) or 'none'!r}: key heads "
-            "go with their query heads, or are whole. Set --sharding.kv-heads none"
+            "must be sharded like their query heads, or replicated. Set --sharding.kv-heads none"
         )
     mine = q.shape[2]
     first = jax.lax.axis_index(heads) * mine

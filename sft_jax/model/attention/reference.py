@@ -1,7 +1,7 @@
-"""Plain attention over packed documents: what every other implementation must equal.
+"""Reference attention over packed documents, which every other implementation must match.
 
-A query sees a key when both lie in the same segment and the key's position is not later (nor outside the window).
-Positions restart with every document, so this holds for packed rows, for cached keys and for any shard of a row.
+A query sees a key if both are in the same segment and the key is not later (nor outside the window). Positions restart
+with every document, so this holds for packed rows, for cached keys and for any shard of a row.
 """
 
 from typing import NamedTuple
@@ -12,33 +12,33 @@ import jax.numpy as jnp
 from sft_jax.model.precision import accumulator
 
 KEPT = "attention_out"
-"""Name, for remat policies, of what attention keeps for its backward pass: its output and log-sums."""
+"""Checkpoint name of attention's residuals, its output and log-sum-exp, for remat policies."""
 
 NO_SEGMENT = -1
-"""Segment of what is added to a row to fill a block; no document has it."""
+"""Segment id of padding that fills a block; no document has it."""
 
 MASKED = -1e30
-"""Finite, so that a row whose every key is hidden has a softmax without NaN."""
+"""Finite, so that the softmax of a fully masked row has no NaN."""
 
 
 class TokenPositions(NamedTuple):
-    """Where the tokens of a [B, T] array stand."""
+    """Position and segment of each token of a [B, T] array."""
 
     positions: jax.Array
-    """int32 [B, T], from 0 in every document."""
+    """int32 [B, T], counting from 0 in every document."""
     segments: jax.Array
     """int32 [B, T]; 0 is padding."""
 
 
 def visible(queries: TokenPositions, keys: TokenPositions, window: int | None) -> jax.Array:
-    """bool [B, T, S]: may the query see the key?"""
+    """bool [B, T, S]: whether the query may attend to the key."""
     distance = queries.positions[:, :, None] - keys.positions[:, None, :]
     seen = (queries.segments[:, :, None] == keys.segments[:, None, :]) & (distance >= 0)
     return seen if window is None else seen & (distance < window)
 
 
 def scores_of(q_BKGTH, k_BKSH, seen_BTS, softcap) -> jax.Array:
-    """Scores [B, K, G, T, S] in float32, those of hidden keys MASKED; q is scaled already."""
+    """Scores [B, K, G, T, S] in float32, MASKED for hidden keys; q is already scaled."""
     scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=accumulator(k_BKSH))
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -46,7 +46,7 @@ def scores_of(q_BKGTH, k_BKSH, seen_BTS, softcap) -> jax.Array:
 
 
 def weighted_values(weights_BKGTS, v_BKSH) -> jax.Array:
-    """Sums of values [B, K, G, T, H] in float32; the weights are rounded to the dtype of the values."""
+    """Weighted sums of values [B, K, G, T, H] in float32; weights are cast to the dtype of the values."""
     weights = weights_BKGTS.astype(v_BKSH.dtype)
     return jnp.einsum("BKGTS,BKSH->BKGTH", weights, v_BKSH, preferred_element_type=accumulator(v_BKSH))
 
@@ -55,13 +55,13 @@ def attend_block(q_BKGTH, k_BKSH, v_BKSH, seen_BTS, softcap) -> jax.Array:
     """Softmax attention of one block of queries, in float32 from the scores on; returns [B, K, G, T, H]."""
     scores = scores_of(q_BKGTH, k_BKSH, seen_BTS, softcap)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    # The sum divides the small result instead of the large weights.
+    # Normalise the small output instead of the large weights.
     out = weighted_values(weights, v_BKSH) / weights.sum(axis=-1, keepdims=True)
     return out.astype(v_BKSH.dtype)
 
 
 def join(out_BTNH, lse_BTN, other_out_BTNH, other_lse_BTN):
-    """Attention over two parts of the keys -> over both; `lse` is the log of the sum of a query's weights."""
+    """Combine attention over two parts of the keys; `lse` is the log-sum-exp of a query's scores."""
     lse = jnp.logaddexp(lse_BTN, other_lse_BTN)
     out = out_BTNH * jnp.exp(lse_BTN - lse)[..., None] + other_out_BTNH * jnp.exp(other_lse_BTN - lse)[..., None]
     return out, lse
@@ -84,6 +84,6 @@ def heads_last(x_BKGTH: jax.Array) -> jax.Array:
 def reference(
     q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions, window=None, softcap=None
 ) -> jax.Array:
-    """Plain attention with the whole score matrix; what the other implementations are tested against."""
+    """Attention with the full score matrix; the other implementations are tested against it."""
     q, k, v = heads_first(q_BTNH, k_BSKH, v_BSKH)
     return heads_last(attend_block(q, k, v, visible(queries, keys, window), softcap))

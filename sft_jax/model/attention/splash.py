@@ -1,7 +1,7 @@
-"""Attention on TPUs: JAX's splash kernel (Pallas) behind the function of `attention.reference`.
+"""Attention on TPUs: JAX's splash kernel (Pallas) with the interface of `attention.reference`.
 
-The kernel skips blocks that the causal mask or the window hides, takes segment ids, and reads each key head once for
-the query heads that share it. Its masks go by index in the row: within a document, that is the order of positions.
+The kernel skips blocks hidden by the causal mask or the window, takes segment ids, and reads each key head once for
+the query heads that share it. Its masks use indices in the row, which within a document have the order of positions.
 """
 
 import functools
@@ -19,7 +19,7 @@ from sft_jax.model.attention.reference import KEPT, NO_SEGMENT, TokenPositions
 
 
 class Kernels(NamedTuple):
-    """Attention over whole rows, and over parts of rows that are joined later (`context.ring`)."""
+    """Attention over whole rows, and over parts of rows that are combined later (`context.ring`)."""
 
     whole: Callable[..., jax.Array]
     forward_part: Callable[..., Any]
@@ -28,7 +28,7 @@ class Kernels(NamedTuple):
 
 @functools.cache
 def for_platform(platform: str) -> Kernels:
-    """The kernel compiled for a TPU; elsewhere it is interpreted, which tests do."""
+    """The kernel compiled for a TPU; on other platforms, used by tests, it is interpreted."""
     interpret = platform != "tpu"
     functions: Any = (functools.partial(one, interpret) for one in (splash, forward_part, backward_part))
     return Kernels(*functions)
@@ -38,7 +38,7 @@ LANES = 128
 """Lengths are padded to a multiple of this, the width of a vector register."""
 
 BLOCKS = (512, 256, 128)
-"""Sizes of the kernel's blocks to choose from, the first that divides the length."""
+"""Candidate block sizes; the first that divides the length is used."""
 
 
 def splash(
@@ -48,20 +48,20 @@ def splash(
     """Attention [B, T, N, H] of consecutive tokens.
 
     Args:
-      shard: (number, count) where the queries are one of `count` equal shards of the keys' row, the traced `number` of
-        them; None where they are the whole row.
+      shard: (number, count) if the queries are shard `number` (may be traced) of `count` equal shards of the row; None
+        if they are the whole row.
 
     Raises:
-      BadInput: shards that are no multiple of LANES.
+      BadInput: the shard length is not a multiple of LANES.
     """
     time, seen = q_BTNH.shape[1], k_BSKH.shape[1]
     number, count = shard or (0, 1)
     if time * count != seen:
-        raise ValueError(f"splash attends within one row: {time} x {count} queries do not make {seen} keys")
+        raise ValueError(f"splash attends within one row: expected {seen} queries, found {time} x {count}")
     if count > 1 and time % LANES:
         raise BadInput(
-            f"rows of {seen} tokens over {count} devices are shards of {time}, but the splash kernel takes "
-            f"shards of a multiple of {LANES}. Set data.sequence_length to a multiple of {LANES * count}, or "
+            f"rows of {seen} tokens over {count} devices give shards of {time} tokens, but the splash kernel needs "
+            f"a multiple of {LANES}. Set data.sequence_length to a multiple of {LANES * count}, or "
             "model.context_attention ring, or model.attention blockwise."
         )
     q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)
@@ -73,12 +73,12 @@ def splash(
 
 
 def forward_part(interpret: bool, q_BTNH, k_BSKH, v_BSKH, queries, keys, offset, window=None, softcap=None):
-    """As `blockwise.forward_part`, for queries that stand `offset` tokens behind the keys in their row."""
+    """As `blockwise.forward_part`; `offset` is the first query's index minus the first key's in the row."""
     time = q_BTNH.shape[1]
     q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)
     kernel = _kernel(interpret, q.shape[1], q.shape[2], k.shape[2], offset, window, softcap, residuals=True)
     out, (lse,) = jax.vmap(kernel)(q, k, v, ids)
-    # Rows with no key in any block of the mask divide nothing by nothing.
+    # Queries that see no key would divide zero by zero.
     empty = ~(lse > kernels.DEFAULT_MASK_VALUE / 2)
     out = jnp.where(empty[..., None], 0.0, out.astype(jnp.float32))
     lse = jnp.where(empty, kernels.DEFAULT_MASK_VALUE, lse)
@@ -88,7 +88,7 @@ def forward_part(interpret: bool, q_BTNH, k_BSKH, v_BSKH, queries, keys, offset,
 def backward_part(
     interpret: bool, q_BTNH, k_BSKH, v_BSKH, queries, keys, offset, window, softcap, lse_BTN, out_BTNH, d_out_BTNH
 ):
-    """As `blockwise.backward_part`; the kernel makes delta from the output of all keys by itself."""
+    """As `blockwise.backward_part`; the kernel computes delta from the output over all keys."""
     time, seen = q_BTNH.shape[1], k_BSKH.shape[1]
     q, k, v, ids = _prepare(q_BTNH, k_BSKH, v_BSKH, queries, keys)
     kernel = _kernel(interpret, q.shape[1], q.shape[2], k.shape[2], offset, window, softcap)
@@ -97,7 +97,7 @@ def backward_part(
 
     def one(q, k, v, ids, out, lse, d_out):
         saved = (q, k, v, ids, None, out, lse, kernel.dq_mask_info, kernel.dkv_mask_info)
-        # The kernel's own derivative, given the log-sums over all keys instead of over these.
+        # The kernel's own backward pass, given the log-sum-exp over all keys instead of over these.
         gradients = kernels._splash_attention_bwd(
             options["save_residuals"], options["mask_value"], options["is_mqa"], options["block_sizes"],
             options["residual_checkpoint_name"], options["mask_function"], options["attn_logits_soft_cap"],
@@ -115,7 +115,7 @@ def backward_part(
 
 
 def _prepare(q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions):
-    """Heads first, q scaled, lengths padded to whole registers, and the segment ids of both."""
+    """Move heads first, scale q, pad lengths to whole registers; also returns the segment ids."""
 
     def heads(x):
         return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % LANES), (0, 0)))
@@ -161,27 +161,27 @@ def _kernel(interpret: bool, heads, time, seen, offset, window, softcap, shards:
 
 
 PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
-"""Of a block of queries and a block of keys, in each of the kernels: scores and values; scores, dP, dV and dK; scores,
-dP and dQ (Dao 2023, algorithms 1 and 2; here the backward pass makes the scores twice)."""
+"""Matrix products per pair of query and key blocks in each kernel: scores and values; scores, dP, dV and dK; scores, dP
+and dQ (Dao 2023, algorithms 1 and 2; here the backward pass computes the scores twice)."""
 
 
 def kernel_flops(equation: Any) -> float:
-    """Operations of one call of a splash kernel, from its equation in a jaxpr; blocks that the mask hides are skipped.
+    """FLOPs of one splash kernel call, from its equation in a jaxpr; masked blocks are skipped.
 
-    A causal row counts as its share of the whole triangle, be it a shard of the queries or not; a window as if every
-    block of queries saw as many blocks of keys as the one that sees most.
+    A causal call, sharded or not, counts its share of the whole triangle. A windowed call counts as if every block of
+    queries saw as many key blocks as the one that sees the most.
 
     Raises:
-      ValueError: another kernel.
+      ValueError: not a splash kernel.
     """
     name = str(equation.params["name"])
     phase = next((phase for phase in PRODUCTS if name.startswith(f"splash_mha_{phase}_")), None)
     if phase is None:
-        raise ValueError(f"no formula for the operations of the kernel {name}")
+        raise ValueError(f"no FLOP formula for the kernel {name}")
     table, q, k = (equation.invars[i].aval.shape for i in (1, 2, 3))
     time, seen = q[-2], k[-2]
     q_block, block = _block(time), _block(seen)
-    if phase == "dkv":  # its table has the blocks of keys as columns too, but is cut along the queries
+    if phase == "dkv":  # its table has key blocks as columns too, but is sliced along the queries
         whole, visible = table[-2] == time // q_block, table[-2] * table[-1]
     else:
         whole, visible = table[-1] == seen // block, table[-2] * table[-1]
@@ -191,7 +191,7 @@ def kernel_flops(equation: Any) -> float:
 
 
 def _of_shard(kernel, number, count: int):
-    """The part of the kernel's tables that one shard of the queries needs; `number` may be traced."""
+    """The slice of the kernel's mask tables for one shard of the queries; `number` may be traced."""
 
     def part(x, axis):
         if x is None:

@@ -1,4 +1,4 @@
-// Under a pointer, a finger or the arrow keys, a plot's numbers stand below it.
+// Shows a plot's values below it, at the pointer, finger or arrow-key position.
 for (const svg of document.querySelectorAll("svg[data-readings]")) {
   const readings = JSON.parse(svg.dataset.readings), hair = svg.querySelector(".hair");
   const out = document.createElement("output");

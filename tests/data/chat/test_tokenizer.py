@@ -101,7 +101,7 @@ def test_a_gguf_whose_cutting_is_unknown_is_refused(tmp_path: Path, make_tokeniz
 def test_a_damaged_gguf_is_refused(tmp_path: Path, make_tokenizer):
     whole = write_gguf(tmp_path / "m.gguf", make_tokenizer(), "gpt-2").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[:500])
-    with pytest.raises(BadInput, match=r"cut\.gguf: .*the GGUF header is damaged or cut short"):
+    with pytest.raises(BadInput, match=r"cut\.gguf: .*the GGUF header is corrupted or truncated"):
         load_tokenizer(tmp_path / "cut.gguf")
     (tmp_path / "no.gguf").write_bytes(b"PK" * 20)
     with pytest.raises(BadInput, match="expected GGUF"):

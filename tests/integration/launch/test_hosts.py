@@ -125,4 +125,4 @@ def _check_what_is_said(said: list[str], victim: int, log: str) -> None:
         assert all("process 2 has been silent for more than 6 s" in text for text in others), said
     else:
         assert all("the coordinator 10.77.0.1:" in text and "has not answered for 6 s" in text for text in others), said
-    assert "sft_jax.distributed.watchdog: process 1 of 3 leaves: " in log
+    assert "sft_jax.distributed.watchdog: process 1 of 3 exits: " in log
