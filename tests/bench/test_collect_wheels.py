@@ -21,8 +21,8 @@ def found(**packages: str) -> dict[str, Found]:
 
 
 def test_what_the_machine_has_is_not_carried_nor_what_only_that_needs():
-    packages = found(jax="scipy>=1", scipy="", tyro="typeguard and jax", typeguard="")
-    assert [one.name for one in lacking(["jax>=0.10", "tyro[all]"], packages, {"jax"})] == ["typeguard", "tyro"]
+    packages = found(jax="scipy>=1", scipy="", rich="pygments and jax", pygments="")
+    assert [one.name for one in lacking(["jax>=0.10", "rich[all]"], packages, {"jax"})] == ["pygments", "rich"]
 
 
 def test_extras_and_markers_count_as_they_do_on_that_machine():

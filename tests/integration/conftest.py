@@ -45,7 +45,7 @@ def run(capfd):
     def finish(*arguments: object) -> tuple[int, str, str]:
         try:
             status = run_command([str(argument) for argument in arguments])
-        except SystemExit as end:  # tyro ends by itself on a value of the wrong type, and on --help
+        except SystemExit as end:  # --help
             status = int(end.code or 0)
         out, err = capfd.readouterr()
         return status, out, err

@@ -35,7 +35,7 @@ def triton(q_BTNH, k_BSKH, v_BSKH, queries: TokenPositions, keys: TokenPositions
     if time != k_BSKH.shape[1]:
         raise ValueError(f"triton attends within whole rows, found {time} queries and {k_BSKH.shape[1]} keys")
     with warnings.catch_warnings():
-        # JAX 0.12 recommends tokamax, which has no version for Python 3.11 compatible with tyro 1.0.
+        # JAX 0.12 recommends tokamax instead, whose current version needs Python 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
         from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
 
