@@ -108,7 +108,7 @@ def test_run_validates_what_the_command_line_validates(config):
 
 
 def test_fewer_devices_than_asked_for_are_said_once_jax_is_in_use(config):
-    with pytest.raises(sft.BadInput, match=r"cpu_devices is 16, but JAX has been used .* has 8 cpu device"):
+    with pytest.raises(sft.BadInput, match=r"cpu_devices is 16, but JAX is already initialized .* with 8 cpu device"):
         sft.Run(config, **{"distributed.cpu_devices": 16})
 
 
