@@ -119,7 +119,7 @@ def topology(name: str, slices: int = 1) -> Topology:
         if not re.fullmatch(r"[1-9]\d*", dims):
             raise BadInput(f"topology {name!r}: expected the number of GPUs after the colon, e.g. {kind}:8")
         if slices > 1:
-            raise BadInput(f"--slices is {slices}, but GPUs have no slices: give their total number, e.g. {kind}:16")
+            raise BadInput(f"--slices is {slices}: GPUs have nodes of {chip.host_chips}; use the total, e.g. {kind}:16")
         return Topology(name, kind, (int(dims),))
     example = f"{kind}:{'x'.join(['4'] * chip.sides)}"
     if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (chip.sides - 1), dims):

@@ -1,1 +1,1 @@
-"""What people look at: the terminal while a run goes on, and the page it leaves behind."""
+"""Output for people: terminal tables, progress during a run, and self-contained HTML pages."""

@@ -77,7 +77,7 @@ def test_what_is_replicated_is_counted_and_has_a_reason(small):
 
 def test_activations_have_the_shapes_of_the_layout(small):
     config = replace(_config(Mesh(fsdp=2, context=4)), model=Model(path="none", dtype="bfloat16", head_chunk=32))
-    with pytest.raises(BadInput, match=r"shards of 32, but the splash kernel .* multiple of 512"):
+    with pytest.raises(BadInput, match=r"shards of 32 tokens, but the splash kernel .* multiple of 512"):
         place_all(config, small, SHAPES, abstract_mesh(config, 8), "tpu")
     placed = {each.name: each for each in place_all(config, small, SHAPES, abstract_mesh(config, 8), "cpu")}
     assert placed["query"].dtype == "bfloat16" and placed["query"].shard_shape == (4, 32, 8, 16)
