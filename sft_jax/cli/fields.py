@@ -27,7 +27,7 @@ class Option(NamedTuple):
     positional: str = ""
     """What the usage line calls it, where it is given without a name."""
     may_be_none: bool = False
-    """A tuple that is empty unless it is given: `none` empties it again."""
+    """A tuple of a config that is empty by default: `none` empties it again."""
 
 
 def options_of(kind: type, default: Any = None, prefix: str = "") -> list[Option]:
@@ -47,7 +47,7 @@ def options_of(kind: type, default: Any = None, prefix: str = "") -> list[Option
         if get_origin(type_) is Annotated:
             type_, mark = get_args(type_)
             positional = mark.name
-        found.append(Option(name, type_, value, docs.get(field.name, ""), positional, given == ()))
+        found.append(Option(name, type_, value, docs.get(field.name, ""), positional, given == () and bool(prefix)))
     return found
 
 

@@ -241,16 +241,16 @@ def _as_json(planned: "Planned") -> dict[str, object]:
 
 
 def _how(request: "Request", options: Plan) -> list[str]:
-    """How the plan is made, where it is not compiled."""
-    from sft_jax.plan.aot import compiler_problem
+    """How the plan is made, if it is not compiled."""
+    from sft_jax.plan.aot import compiler_exists, compiler_problem
 
     if request.topology.is_gpu:
-        return ["in closed form: there is no compiler for GPUs that are not here"]
+        return ["in closed form: GPU programs cannot be compiled without the GPU"]
     if options.analytic:
         return ["in closed form, as --analytic asks"]
     problem = compiler_problem()
     if problem is None:
         return []
-    if "exists for Linux" in problem:
+    if not compiler_exists():
         return [f"in closed form: {problem}"]
     raise BadInput(f"{problem}. --analytic plans in closed form, without it.")

@@ -22,7 +22,7 @@ from typing import Any
 
 from sft_jax.cli.plan import batch_shapes
 from sft_jax.cli.processes import exit_status
-from sft_jax.config import load_config
+from sft_jax.config import RunConfig, leaf_fields, load_config
 from sft_jax.errors import EXIT_DONE, BadInput
 from sft_jax.plan.chips import topology
 from sft_jax.plan.isolated import Request
@@ -59,9 +59,11 @@ def _docstring(path: Path) -> str:
 
 
 def fingerprint(request: Request) -> str:
-    """Hash of the config, the model and the chips, without `distributed`, which does not affect the plan."""
-    config = asdict(request.config)
-    del config["distributed"]
+    """Hash of the model, the chips and the config, as far as it differs from the defaults: a new field changes no plan.
+    `distributed` does not affect plans."""
+    defaults = {name: value for name, _, value in leaf_fields(RunConfig())}
+    values = sorted((name, value) for name, _, value in leaf_fields(request.config) if value != defaults[name])
+    config = [[name, value] for name, value in values if not name.startswith("distributed.")]
     text = json.dumps([config, asdict(request.architecture), request.shapes, str(request.topology)])
     return sha256(text.encode()).hexdigest()[:16]
 

@@ -74,9 +74,14 @@ def topology_devices(name: str, slices: int = 1) -> list[Any]:
         raise BadInput(f"topology {name!r}: {first}. {compiler_problem() or ''}".strip()) from error
 
 
+def compiler_exists() -> bool:
+    """Whether there is a TPU compiler for this kind of machine at all, installed or not."""
+    return (sys.platform, platform.machine()) == ("linux", "x86_64")
+
+
 def compiler_problem() -> str | None:
     """Why this machine cannot compile for TPUs, with the fix; None if it can."""
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    if not compiler_exists():
         return (
             f"this machine is {sys.platform} on {platform.machine()}, but the TPU compiler (libtpu) exists only for "
             "Linux on x86-64"

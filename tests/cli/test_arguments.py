@@ -47,7 +47,7 @@ class Command:
         (("m", "--json", "False"), {"json": False}),
         (("m", "--json", "true", "--words", "a", "b"), {"json": True, "words": ("a", "b")}),
         (("m", "--words"), {"words": ()}),
-        (("m", "--words", "none"), {"words": ()}),
+        (("m", "--words", "none"), {"words": ("none",)}),
         (("m", "--words=-x"), {"words": ("-x",)}),
         (("m", "--checks", "none"), {"checks": ("none",)}),
         (("m", "--shares", "0.5", "2", "1e-3"), {"shares": (0.5, 2.0, 1e-3)}),

@@ -24,7 +24,10 @@ BAD_DATA = {
     "missing file": (None, ["no such file", "train.jsonl"]),
     "empty file": ("", ["train.jsonl", "empty"]),
     "invalid JSON": ('{"messages": [}\n', ["train.jsonl:1:15"]),
-    "no trained token in all rows": (json.dumps(_row("hello")) + "\n", ["train.jsonl:1", "no"]),
+    "no trained token in all rows": (
+        json.dumps(_row("hello")) + "\n",
+        ["train.jsonl: no trained token in any", "line 1"],
+    ),
     "unknown role": (
         json.dumps({"messages": [{"role": "robot", "content": "x"}]}) + "\n",
         ["train.jsonl:1", "robot", "assistant"],

@@ -55,7 +55,10 @@ BAD = {
     "unknown array": (("--devices", 8, "--parameter", "querry"), ["'querry' is no array", "query"]),
     "too many heads": (("--mesh.tensor", 8, "--mesh.fsdp", 1), ["kv_heads 2", "tensor = 8", "nearest mesh"]),
     "longer than the model": (("--devices", 8, "--data.sequence-length", 4096), ["4096", "512 positions"]),
-    "an axis without work": (("--devices", 8, "--mesh.expert", 2), ["mesh.expert is 2", "repeat", "--mesh.expert 1"]),
+    "an axis without work": (
+        ("--devices", 8, "--mesh.expert", 2),
+        ["mesh.expert is 2", "duplicate work", "--mesh.expert 1"],
+    ),
     "context does not divide": (("--devices", 3, "--mesh.fsdp", 1, "--mesh.context", 3), ["128", "context = 3", "129"]),
     "context does not divide the targets": (
         ("--devices", 4, "--mesh.fsdp", 1, "--mesh.context", 4, "--data.target-capacity", 30),

@@ -15,7 +15,7 @@ from sft_jax.plan.search import (
     Candidate,
     _candidate,
     _corrected,
-    _next,
+    _pick_next,
     candidates,
     config_lines,
     flags,
@@ -90,13 +90,13 @@ def test_what_was_compiled_corrects_the_layouts_like_it(small_request):
 
 def test_the_search_goes_on_while_a_layout_may_be_faster_and_fits(small_request):
     every = candidates(small_request(rows=16))
-    first = _next(list(every), [], room=1e18)
+    first = _pick_next(list(every), [], room=1e18)
     assert first is not None and first.seconds == every[0].seconds
     quick = replace(plan_analytic(first.request), step_seconds=first.seconds / 100, fits=True)
     compiled = [(first, quick)] * 4
-    assert _next(every[1:], compiled, room=1e18) is None, "no other comes near"
-    assert _next(every[1:], compiled[:1], room=1e18) is not None, "a few are compiled in any case"
-    assert _next(every[1:], compiled[:1], room=1.0) is None, "none fits"
+    assert _pick_next(every[1:], compiled, room=1e18) is None, "no other comes near"
+    assert _pick_next(every[1:], compiled[:1], room=1e18) is not None, "a few are compiled in any case"
+    assert _pick_next(every[1:], compiled[:1], room=1.0) is None, "none fits"
 
 
 def test_a_layout_that_does_not_divide_the_model_is_passed_over(small_request):
