@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
-from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_beside, load_model, write_lines
+from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_beside, load_model, stages, write_lines
 from sft_jax.errors import EXIT_DONE, BadInput
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def evaluate(arguments: Sequence[str]) -> int:
         report[name] = _report_of(each, found[name], beside)
         lines += _lines(name, each, found[name], beside)
         if other is not None and each.examples:
-            report[name]["kl"] = mean(divergences_of(model, other, each.examples, options.batch_size))
+            with stages()("comparing their probabilities"):
+                report[name]["kl"] = mean(divergences_of(model, other, each.examples, options.batch_size))
     if options.out:
         write_lines(lines, options.out)
     if is_first_process():
@@ -114,7 +115,11 @@ def _evaluated(options: Evaluate, rows: "Rows", model: "Model") -> "Measured":
 
     checks = make_checks(options.check, options.scorer, rows.tasks)
     sampling, compute, size = Sampling(options.max_new_tokens), model.compute, options.batch_size
-    return evaluate_on(rows, model.pretrained, model.architecture, model.parameters, compute, sampling, checks, size)
+    what = f"{len(rows.examples):,} documents, {len(rows.tasks):,} answers"
+    with stages()(f"measuring {model.name} ({what})"):
+        return evaluate_on(
+            rows, model.pretrained, model.architecture, model.parameters, compute, sampling, checks, size
+        )
 
 
 def _report_of(rows: "Rows", found: "Measured", beside: "Measured | None") -> dict[str, Any]:

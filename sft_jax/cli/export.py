@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
-from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model
+from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, stages
 from sft_jax.errors import EXIT_DONE
 
 
@@ -30,6 +30,7 @@ def export(arguments: Sequence[str]) -> int:
     at_least(options, 1, "max_shard_bytes")
     check_writable(options.out, directory=True)
     model = load_model(options.model, options)
-    model.export(options.out, dtype=options.dtype, max_shard_bytes=options.max_shard_bytes)
+    with stages()(f"writing {options.out}"):
+        model.export(options.out, dtype=options.dtype, max_shard_bytes=options.max_shard_bytes)
     print(options.out)
     return EXIT_DONE

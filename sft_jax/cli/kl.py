@@ -7,7 +7,7 @@ from typing import Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
 from sft_jax.cli.evaluate import check_same_tokenizer, divergences_of, documents_of
-from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_beside, load_model, write_lines
+from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_beside, load_model, stages, write_lines
 from sft_jax.errors import EXIT_DONE
 
 
@@ -46,7 +46,8 @@ def kl(arguments: Sequence[str]) -> int:
     examples = documents_of(options, options.data, model)
     other = load_beside(options.reference, model, options)
     check_same_tokenizer(model, other)
-    found = divergences_of(model, other, examples, options.batch_size)
+    with stages()(f"comparing {len(examples):,} documents"):
+        found = divergences_of(model, other, examples, options.batch_size)
     if options.out:
         names = {"kl": "kl", "log_p": "logprobs", "log_q": "reference_logprobs"}
         lines = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
-from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, write_lines
+from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, stages, write_lines
 from sft_jax.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -43,5 +43,6 @@ def score(arguments: Sequence[str]) -> int:
     examples = prepare(data, model.tokenizer, keep_untrained=True).examples
     model.check(examples)
     scores = score_examples(model.architecture, model.compute, model.parameters, examples, options.batch_size)
-    write_lines((scored_row(example, log_p) for example, log_p in zip(examples, scores, strict=True)), options.out)
+    with stages()(f"scoring {len(examples):,} documents"):
+        write_lines((scored_row(example, log_p) for example, log_p in zip(examples, scores, strict=True)), options.out)
     return EXIT_DONE
