@@ -70,11 +70,12 @@ def find_form(value: Mapping[str, Any], declared: str = "auto", mapped: Collecti
       mapped: our keys that a field map fills: forms that use one of them are tried first.
     """
     forms = _candidates(declared, mapped)
-    found = next((form for form in forms if _fits(form, value)), None)
+    found: Format | None = next((form for form in forms if _fits(form, value)), None)
     # Data sets count tokens and score rows under the names of a document's: only lists are one, or a broken one.
     if found is None and "tokens" in forms and _has_keys("tokens", value):
         ids = value[first_of(value, KEYS["tokens"][0])]
-        return "tokens" if declared == "tokens" or isinstance(ids, list) else None
+        if declared == "tokens" or isinstance(ids, list):
+            return "tokens"
     return found
 
 
