@@ -26,7 +26,7 @@ BAD_DATA = {
     "invalid JSON": ('{"messages": [}\n', ["train.jsonl:1:15"]),
     "no trained token in all rows": (
         json.dumps(_row("hello")) + "\n",
-        ["train.jsonl: no trained token in any", "line 1"],
+        ["train.jsonl:1", "none of which has a trained token"],
     ),
     "unknown role": (
         json.dumps({"messages": [{"role": "robot", "content": "x"}]}) + "\n",

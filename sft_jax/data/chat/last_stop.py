@@ -15,6 +15,8 @@ from sft_jax.data.chat.tokenizer import model_stops
 
 _LAST, _NEXT = "Qz4Q", "Zq5Z"
 """Words of the last turn, and of the message that would follow it."""
+_TAIL = 1000
+"""Characters in which a special token and the white space behind it are looked for."""
 
 
 def appended_stop(message: dict[str, Any], tokenizer: Any) -> int | None:
@@ -26,7 +28,7 @@ def appended_stop(message: dict[str, Any], tokenizer: Any) -> int | None:
 
 def ends_with_special(text: str, tokenizer: Any) -> bool:
     """Whether a text ends with a special token, but for white space."""
-    return text.rstrip().endswith(tuple(special_ids(tokenizer)))
+    return text[-_TAIL:].rstrip().endswith(tuple(special_ids(tokenizer)))
 
 
 def stops_that_matter(tokenizer: Any) -> list[int]:

@@ -62,8 +62,8 @@ def turn_spans(
 
 
 def is_open(template: Template, i: int) -> bool:
-    """Whether the template ends assistant message `i`, the last one, without a stop token."""
-    if template.marks or ends_with_special(template.whole, template.tokenizer):
+    """Whether the template ends assistant message `i`, the last one, without a stop token that the model has."""
+    if not model_stops(template.tokenizer) or template.marks or ends_with_special(template.whole, template.tokenizer):
         return False
     try:
         _derived_span(template, i)

@@ -1,6 +1,7 @@
 """Which form a record has, seen from its keys, and which of its keys that form reads."""
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 from sft_jax.config import Data, Format
@@ -46,14 +47,19 @@ _SHOWN = 80
 """Characters of a record's keys that a message lists."""
 
 
-def first_of(value: Mapping[str, Any], names: tuple[str, ...]) -> str:
+def first_of(value: Collection[str], names: tuple[str, ...]) -> str:
     """The first of some names that a record has; the first of all where it has none."""
     return next((name for name in names if name in value), names[0])
 
 
-def keys_read(form: Format, value: Mapping[str, Any]) -> set[str]:
+def keys_read(form: Format, value: Mapping[str, Any]) -> frozenset[str]:
     """The keys of a record that its form reads."""
-    return {"id", *(first_of(value, names) for names in (*KEYS[form], *_MAY[form]))}
+    return _keys_read(form, tuple(value))
+
+
+@lru_cache(maxsize=256)
+def _keys_read(form: Format, given: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(("id", *(first_of(given, names) for names in (*KEYS[form], *_MAY[form]))))
 
 
 def columns_read(data: Data) -> frozenset[str] | None:
@@ -74,7 +80,8 @@ def find_form(value: Mapping[str, Any], declared: str = "auto", mapped: Collecti
     # Data sets count tokens and score rows under the names of a document's: only lists are one, or a broken one.
     if found is None and "tokens" in forms and _has_keys("tokens", value):
         ids = value[first_of(value, KEYS["tokens"][0])]
-        found = "tokens" if declared == "tokens" or isinstance(ids, list) else None
+        if declared == "tokens" or isinstance(ids, list):
+            return "tokens"
     return found
 
 

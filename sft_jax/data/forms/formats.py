@@ -63,7 +63,8 @@ def read(record: Record, data: Data) -> Reading:
         known = keys_read(form, row.value)
         if not any(isinstance(one, Conversation | Pair) for one in found):
             known -= {*FOR_TEMPLATE}
-        unread |= {key: None for key, value in row.value.items() if key not in known and value is not None}
+        if not known.issuperset(row.value):
+            unread |= {key: None for key, value in row.value.items() if key not in known and value is not None}
         made += found
     return Reading(told_apart(made), tuple(unread))
 

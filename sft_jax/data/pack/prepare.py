@@ -136,15 +136,10 @@ def check_any_used(files: Sequence[str], counts: Counts, dropped: Sequence[Dropp
       NothingTrains: with the first reason.
     """
     if not counts.used:
-        first = f" The first, {_line_of(dropped[0].where)}: {dropped[0].reason}" if dropped else ""
-        name = dropped[0].where.rpartition(":")[0] if dropped else files[0]
-        more, its = (f" and {len(files) - 1:,} more", "their") if len(files) > 1 else ("", "its")
-        message = f"{name}{more}: no trained token in any of {its} {counts.rows:,} rows.{first}"
+        name, why = (dropped[0].where, f"{dropped[0].reason}. ") if dropped else (files[0], "")
+        of = f" of {len(files):,} files" if len(files) > 1 else ""
+        message = f"{name}: {why}It is the first of {counts.rows:,} rows{of}, none of which has a trained token"
         raise NothingTrains(message, counts, dropped)
-
-
-def _line_of(where: str) -> str:
-    return f"line {where.rpartition(':')[2]}"
 
 
 def _reason(row: Row, error: BadRow) -> str:
