@@ -10,7 +10,7 @@ from sft_jax.data.chat.rendering import RenderOptions
 from sft_jax.data.chat.strings import prompt_ids
 from sft_jax.data.pack.prepare import check_ids
 from sft_jax.errors import BadInput
-from sft_jax.evaluate.bfcl import system_prompt
+from sft_jax.evaluate.bfcl import is_bfcl, system_prompt
 from sft_jax.evaluate.task import Answer, Task
 from sft_jax.model.architecture import Architecture
 from sft_jax.sample.draw import Sampling
@@ -21,7 +21,8 @@ from sft_jax.weights.pretrained import Pretrained
 def task_tokens(task: Task, tokenizer: Any, options: RenderOptions = DEFAULT) -> list[int]:
     """Token ids of the prompt: those that training sees before the answer.
 
-    If the chat template does not support tools, they are described in the system turn.
+    Questions of the Berkeley Function Calling Leaderboard must show their tools: a chat template without support for
+    tools gets them described in the system turn. Rows of demonstrations are rendered as in training, tools or not.
 
     Args:
       options: how the model's own training rendered conversations.
@@ -37,7 +38,7 @@ def task_tokens(task: Task, tokenizer: Any, options: RenderOptions = DEFAULT) ->
 
     messages, tools = list(task.messages), list(task.tools or ())
     ids = prompted(messages, tools or None)
-    if not tools or ids != prompted(messages, None):
+    if not is_bfcl(task.row) or ids != prompted(messages, None):
         return ids
     given = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
     text = "\n\n".join(part for part in (given, system_prompt(tools)) if part)

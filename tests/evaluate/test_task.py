@@ -93,11 +93,14 @@ def test_files_of_prompts_alone_have_no_likelihood(tmp_path, line, demonstrates)
     assert has_demonstrations(Data((str(file),)), (str(file),)) == demonstrates
 
 
-def test_tools_that_the_template_drops_stand_in_the_system_turn(tokenizer):
+def test_tools_that_the_template_drops_stand_in_the_system_turn_of_the_leaderboards_questions_alone(tokenizer):
     tools = [{"type": "function", "function": {"name": "find_it", "parameters": {"type": "object", "properties": {}}}}]
     messages = [{"role": "system", "content": "Be brief."}, USER]
     task = task_of(Record("f", 1, {"messages": messages, "tools": tools}), Data(()))
-    text = tokenizer.decode(task_tokens(task, tokenizer))
+    trained = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, return_dict=False)
+    assert task_tokens(task, tokenizer) == trained, "what training sees"
+    question = dataclasses.replace(task, row={"id": "simple_0", "question": [messages], "function": []})
+    text = tokenizer.decode(task_tokens(question, tokenizer))
     assert text.startswith("<|im_start|>system\nBe brief.\n\nYou can call these functions")
     assert '"name": "find_it"' in text and text.endswith("<|im_start|>assistant\n")
 

@@ -46,6 +46,9 @@ def limit_memory(more_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+UNUSED_TOOLS = "tools, which the chat template ignores"
+
+
 class Renderer:
     """Answers requests by transformers' own functions, whose only caller in this process it is."""
 
@@ -84,13 +87,21 @@ class Renderer:
             if marks:
                 with contextlib.suppress(*self.failures):
                     marked = self.render(number, messages, tools, kwargs, marks=True)
-            unused = [name for name in kwargs if name not in self.names_in(number)] if kwargs else []
+            unused = self.unused(number, tools, kwargs)
         except MemoryError:
             return {"length": 0, "memory": True}, ""
         except self.failures as error:
             line = getattr(error, "lineno", None)
             return {"length": 0, "failure": f"{type(error).__name__}: {error}", "line": line}, ""
         return {"length": len(whole), "beginnings": texts, "marked": marked, "unused": unused}, whole
+
+    def unused(self, number: int, tools: list[Any] | None, kwargs: dict[str, Any] | None) -> list[str]:
+        """What the row gives that the template never mentions: `chat_template_kwargs.NAME`, and its tools."""
+        if not tools and not kwargs:
+            return []
+        names = self.names_in(number)
+        missing = [f"chat_template_kwargs.{name}" for name in kwargs or () if name not in names]
+        return missing + ([UNUSED_TOOLS] if tools and "tools" not in names else [])
 
     def names_in(self, number: int) -> set[str]:
         """The names that a template mentions; it has been compiled, so it can be parsed."""

@@ -266,7 +266,7 @@ class _Fitter:
         empty = sum(talk.empty for talk in talks)
         self.tally["empty_turns"] += empty
         self.tally["null_rows"] += any(talk.nulls for talk in talks)
-        self.unread.update({f"chat_template_kwargs.{name}" for one in encoded for name in one.unused})
+        self.unread.update({name for one in encoded for name in one.unused})
         for one, (tokens, weights, lost, _) in zip(found, encoded, strict=True):
             self.tally["lossy"] += bool(lost)
             example = Example(one.id or record.where, record.source, record.line, tokens, weights)

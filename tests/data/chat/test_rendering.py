@@ -151,10 +151,17 @@ def test_a_runs_values_go_to_every_render_and_the_rows_own_win(make_tokenizer):
 
 def test_names_that_the_template_never_mentions_are_told(make_tokenizer, templates):
     kwargs = {"style": "ab", "sytle": "ab"}
-    for template, unused in ((KWARGS, ("sytle",)), (templates.CHATML, ("style", "sytle"))):
+    for template, unused in (
+        (KWARGS, ("chat_template_kwargs.sytle",)),
+        (templates.CHATML, ("chat_template_kwargs.style", "chat_template_kwargs.sytle")),
+    ):
         conversation = Conversation(TALK, template_kwargs=kwargs)
         assert encode("f:1", conversation, make_tokenizer(template), "assistant").unused == unused
     assert encode("f:1", Conversation(TALK), make_tokenizer(KWARGS), "assistant").unused == ()
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    shows = make_tokenizer("{% if tools %}{{ tools | length }}{% endif %}" + templates.CHATML)
+    for tokenizer, unused in ((make_tokenizer(KWARGS), ("tools, which the chat template ignores",)), (shows, ())):
+        assert encode("f:1", Conversation(TALK, tools), tokenizer, "assistant").unused == unused
     assigned = "{% set style = style | default('x') %}" + templates.CHATML
     assert (
         encode("f:1", Conversation(TALK, template_kwargs={"style": "a"}), make_tokenizer(assigned), "assistant").unused
