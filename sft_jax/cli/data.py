@@ -162,7 +162,7 @@ def prepare(arguments: Sequence[str]) -> int:
             before[split].items() >= provenance(chosen, tokenizer, files).items() for split, files in wanted.items()
         )
         if not same:
-            raise BadInput(f"--out {out} holds another data set; name a new directory or remove it")
+            raise BadInput(f"--out {out} holds another dataset; name a new directory or remove it")
         print(f"{out}: prepared already", file=sys.stderr)
         return EXIT_DONE
     made = {

@@ -1,4 +1,4 @@
-"""What a data set holds and what of it trains, as numbers that a script reads and a page shows."""
+"""What a dataset holds and what of it trains, as numbers that a script reads and a page shows."""
 
 import dataclasses
 import hashlib

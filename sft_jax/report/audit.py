@@ -1,4 +1,4 @@
-"""The audit of a data set: on the terminal, and as one self-contained page with every trained token coloured."""
+"""The audit of a dataset: on the terminal, and as one self-contained page with every trained token coloured."""
 
 from collections.abc import Sequence
 from typing import Any

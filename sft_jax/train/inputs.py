@@ -82,7 +82,7 @@ def read_demonstrations(
     Raises:
       BadInput: anything wrong with the model, the data, or their fit (lengths beyond the model's positions).
     """
-    locate = functools.cache(locate)  # data.train and data.eval may name two splits of one data set
+    locate = functools.cache(locate)  # data.train and data.eval may name two splits of one dataset
     pretrained = open_base(config, locate)
     limit = pretrained.architecture.max_positions
     if config.data.sequence_length > limit:
@@ -99,7 +99,7 @@ def read_demonstrations(
         tokenizer, cache = pretrained.tokenizer, workdir / PREPARED
         name = run_on_first_process(
             "prepares the data",
-            lambda gets_on: prepare_entry(data, tokenizer, entry, cache, progress, locate, gets_on),
+            lambda keep_alive: prepare_entry(data, tokenizer, entry, cache, progress, locate, keep_alive),
             seconds,
         )
         if name:

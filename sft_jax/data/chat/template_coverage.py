@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys under which data sets keep what a model thinks before it answers."""
+"""Keys under which datasets keep what a model thinks before it answers."""
 
 
 def losses(message: dict[str, Any], shown: str) -> list[str]:

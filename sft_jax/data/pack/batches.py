@@ -102,9 +102,7 @@ class Batches(PreparedRows):
           BadInput: the plan is of other examples, or batch_size is not divisible.
         """
         if len(plan.members) != len(examples):
-            raise BadInput(
-                f"the packing plan is of {len(plan.members):,} documents, the data set has {len(examples):,}"
-            )
+            raise BadInput(f"the packing plan is of {len(plan.members):,} documents, the dataset has {len(examples):,}")
         check_batch_size(batch_size, accumulation)
         self.examples, self.plan, self.seed, self.shuffle, self.pairs = examples, plan, seed, shuffle, pairs
         self.batch_size, self.accumulation, self.total_rows = batch_size, accumulation, total_rows

@@ -55,7 +55,7 @@ def prepare_split(
     progress: Progress | None = None,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Encode the rows of `files` into one split of the data set in `directory`; parts that are there are kept.
+    """Encode the rows of `files` into one split of the dataset in `directory`; parts that are there are kept.
 
     Args:
       about: the `provenance` of what is encoded, where it is known already.
@@ -96,12 +96,12 @@ def prepare_split(
 
 
 def provenance(
-    data: Data, tokenizer: Any, files: tuple[str, ...], gets_on: Callable[[], None] = lambda: None
+    data: Data, tokenizer: Any, files: tuple[str, ...], keep_alive: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """What the examples depend on: the files' contents, how they are read, the tokenizer, this code.
 
     Args:
-      gets_on: called now and then while the files are read.
+      keep_alive: called now and then while the files are read.
     """
     return {
         "version": _VERSION,
@@ -109,7 +109,7 @@ def provenance(
         "settings": {name: _plain(getattr(data, name)) for name in SETTINGS},
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "stops": stops_that_matter(tokenizer),
-        "sources": [[name, content_digest(name, gets_on)] for name in find_files(files)],
+        "sources": [[name, content_digest(name, keep_alive)] for name in find_files(files)],
         "function": _function_digest(data.function),
     }
 
@@ -211,35 +211,35 @@ def prepare_entry(
     cache: Location,
     progress: Progress | None = None,
     locate: Locate = Location,
-    gets_on: Callable[[], None] = lambda: None,
+    keep_alive: Callable[[], None] = lambda: None,
 ) -> str:
     """Make sure that an entry of data.train or data.eval is prepared: files are, once, under `cache`.
 
     Args:
       locate: gives the same Location for a name again where entries share what they copy from a bucket.
-      gets_on: called now and then, as long as the work gets on.
+      keep_alive: called now and then, as long as the work gets on.
 
     Returns:
-      The name of the data set under `cache`; empty where the entry is a prepared data set itself (`DIR`, `DIR:split`).
+      The name of the dataset under `cache`; empty where the entry is a prepared dataset itself (`DIR`, `DIR:split`).
 
     Raises:
       BadInput: anything wrong with the entry.
     """
 
     def encoded(rows: int) -> None:
-        gets_on()
+        keep_alive()
         if progress is not None:
             progress(rows)
 
     if _prepared(entry, locate):
         return ""
-    about = provenance(data, tokenizer, (entry,), gets_on)
+    about = provenance(data, tokenizer, (entry,), keep_alive)
     place = cache / _key(about)
     if not is_store(place):
         directory = place.local()
         made = prepare_split(data, tokenizer, (entry,), directory, "train", encoded, about)
         finish(directory, {"train": made}, f"Tokenised by sft_jax from {entry}", "")
-        place.publish(gets_on)
+        place.publish(keep_alive)
     return _key(about)
 
 
@@ -247,19 +247,19 @@ def open_entry(data: Data, tokenizer: Any, entry: str, cache: Location, name: st
     """The store of an entry that `prepare_entry` has prepared, and named so.
 
     Raises:
-      BadInput: no such data set; one that was prepared with other settings.
+      BadInput: no such dataset; one that was prepared with other settings.
     """
     if name:
         return Store(cache / name)
     if (found := _prepared(entry, locate)) is None:
-        raise BadInput(f"{entry}: process 0 sees a prepared data set there, and this process none")
+        raise BadInput(f"{entry}: process 0 sees a prepared dataset there, and this process none")
     store = Store(*found)
     check_settings(store, data, tokenizer)
     return store
 
 
 def _prepared(entry: str, locate: Locate) -> tuple[Location, str] | None:
-    """Directory and split of an entry that is a prepared data set."""
+    """Directory and split of an entry that is a prepared dataset."""
     if is_store(locate(entry)):
         return locate(entry), "train"
     directory, _, split = entry.rpartition(":")
@@ -267,16 +267,16 @@ def _prepared(entry: str, locate: Locate) -> tuple[Location, str] | None:
 
 
 def check_settings(store: Store, data: Data, tokenizer: Any) -> None:
-    """Refuse a prepared data set whose examples are not those that this config would make.
+    """Refuse a prepared dataset whose examples are not those that this config would make.
 
     Raises:
       BadInput: a line for each setting that differs.
     """
-    prepared = {"template_kwargs": [], **store.about["settings"]}  # older data sets know none
+    prepared = {"template_kwargs": [], **store.about["settings"]}  # older datasets know none
     wanted = {name: _plain(getattr(data, name)) for name in SETTINGS}
     if not store.about["counts"]["bad_rows"]:  # the policy was never asked
         wanted["bad_rows"] = prepared["bad_rows"]
-    # An open date is today's, and a data set keeps the day on which it was prepared.
+    # An open date is today's, and a dataset keeps the day on which it was prepared.
     wanted["template_date"] = wanted["template_date"] or prepared["template_date"]
     differences = [
         f"data.{name}: prepared with {prepared.get(name)!r}, the config says {value!r}"

@@ -18,7 +18,7 @@ from sft_jax.errors import BadInput
 _MOST_CLASSES = 150_000
 """Beyond this many distinct (length, targets) pairs, targets are rounded up before packing, to bound the time."""
 _WELL_FILLED = 0.995
-"""Best-fit that fills so much of the token slots is good enough; large data sets always do."""
+"""Best-fit that fills so much of the token slots is good enough; large datasets always do."""
 _MOST_CLASSES_SEARCHED = 20_000
 """Beyond this many classes a search for better rows would take seconds, and best-fit finds small documents enough."""
 ENOUGH = 0.99
@@ -103,7 +103,7 @@ def plan_packing(
     """
     lengths, target_counts = np.asarray(lengths, np.int64), np.asarray(target_counts, np.int64)
     if not len(lengths):
-        raise BadInput("there is no document to pack: the data set is empty")
+        raise BadInput("there is no document to pack: the dataset is empty")
     if lengths.max() > tokens_per_row:
         raise BadInput(
             f"a document has {lengths.max():,} tokens, a row holds {tokens_per_row:,} (data.sequence_length)"

@@ -1,4 +1,4 @@
-"""Tokenised examples on disk: a TFDS data set (ArrayRecord) that anyone reads with `tfds.builder_from_directory`.
+"""Tokenised examples on disk: a TFDS dataset (ArrayRecord) that anyone reads with `tfds.builder_from_directory`.
 
 A split is written in parts, each complete or absent, so that an interrupted preparation goes on where it stopped.
 Beside the examples lies an index of (length, targets): packing plans need no example, and 1 M of them open at once.
@@ -126,9 +126,9 @@ def _messages() -> Any:
 
 
 def finish_split(directory: Path, split: str, parts: Sequence[Path], about: dict[str, Any]) -> dict[str, Any]:
-    """Turn the parts (stems, in order) into a split of the data set in `directory`; returns what describes the split.
+    """Turn the parts (stems, in order) into a split of the dataset in `directory`; returns what describes the split.
 
-    It counts only once `finish` has written the data set's description.
+    It counts only once `finish` has written the dataset's description.
     """
     found = [json.loads(part.with_suffix(".json").read_text(encoding="utf-8")) for part in parts]
     kept = [(part, one) for part, one in zip(parts, found, strict=True) if one["examples"]]
@@ -144,7 +144,7 @@ def finish_split(directory: Path, split: str, parts: Sequence[Path], about: dict
 
 
 def finish(directory: Path, splits: dict[str, dict[str, Any]], description: str, licence: str) -> None:
-    """Describe the data set; from here on it can be read.
+    """Describe the dataset; from here on it can be read.
 
     Args:
       splits: name -> what `finish_split` returned.
@@ -195,11 +195,11 @@ class Store(Sequence[Example]):
     def __init__(self, directory: Location | str | Path, split: str = "train"):
         """
         Raises:
-          BadInput: not a prepared data set, no such split, or files that do not fit its description.
+          BadInput: not a prepared dataset, no such split, or files that do not fit its description.
         """
         location = as_location(directory)
         if not is_store(location):
-            raise BadInput(f"{directory}: no prepared data set: {INFO} or {METADATA} is missing")
+            raise BadInput(f"{directory}: no prepared dataset: {INFO} or {METADATA} is missing")
         self.name, self.directory, self.split = str(directory), location.local(), split
         splits = json.loads((self.directory / METADATA).read_text(encoding="utf-8"))
         if split not in splits:
@@ -209,13 +209,13 @@ class Store(Sequence[Example]):
         for number in range(len(shards)):
             path = self.directory / f"{NAME}-{split}.array_record-{number:05d}-of-{len(shards):05d}"
             if not path.is_file():
-                raise BadInput(f"{location / path.name}: missing; prepare the data set again")
+                raise BadInput(f"{location / path.name}: missing; prepare the dataset again")
         with np.load(self.directory / f"{split}.index.npz") as index:
             self.lengths, self.targets = index["lengths"], index["targets"]
         if len(self.lengths) != sum(shards):
             raise BadInput(
                 f"{directory}: {split}.index.npz has {len(self.lengths):,} examples, {METADATA} says {sum(shards):,}; "
-                "prepare the data set again"
+                "prepare the dataset again"
             )
 
     @property

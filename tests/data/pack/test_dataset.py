@@ -105,7 +105,9 @@ def test_files_are_read_and_prepared_once(make_tokenizer, jsonl, tmp_path: Path,
     data = Data(train=(jsonl(ROWS),), sequence_length=16)
     digests: list[str] = []
     digest = module.content_digest
-    monkeypatch.setattr(module, "content_digest", lambda name, gets_on: digests.append(name) or digest(name, gets_on))
+    monkeypatch.setattr(
+        module, "content_digest", lambda name, keep_alive: digests.append(name) or digest(name, keep_alive)
+    )
     store = opened(data, make_tokenizer(), tmp_path / "cache")
     assert digests == list(data.train) and len(store) == 2
     monkeypatch.setattr(module, "prepare_split", lambda *_: pytest.fail("prepared again"))

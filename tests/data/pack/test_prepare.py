@@ -68,7 +68,7 @@ def test_bad_rows_stop_the_preparation_or_are_left_out_and_counted_with_their_re
 
 def test_what_is_wrong_with_the_whole_file_is_never_skipped(make_tokenizer, tmp_path: Path):
     (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
-    with pytest.raises(BadInput, match="damaged or cut off"):
+    with pytest.raises(BadInput, match="damaged or truncated"):
         prepare(Data(train=(str(tmp_path / "a.jsonl.gz"),), bad_rows="skip"), make_tokenizer())
 
 
