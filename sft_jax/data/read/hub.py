@@ -28,8 +28,8 @@ def read_hub(source: str, wanted: Collection[str] | None = None) -> Iterator[Row
         raise BadInput(f"{source}: reading from the hub needs the extra hf: pip install 'sft-jax[hf]'") from error
     name, split = named["name"], named["split"] or "train"
     advice = (
-        "Check the name, the split and the network. Offline, download the dataset elsewhere, save it with save_to_disk, "
-        "and pass that directory."
+        "Check the name, the split and the network. Offline, download the dataset elsewhere, save it with "
+        "save_to_disk, and pass that directory."
     )
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)

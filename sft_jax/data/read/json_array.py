@@ -53,8 +53,8 @@ class _Scanner:
         yield from self.elements() if opening == b"[" else self.only_list()
         if rest := self.first_byte():
             raise BadInput(
-                f"{self.line_at(self.at)}: found {rest.decode('latin-1')!r} after the first value, expected one array of "
-                f"objects and nothing after it. {_LINES}"
+                f"{self.line_at(self.at)}: found {rest.decode('latin-1')!r} after the first value, expected one array "
+                f"of objects and nothing after it. {_LINES}"
             )
 
     def elements(self) -> Iterator[Row]:
@@ -108,13 +108,13 @@ class _Scanner:
         """Reject a list that is part of a record, or a second list."""
         if holder:
             raise BadInput(
-                f"{where}: found two lists, {holder!r} and {key!r}, expected one that holds the records. Keep one, or make "
-                "the file an array."
+                f"{where}: found two lists, {holder!r} and {key!r}, expected one that holds the records. Keep one, or "
+                "make the file an array."
             )
         if key in _RECORD_KEYS:
             raise BadInput(
-                f"{where}: the file is a single object that looks like a record ({key!r}), expected an array of records: "
-                f"enclose it in [ ]. {_LINES}"
+                f"{where}: the file is a single object that looks like a record ({key!r}), expected an array of "
+                f"records: enclose it in [ ]. {_LINES}"
             )
 
     def row(self, raw: bytes) -> Row:

@@ -101,7 +101,7 @@ def _as_read(column: Any) -> tuple[Any, _Convert | None]:
 
 
 def _stored(kind: Any) -> tuple[Any, _Convert | None]:
-    """The storage type of an Arrow type, and the function that marks JSON text in its values (None if there is none)."""
+    """The storage type of an Arrow type, and the function that marks JSON text in its values, if there is any."""
     import pyarrow
     from pyarrow import types
 

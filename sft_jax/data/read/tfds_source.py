@@ -10,7 +10,7 @@ from sft_jax.data.read.rows import Row
 from sft_jax.errors import BadInput, nearest
 
 _OWN = {"house_assistant": "sft_jax.demonstrations.house_assistant.house_assistant_dataset_builder"}
-"""Builders of this package, registered with TFDS by importing the module. By name: data must not import demonstrations."""
+"""Builders of this package, registered with TFDS on import. By name: data must not import demonstrations."""
 _NAME = re.compile(r"tfds://(?P<name>[^:].*?)(?::(?P<split>[A-Za-z_]\w*(?:\[[^\]]*\])?(?:\+[^/]+)?))?")
 _AT_ONCE = 64
 
@@ -72,8 +72,8 @@ def _builder(source: str, name: str) -> Any:
         if plain not in known:
             hint = nearest(plain, sorted({*known, *_OWN}))
             raise BadInput(
-                f"{source}: TFDS has no dataset {plain!r}. {hint if 'mean' in hint else f'It has {len(known)} datasets.'} "
-                "For a prepared directory, use tfds:///path/to/name/1.0.0:split."
+                f"{source}: TFDS has no dataset {plain!r}. {hint if 'mean' in hint else f'It has {len(known)}.'} For "
+                "a prepared directory, use tfds:///path/to/name/1.0.0:split."
             )
         builder = tfds.builder(name, file_format="array_record")
         tfds.disable_progress_bar()
