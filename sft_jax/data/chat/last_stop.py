@@ -29,7 +29,7 @@ def ends_with_special(text: str, tokenizer: Any) -> bool:
 
 
 def stops_that_matter(tokenizer: Any) -> list[int]:
-    """The model's stop tokens if examples depend on them, i.e. if the chat template doesn't stop the last turn; else []."""
+    """The model's stop tokens if examples depend on them (the template leaves the last turn open), else []."""
     stops = model_stops(tokenizer)
     if not stops or not tokenizer.chat_template:
         return []

@@ -6,7 +6,7 @@ checked against the original render:
 
 1. Prefixes: the messages before a turn (with generation prompt) and through it, if each renders to a string prefix of
    the whole text.
-2. Substitution: if a template rewrites history, these aren't prefixes. Then the turn is rendered with different content.
+2. Substitution: if a template rewrites history, these aren't prefixes. Then the turn is rendered with other content.
    The text that stays the same before and after the content doesn't depend on it: the header ends in the first part,
    where it departs from the generation prompt; the stop token is in the second part, at the same place as in the render
    that ends with this turn.

@@ -25,8 +25,8 @@ def turn_spans(
 ) -> tuple[dict[int, Span], list[str]]:
     """Spans of the `wanted` assistant messages among `turns`, and what the template drops from the `trained` ones.
 
-    A turn that is dropped completely has no span, since it would only teach the model to stop. Except with `all_needed`,
-    where text outside all spans trains.
+    A turn that is dropped completely has no span, since it would only teach the model to stop, except with
+    `all_needed`, where text outside all spans trains.
 
     Raises:
       BadInput: a loss, unless `allow_lossy`; a turn that cannot be located exactly, unless it has losses.

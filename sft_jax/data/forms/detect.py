@@ -71,7 +71,7 @@ def find_form(value: Mapping[str, Any], declared: str = "auto", mapped: Collecti
     """
     forms = _candidates(declared, mapped)
     found: Format | None = next((form for form in forms if _fits(form, value)), None)
-    # Data sets count tokens and score rows under the names of a document's: only lists are one, or a broken one.
+    # Some datasets store token counts and scores under these keys; only lists can be a (broken) document.
     if found is None and "tokens" in forms and _has_keys("tokens", value):
         ids = value[first_of(value, KEYS["tokens"][0])]
         found = "tokens" if declared == "tokens" or isinstance(ids, list) else None

@@ -51,7 +51,7 @@ def test_a_prepared_directory_is_read_also_a_slice_of_it(tfds_folder: Path):
 
 def test_an_unknown_name_or_split_lists_what_exists(tfds_folder: Path):
     refused("tfds://house_asistant:train", "TFDS has no dataset 'house_asistant'", "Did you mean 'house_assistant'")
-    refused("tfds://zzzzzzzzzz:train", "It knows", "tfds:///path")
+    refused("tfds://zzzzzzzzzz:train", "It has", "tfds:///path")
     refused("tfds://house_assistant:trian", "no split 'trian'", "Did you mean 'train'?")
     refused("tfds://house_assistant", "names no split", "Splits: train, test")
     refused("tfds://house_assistant:train[:x]", "Error parsing split")
