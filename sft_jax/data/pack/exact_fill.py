@@ -2,8 +2,8 @@
 
 Best-fit decreasing fills its first rows with long documents only, and the remaining gap is shorter than any document.
 Here a row takes the longest documents only while two more still fit, and is closed by the pair that fills it best.
-Among documents of one length, it prefers those whose targets keep the row at the data's average, so that the second capacity
-rarely binds. Rows with the same contents are built at once.
+Among documents of one length, it prefers those whose targets keep the row at the data's average, so that the second
+capacity rarely binds. Rows with the same contents are built at once.
 
 Closing a bin by search is the idea of minimum bin slack (Gupta and Ho, 1999), applied here to classes.
 """
@@ -81,7 +81,7 @@ def fill_exactly(
     `target_capacity` targets.
 
     Args:
-      class_length, class_targets, class_counts: int64 [classes]: tokens and targets per document, and its number of documents.
+      class_length, class_targets, class_counts: int64 [classes]: tokens and targets per document, number of documents.
     """
     stock = _Stock(class_length, class_targets, class_counts, capacity)
     patterns: list[list[int]] = []

@@ -159,8 +159,8 @@ def _best_fit(
     """Rows (offsets, class of each slot) of best-fit decreasing; classes must be sorted longest first.
 
     Rows with the same contents are one *pattern* with a row count. A document goes into the row with the least room
-    that fits it. That row then still has the least room and takes the next document of the class while it fits, so whole
-    patterns advance at once, by division.
+    that fits it. That row then still has the least room and takes the next document of the class while it fits, so
+    whole patterns advance at once, by division.
     """
     parent, added, copies, rows = [-1], [0], [0], [0]  # per pattern: parent, added class, copies, rows
     most = np.full(capacity + 1, -1, np.int32)  # room for tokens -> largest room for targets

@@ -139,7 +139,7 @@ def test_documents_beyond_the_target_capacity_are_refused(streamed):
 def test_steps_come_in_order_and_other_streams_are_another_state(streamed):
     source = streamed()
     source.batch(0)
-    with pytest.raises(RuntimeError, match="gives step 1 next, asked for 3"):
+    with pytest.raises(RuntimeError, match="expected step 1, got 3"):
         source.batch(3)
     with pytest.raises(BadInput, match=r"the checkpoint holds the streams \['0'\], data\.streams is 2"):
         streamed(streams=2).restore(source.state(1), 1)
