@@ -146,7 +146,7 @@ def test_a_stop_token_that_depends_on_what_the_turn_says_is_refused(make_tokeniz
 def test_the_refusal_names_the_record_the_message_and_the_way_out(make_tokenizer, templates):
     with pytest.raises(
         BadInput,
-        match=r"demos.jsonl:17: messages\[1\]: cannot locate the assistant's text exactly .*data.chat_template",
+        match=r"demos.jsonl:17: messages\[1\]: cannot locate the assistant's text exactly: .*data.chat_template",
     ):
         encode("demos.jsonl:17", Conversation(TWO_TURNS), make_tokenizer(templates.NEVER_STOPS), "assistant")
 
