@@ -31,7 +31,7 @@ The options of each: sft-jax data audit --help
 
 @dataclass(frozen=True)
 class Audit(RunConfig):
-    """Show what trains, token by token, what is left out, and what is wrong with the data."""
+    """Show which tokens train, what is dropped, and problems with the data."""
 
     json: bool = False
     """Print the audit as JSON instead of tables."""

@@ -87,7 +87,7 @@ def check_same_run(config: RunConfig, before: RunConfig | None) -> None:
 
 CHANGED = {
     "data": "the demonstrations changed since this run began; restore the files",
-    "plan": "the rows are packed differently than when this run began; resume with the version of sft_jax that started it",
+    "plan": "the rows are packed differently than when this run began; resume with the sft_jax version that started it",
 }
 """Meaning of a difference in each entry of the record, and the fix."""
 
