@@ -143,7 +143,7 @@ def _converter(option: Option) -> tuple[Callable[[str], Any], bool]:
 
 
 def _value(kind: Any, text: str) -> Any:
-    """The text as a value of a type; None where it is none."""
+    """Parse the text as a value of a type; None if it is not one."""
     if get_origin(kind) is Literal:
         return text if text in get_args(kind) else None
     if kind is bool:
@@ -197,13 +197,13 @@ def config_with_options(
 
 
 def require(options: Any, name: str, program: str) -> None:
-    """Refuse a command without this option, for options that come after the positional one but have no default."""
+    """Reject a command without this option, for options that come after the positional one but have no default."""
     if not getattr(options, name):
         raise BadInput(f"{program}: --{name.replace('_', '-')} is missing. See {program} --help")
 
 
 def check_writable(path: str, directory: bool = False, option: str = "--out") -> None:
-    """Refuse an output path that cannot be created, before doing the work whose result would be lost.
+    """Reject an output path that cannot be created, before doing the work whose result would be lost.
 
     Args:
       directory: it names a directory, not a file.

@@ -31,7 +31,7 @@ The options of each: sft-jax data audit --help
 
 @dataclass(frozen=True)
 class Audit(RunConfig):
-    """Show what trains, token by token, what is left out, and what is wrong with the data."""
+    """Show which tokens train, what is dropped, and problems with the data."""
 
     json: bool = False
     """Print the audit as JSON instead of tables."""
@@ -162,7 +162,7 @@ def prepare(arguments: Sequence[str]) -> int:
             before[split].items() >= provenance(chosen, tokenizer, files).items() for split, files in wanted.items()
         )
         if not same:
-            raise BadInput(f"--out {out} holds another data set; name a new directory or remove it")
+            raise BadInput(f"--out {out} holds another dataset; name a new directory or remove it")
         print(f"{out}: prepared already", file=sys.stderr)
         return EXIT_DONE
     made = {

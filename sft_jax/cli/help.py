@@ -1,4 +1,4 @@
-"""`--help` and `--help-all`: what one usually sets, in groups that fit on a screen, and everything there is."""
+"""`--help` (common options, in groups that fit on a screen) and `--help-all` (every option)."""
 
 import shutil
 import textwrap
@@ -67,7 +67,7 @@ def _section(option: Option) -> str:
 
 
 def _entry(name: str, meaning: str, columns: int) -> list[str]:
-    """A name and what it means, the latter in a column of its own."""
+    """A name and its description in two columns."""
     lines = textwrap.wrap(meaning, columns - NAMES - 1) or [""]
     if len(name) + 4 > NAMES:
         return [f"  {name}", *(" " * NAMES + line for line in lines)]
@@ -75,7 +75,7 @@ def _entry(name: str, meaning: str, columns: int) -> list[str]:
 
 
 def _meaning(option: Option, whole: bool) -> str:
-    """What the option is for, its choices, and its default."""
+    """An option's description, choices and default."""
     text = option.doc.replace("`", "")
     if not whole:
         text = text.split(". ")[0].removesuffix(".")

@@ -80,7 +80,7 @@ def base_of(workdir: str) -> str:
 
 
 def stages() -> "Stages":
-    """What process 0 says on stderr while a command works."""
+    """Progress messages of process 0 on stderr."""
     from rich.console import Console
 
     from sft_jax.distributed.agree import is_first_process
@@ -110,7 +110,7 @@ def write_lines(rows: Iterable[dict[str, Any]], path: str) -> None:
 
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if not is_first_process():
-        for _ in lines:  # the work behind a row is everybody's
+        for _ in lines:  # every process takes part in computing a row
             pass
     elif path:
         Location(path).write_atomic(lambda file: file.writelines(line.encode() for line in lines))

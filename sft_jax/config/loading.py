@@ -145,7 +145,7 @@ def load_config(path: str | Path) -> RunConfig:
 
 
 def _executed(path: Path) -> dict[str, Any]:
-    """What a config file defines; it may import the config files beside it."""
+    """The globals of a config file; it may import config files from its directory."""
     folder, known = str(path.resolve().parent), set(sys.modules)
     sys.path.insert(0, folder)
     try:
@@ -168,7 +168,7 @@ def _line_of(error: BaseException, path: Path) -> str:
 
 
 def _field_hint(error: BaseException) -> str:
-    """The field that was meant, where a section was given one that it does not have."""
+    """Suggests a field for an unknown field of a section."""
     named = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if named is None:
         return ""

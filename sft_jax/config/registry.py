@@ -65,7 +65,7 @@ class Registry:
         return self._settings[name]
 
     def settings(self, name: str, section: Any = None) -> Any:
-        """The settings of a kind: its defaults, and what the section says otherwise.
+        """The settings of a kind: its defaults, overridden by the section.
 
         Raises:
           BadInput: an unknown kind, or a field set that this kind lacks.

@@ -165,7 +165,7 @@ def _batch_problems(config: RunConfig) -> list[str]:
 
 
 def layout_problems(mesh: Mesh, sharding: Sharding, distributed: Distributed) -> list[str]:
-    """What is wrong with a layout by itself, whatever the devices turn out to be; one line each."""
+    """Errors of a layout that don't depend on the devices, one line each."""
     axes = dataclasses.asdict(mesh)
     problems = [
         f"mesh.{axis} is {size}, expected -1 or at least 1" for axis, size in axes.items() if size < 1 and size != -1

@@ -1,4 +1,4 @@
-"""What a data set holds and what of it trains, as numbers that a script reads and a page shows."""
+"""Audits a dataset: its contents and what trains, as JSON for scripts and the report page."""
 
 import dataclasses
 import hashlib
@@ -16,24 +16,24 @@ from sft_jax.data.pack.prepare import Counts, Dropped
 from sft_jax.data.pack.store import Example, Joined, Store
 
 LISTED = 20
-"""So many rows of each kind are named; the counts are always whole."""
+"""Maximum number of rows listed per kind; the counts are always complete."""
 BINS = 24
 
 
 def audit_split(
     stores: Sequence[Store], stop_ids: Collection[int], limit: int
 ) -> tuple[dict[str, Any], dict[str, set[bytes]]]:
-    """Everything about one split, and the digests that `overlap` compares.
+    """The audit of one split, and the digests for `overlap`.
 
     Args:
-      stop_ids: token ids at which generation ends.
+      stop_ids: token ids that end generation.
       limit: data.sequence_length.
 
     Returns:
-      JSON: `counts` (of `prepare.Counts`), `dropped` (where, reason), `faults` (of `faults_of`), `over_length` (of
-      `over_length_of`), `lengths` and `targets` (quantiles, histogram),
-      `duplicates` (same tokens, same weights), `repeated_prompts` (same tokens up to the first trained one, another
-      continuation) and `unstopped` (a trained run of tokens that ends in no stop token).
+      JSON: `counts` (`prepare.Counts`), `dropped` (row, reason), `faults` (see `faults_of`), `over_length` (see
+      `over_length_of`), `lengths` and `targets` (quantiles, histogram), `duplicates` (same tokens and weights),
+      `repeated_prompts` (same tokens up to the first trained one, different continuation) and `unstopped` (a run of
+      trained tokens that does not end with a stop token).
     """
     examples = Joined(stores)
     counts, dropped = account(stores)
@@ -66,9 +66,9 @@ def audit_split(
 
 
 def faults_of(dropped: Sequence[Dropped]) -> list[dict[str, Any]]:
-    """What is wrong with the rows left out, most frequent first: `reason` of the first such row, `count`, `rows`.
+    """Why rows were dropped, most frequent first: `reason` of the first such row, `count`, `rows`.
 
-    Reasons that differ only in numbers and quoted values are one fault.
+    Reasons that differ only in numbers and quoted values are grouped.
     """
     kinds: dict[str, list[Dropped]] = {}
     for row in dropped:
@@ -81,11 +81,11 @@ _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*")
 
 
 def over_length_of(counts: Counts, limit: int) -> dict[str, Any] | None:
-    """Documents longer than data.sequence_length; None where there is none.
+    """Documents longer than data.sequence_length; None if there are none.
 
     Returns:
-      `count`, `share` of all documents with a target, `longest`, and `keeps_99`: the sequence length at which at most
-      1 % of the documents would be too long.
+      `count`, `share` of all documents with a target, `longest`, and `keeps_99`: the sequence length that at most 1% of
+      the documents exceed.
     """
     lengths = sorted((int(length) for length, n in counts.over_length.items() for _ in range(n)), reverse=True)
     if not lengths:
@@ -101,13 +101,13 @@ def over_length_of(counts: Counts, limit: int) -> dict[str, Any] | None:
 
 
 def refusals(data: Data, splits: Sequence[dict[str, Any]]) -> list[str]:
-    """Why a run that reads `data` as it stands would refuse what was found; nothing where it would train."""
+    """Why training with `data` would reject these splits; empty if it would not."""
     bad = sum(split["counts"]["bad_rows"] for split in splits)
     over = sum(split["over_length"]["count"] for split in splits if split["over_length"])
     found = []
     if bad and data.bad_rows == "error":
         found.append(
-            f"{bad:,} rows cannot be used, and training stops at the first: mend them, or --data.bad-rows skip"
+            f"{bad:,} rows cannot be used, and training stops at the first: fix them, or set --data.bad-rows skip"
         )
     if over and data.over_length == "error":
         found.append(f"{over:,} documents are too long, and training stops at the first: see data.over_length")
@@ -115,7 +115,7 @@ def refusals(data: Data, splits: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def overlap(train: dict[str, set[bytes]], held_out: Sequence[Store]) -> dict[str, Any]:
-    """Held-out rows that stand in the training data too, or whose prompt does."""
+    """Held-out rows that are also in the training data, or whose prompt is."""
     same, prompts = [], []
     for example in Joined(held_out):
         if _digest(example.tokens, example.weights) in train["examples"]:
@@ -169,7 +169,7 @@ def shown_rows(source: Batches | Mixture, tokenizer: Any, number: int) -> list[l
 
 
 def pieces(example: Example, tokenizer: Any) -> list[tuple[str, int, float]]:
-    """(text, id, weight) of every token; of a character that several tokens spell, the last one has the text."""
+    """(text, id, weight) of every token; for a character that spans several tokens, the last one has the text."""
     shown, waiting = [], []
     for token, weight in zip(example.tokens.tolist(), example.weights.tolist(), strict=True):
         waiting.append(token)
@@ -183,18 +183,18 @@ def pieces(example: Example, tokenizer: Any) -> list[tuple[str, int, float]]:
 
 
 def prompt_of(example: Example) -> np.ndarray:
-    """The tokens in front of the first trained one, int32 [n]."""
+    """The tokens before the first trained one, int32 [n]."""
     return example.tokens[: int(np.argmax(example.weights > 0))]
 
 
 def run_ends(example: Example) -> np.ndarray:
-    """Where each run of trained tokens ends, int64 [runs]."""
+    """Position of the last token of each run of trained tokens, int64 [runs]."""
     trained = np.append(example.weights > 0, False)
     return np.flatnonzero(trained[:-1] & ~trained[1:])
 
 
 def distribution(values: np.ndarray) -> dict[str, Any]:
-    """Quantiles and a histogram of equal bins: `edges` has one entry more than `counts`."""
+    """Quantiles and a histogram with equal bins; `edges` has one more entry than `counts`."""
     counts, edges = np.histogram(values, bins=min(BINS, max(1, int(np.ptp(values)) + 1)))
     quantiles = np.quantile(values, [0, 0.1, 0.5, 0.9, 0.99, 1])
     names = ("min", "p10", "median", "p90", "p99", "max")

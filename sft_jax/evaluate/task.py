@@ -1,4 +1,4 @@
-"""What is asked of a model, and what is known of a good answer."""
+"""Evaluation tasks: a prompt, and what is known about a good answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from sft_jax.errors import BadRow
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt, and what its row says of the answer."""
+    """A prompt, and what its row says about the answer."""
 
     where: str
     """demos.jsonl:17."""
@@ -24,36 +24,36 @@ class Task:
     """Raw text; "" for messages."""
     tools: tuple[dict[str, Any], ...] | None
     demonstration: dict[str, Any] | None
-    """The demonstrated assistant message; None where nobody shows one."""
+    """The demonstrated assistant message, if any."""
     row: Mapping[str, Any]
-    """The record as it stands in its file."""
+    """The record as read from the file."""
     template_kwargs: Mapping[str, Any] | None = None
-    """What the row gives its chat template besides."""
+    """The row's `chat_template_kwargs`."""
 
     @property
     def shown(self) -> str:
-        """The demonstrated text; "" where there is none."""
+        """The demonstrated text; "" if there is none."""
         content = (self.demonstration or {}).get("content")
         return content if isinstance(content, str) else ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote for a task."""
+    """A model's answer to a task."""
 
     text: str
     """Without special tokens."""
     stopped: bool
-    """A stop token ended it, not the limit."""
+    """Whether it ended with a stop token rather than at the limit."""
     tokens: int = 0
-    """How many."""
+    """Number of tokens."""
     raw: str = ""
-    """With special tokens: some families write tool calls with them."""
+    """With special tokens, which some families use for tool calls."""
 
 
 def tasks_of(record: Record, data: Data) -> list[Task]:
-    """What a record asks: its demonstrations up to their first trained turn, or a prompt alone; none where it asks for
-    nothing (text, tokens, what data.function leaves out).
+    """The tasks in a record: its demonstrations up to the first trained turn, or a prompt-only record. None for records
+    without a prompt (text, tokens, rows that data.function leaves out).
 
     Raises:
       BadInput: as `forms.prompts.prompts`; names file:line.
@@ -77,21 +77,21 @@ def task_of(record: Record, data: Data) -> Task:
     """The first task of a record.
 
     Raises:
-      BadInput: as `tasks_of`, and where there is none.
+      BadInput: as `tasks_of`, and if there is none.
     """
     found = tasks_of(record, data)
     if not found:
         forms = [form for _, form in forms_of(record, data) if form]
         what = forms[0] if forms else "a row that data.function leaves out"
         raise BadRow(
-            f"{record.where}: {what} has no prompt that a model could answer. Expected messages, prompt and "
-            "completion, question and answer, or another form with a prompt"
+            f"{record.where}: {what} has no prompt to answer. Expected messages, prompt and completion, "
+            "question and answer, or another form with a prompt"
         )
     return found[0]
 
 
 def sampled_task(record: Record, data: Data) -> Task:
-    """A row of `sft-jax sample` as the task that its completions answer, with the demonstration that it carries."""
+    """The task of a row written by `sft-jax sample`, with its demonstration."""
     task = task_of(record, data)
     shown = record.value.get("demonstration")
     return replace(task, demonstration={"role": "assistant", "content": shown}) if isinstance(shown, str) else task

@@ -1,4 +1,4 @@
-"""The audit of a data set: on the terminal, and as one self-contained page with every trained token coloured."""
+"""Dataset audit: terminal tables, and a self-contained page that colours trained tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,14 +25,14 @@ SUMMARY = (
     ("dropped_no_target", "dropped: no trained token"),
     ("empty_turns", "empty assistant turns, not trained"),
     ("null_rows", "rows with nulls in tool calls or tool schemas"),
-    ("lossy", "shown only in part by the chat template"),
+    ("lossy", "rendered only in part by the chat template"),
     ("first_token_targets", "first token would train but has no context"),
 )
 ALWAYS = ("rows", "used", "tokens", "target_tokens")
 FINDINGS = (
     ("duplicates", "duplicate rows"),
-    ("repeated_prompts", "rows with the prompt of another row"),
-    ("unstopped", "rows with a trained turn that ends in no stop token"),
+    ("repeated_prompts", "rows with the same prompt as another row"),
+    ("unstopped", "rows with a trained turn without a stop token"),
 )
 OVERLAPS = (
     ("examples", "held-out rows that are also in the training data"),
@@ -40,18 +40,18 @@ OVERLAPS = (
 )
 LENGTHS = (("tokens per document", "lengths"), ("trained tokens per document", "targets"))
 MOST_TOKENS = 2000
-"""Of a document on the page; of a longer one its beginning and its end."""
+"""Maximum tokens shown per document; longer ones show beginning and end."""
 
 
 def summary(split: dict[str, Any]) -> list[tuple[str, int]]:
-    """What the counts of a split say, without the zeros."""
+    """The nonzero counts of a split, labelled."""
     counts = split["counts"]
     lines = [(words, counts[name]) for name, words in SUMMARY if counts[name] or name in ALWAYS]
     return lines + [(words, split[name]["count"]) for name, words in FINDINGS if split[name]["count"]]
 
 
 def audit_tables(report: dict[str, Any]) -> Group:
-    """The audit for the terminal, with the first examples and their trained tokens in green."""
+    """The audit for the terminal, with the first examples; trained tokens are green."""
     shown: list[RenderableType] = []
     for name in ("train", "eval"):
         if name in report:
@@ -63,7 +63,7 @@ def audit_tables(report: dict[str, Any]) -> Group:
     packing = report["packing"]
     shown.append(
         Text(
-            f"packing: {packing['rows_per_epoch']:,} rows an epoch of {packing['tokens_per_row']:,} tokens "
+            f"packing: {packing['rows_per_epoch']:,} rows per epoch of {packing['tokens_per_row']:,} tokens "
             f"({packing['token_fill']:.1%} full) and {packing['targets_per_row']:,} targets "
             f"({packing['target_fill']:.1%} full); {packing['steps']:,} steps of {packing['rows_per_step']} rows"
         )
@@ -75,7 +75,7 @@ def audit_tables(report: dict[str, Any]) -> Group:
 
 
 def faults_text(faults: Sequence[dict[str, Any]]) -> list[str]:
-    """Every kind of fault with its count and the first rows that have it."""
+    """Each kind of fault with its count and first rows."""
     lines = []
     for fault in faults:
         rows = ", ".join(fault["rows"][:3]) + (", ..." if fault["count"] > 3 else "")
@@ -84,7 +84,7 @@ def faults_text(faults: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def over_length_text(found: dict[str, Any] | None, limit: int) -> list[str]:
-    """How much data.sequence_length costs, and what would keep almost all."""
+    """What data.sequence_length drops, and which length would keep almost all."""
     if found is None:
         return []
     return [
@@ -117,13 +117,13 @@ def _split_tables(name: str, split: dict[str, Any], limit: int) -> list[Renderab
 
 
 def notes(counts: dict[str, Any]) -> list[str]:
-    """What a reader of the numbers should know: keys that nobody reads, and nulls that nobody may have meant."""
+    """Notes on the counts: unread keys, and possibly unintended nulls."""
     found = [f"keys that no form reads: {describe_unread(counts['unread'], 40)}"] if counts["unread"] else []
     return found + ([f"{counts['null_rows']:,} {NULLS}"] if counts["null_rows"] else [])
 
 
 def _bars(counts: Sequence[int]) -> str:
-    """A histogram in one line."""
+    """A one-line histogram."""
     highest = max(counts)
     return "".join(" " if not count else "▁▂▃▄▅▆▇█"[int(count / highest * 7)] for count in counts)
 
@@ -136,7 +136,7 @@ def _of_source(about: dict[str, int]) -> str:
 
 
 def audit_page(report: dict[str, Any], title: str) -> str:
-    """One HTML file without a reference to anything else."""
+    """A self-contained HTML page."""
     return render(
         "audit.html.jinja",
         title=title,
@@ -186,7 +186,7 @@ def _packing(packing: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _document(document: dict[str, Any]) -> dict[str, Any]:
-    """A document whose tokens are cut in the middle where they are too many for a page."""
+    """A document for the page; long ones are cut in the middle."""
     tokens = document["tokens"]
     left_out = max(0, len(tokens) - MOST_TOKENS)
     head = tokens[: MOST_TOKENS // 2] if left_out else tokens

@@ -1,4 +1,4 @@
-"""Everything of a run that is read from files, the same on every process and every mesh; touches no device."""
+"""Inputs of a run that are read from files, identical on every process and mesh; uses no devices."""
 
 import dataclasses
 import datetime
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from sft_jax.data.pack.streaming import Streamed
 
 TARGET_MULTIPLE = 32
-"""M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its products are aligned
-to 128 from four rows on, and a multiple of 128 itself would leave two thirds of the head idle on short rows."""
+"""M is a multiple of this times the context axis. The head multiplies b * M rows at once, so its matmuls are aligned to
+128 for four rows or more; multiples of 128 would waste two thirds of the head on short rows."""
 
 PREPARED = "prepared"
-"""In a workdir: the tokenised demonstrations."""
+"""Subdirectory of the workdir for tokenised demonstrations."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything read from files: the same on every process and every mesh."""
+    """Everything read from files, identical on every process and mesh."""
 
     config: RunConfig
-    """With target_capacity, steps and template_date written in."""
+    """With target_capacity, steps and template_date resolved."""
     workdir: Location
     pretrained: Pretrained
     source: "Batches | Mixture | Streamed"
     evaluation: Batches | None
     record: dict[str, Any]
-    """Fingerprints of the data and of the packing plan, saved beside every checkpoint."""
+    """Fingerprints of the data and of the packing plan, saved with every checkpoint."""
     notes: list[str]
     """Lines for the log: counts, what was dropped, fill."""
 
@@ -56,9 +56,9 @@ class Demonstrations:
 
     pretrained: Pretrained
     data: Data
-    """With template_date written in."""
+    """With template_date resolved."""
     train: tuple[Store, ...]
-    """One store for each entry of data.train; none where it is streamed."""
+    """One store per entry of data.train; none if streaming."""
     eval: tuple[Store, ...]
 
 
@@ -69,37 +69,39 @@ def read_demonstrations(
     locate: Locate = Location,
     begun: RunConfig | None = None,
 ) -> Demonstrations:
-    """Open the model's description and tokenise the demonstrations, or open what is tokenised already.
+    """Open the model's config and tokenizer, and tokenise the demonstrations unless that has been done.
 
-    Process 0 reads the files of demonstrations, decides which day it is, and tells the others.
+    Process 0 reads the demonstrations and determines the date for all processes.
 
     Args:
-      workdir: tokenised demonstrations are kept there.
-      begun: the resolved config of the run that is continued, if one is.
-      progress: called with the number of rows encoded so far, for each entry from 0.
-      locate: gives the same Location for a name again where several runs share what they copy from a bucket.
+      workdir: where tokenised demonstrations are stored.
+      begun: the resolved config of the run to resume, if any.
+      progress: called with the number of rows encoded so far, restarting at 0 for each entry.
+      locate: returns the same Location for the same name, if several runs share their copies from a bucket.
 
     Raises:
-      BadInput: anything wrong with the model, the data, or their fit (lengths beyond the model's positions).
+      BadInput: the model or data is unusable, or sequences exceed the model's positions.
     """
-    locate = functools.cache(locate)  # data.train and data.eval may name two splits of one data set
+    locate = functools.cache(locate)  # data.train and data.eval may name two splits of one dataset
     pretrained = open_base(config, locate)
     limit = pretrained.architecture.max_positions
     if config.data.sequence_length > limit:
         raise BadInput(
-            f"data.sequence_length is {config.data.sequence_length}, but {config.model.path} was made for at most "
+            f"data.sequence_length is {config.data.sequence_length}, but {config.model.path} supports at most "
             f"{limit} positions. Lower data.sequence_length to {limit} or less."
         )
     check_head(config, pretrained.architecture)
     seconds = config.distributed.timeout_seconds
-    date = run_on_first_process("tells the date", lambda _: template_date(config, pretrained.tokenizer, begun), seconds)
+    date = run_on_first_process(
+        "determines the date", lambda _: template_date(config, pretrained.tokenizer, begun), seconds
+    )
     data = dataclasses.replace(read_as(config).data, template_date=date)
 
     def opened(entry: str) -> Store:
         tokenizer, cache = pretrained.tokenizer, workdir / PREPARED
         name = run_on_first_process(
             "prepares the data",
-            lambda gets_on: prepare_entry(data, tokenizer, entry, cache, progress, locate, gets_on),
+            lambda keep_alive: prepare_entry(data, tokenizer, entry, cache, progress, locate, keep_alive),
             seconds,
         )
         if name:
@@ -113,9 +115,9 @@ def read_demonstrations(
 
 
 def read_as(config: RunConfig) -> RunConfig:
-    """The config with the form that its records are read in: a reward run reads pairs, whatever it was told to detect.
+    """The config with the resolved data.format: a reward run always reads pairs.
 
-    A resolved config says so; a config that is compared with one, or with prepared data, must say so too.
+    Apply this before comparing a config with a resolved config or with prepared data.
     """
     if not LOSSES.settings_type(config.loss.kind).reads_pairs:
         return config
@@ -123,7 +125,7 @@ def read_as(config: RunConfig) -> RunConfig:
 
 
 def template_date(config: RunConfig, tokenizer: Any, begun: RunConfig | None = None) -> str:
-    """The date that the chat template shall print: the config's, the begun run's, or today; "" where it prints none."""
+    """The date for the chat template: the config's, the resumed run's, or today; "" if it prints no date."""
     if config.data.template_date or "strftime_now" not in str(tokenizer.chat_template):
         return config.data.template_date
     before = begun.data.template_date if begun else ""
@@ -136,13 +138,13 @@ def read_inputs(
     progress: Progress | None = None,
     locate: Locate = Location,
 ) -> Inputs:
-    """Everything up to the batches: `read_demonstrations`, then the packing plan and the number of steps.
+    """`read_demonstrations`, then plan the packing and the number of steps.
 
     Args:
       progress, locate: as `read_demonstrations`.
 
     Raises:
-      BadInput: as `read_demonstrations`; a workdir that holds another run, or lies in a bucket and cannot be written.
+      BadInput: as `read_demonstrations`; a workdir that holds another run, or is in a bucket and not writable.
     """
     config = read_as(config)
     begun = begun_as_first_sees_it(config, workdir)
@@ -187,7 +189,7 @@ def _packed(
     record["plan"] = " ".join(plan.hash for plan in plans)
     check_same_record(workdir, record)
     rows = source.rows_per_epoch
-    # Whoever asks for a part of the data knows that it may be small.
+    # With data.limit, small data is intended.
     if rows < config.train.batch_size and not config.data.limit:
         raise BadInput(
             f"{', '.join(config.data.train)}: {sum(map(len, stores)):,} documents fill {rows:,} rows of "
@@ -197,7 +199,7 @@ def _packed(
         )
     of_epochs = source.steps_for(config.train.epochs)
     steps = config.train.steps or of_epochs
-    # The resolved config names both: a run of whole epochs ends with padding there too, not with rows of one more.
+    # Also when steps come from a resolved config: a run of whole epochs ends with padding, not with extra rows.
     source.total_rows = config.train.epochs * source.rows_per_epoch if steps == of_epochs else None
     notes = [*describe_counts(*account(stores)), *_describe_limit(config, stores), *notes]
     if isinstance(source, Mixture):
@@ -223,11 +225,11 @@ def _multiple(config: RunConfig) -> int:
 
 
 LIMIT_STREAM = 2**62
-"""The stream of `permutation` that draws data.limit; epochs have those from 0 on."""
+"""The stream of `permutation` for data.limit; epochs use those from 0."""
 
 
 def drawn(config: RunConfig, stores: Sequence[Store]) -> Joined | Chosen:
-    """The examples that train, in source order: all, or data.limit of them, drawn by train.seed."""
+    """The examples that train, in source order: all, or data.limit of them, sampled with train.seed."""
     whole, limit = Joined(stores), config.data.limit
     if not limit or limit >= len(whole):
         return whole
@@ -242,15 +244,15 @@ def _describe_limit(config: RunConfig, stores: Sequence[Store]) -> list[str]:
 def pack(
     config: RunConfig, stores: Sequence[Store], begun: RunConfig | None = None
 ) -> tuple[Batches | Mixture, list[Plan], list[str]]:
-    """The batches of a run without an end, its packing plans, and lines about them for the log.
+    """The endless batches of a run, its packing plans, and log lines about them.
 
     Args:
-      begun: the resolved config of the run that is continued, if one is.
+      begun: the resolved config of the run to resume, if any.
     """
     data, train = config.data, config.train
     length = data.sequence_length
     groups = list(stores) if data.weights else [drawn(config, stores)]
-    # A run keeps the capacity it began with: the context axis may change, and the rows must not.
+    # A resumed run keeps its capacity: the context axis may change, but the rows must not.
     capacity = data.target_capacity or (begun.data.target_capacity if begun else 0)
     capacity = capacity or max(
         choose_target_capacity(group.lengths, group.targets, length, data.packing, _multiple(config))
@@ -260,7 +262,7 @@ def pack(
     rows, parts = train.batch_size, train.accumulation
     pairs = LOSSES.settings_type(config.loss.kind).reads_pairs
     sources = [
-        # Each source has an order of its own, also where two of them are the same files.
+        # Each source has its own order, even if two of them are the same files.
         Batches(group, plan, train.seed + number * 1_000_003, rows, parts, data.shuffle, pairs=pairs)
         for number, (group, plan) in enumerate(zip(groups, plans, strict=True))
     ]
@@ -272,7 +274,7 @@ def pack(
 
 
 def describe_mixture(config: RunConfig, source: Mixture, steps: int) -> list[str]:
-    """For each source, how often the run goes through it."""
+    """The number of epochs of each source."""
     rows = steps * config.train.batch_size if source.total_rows is None else source.total_rows
     taken = source.rows_taken(rows)
     return [

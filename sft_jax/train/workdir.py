@@ -1,4 +1,4 @@
-"""The workdir of a run: what has begun there, whether this run may go on in it, and what is written when one begins."""
+"""The workdir of a run: which run it holds, whether this run may resume it, and the files written at the start."""
 
 import dataclasses
 import json
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from sft_jax.train.inputs import Inputs
 
 RECORD = "record.json"
-"""In a workdir: the fingerprints of its data and packing plan."""
+"""File with the fingerprints of data and packing plan."""
 
 
 def begun_as_first_sees_it(config: RunConfig, workdir: Location) -> RunConfig | None:
-    """`begun_run`, the same on every process, also where their listings of the workdir differ for a while.
+    """`begun_run` as process 0 sees it, since listings of the workdir may differ between processes for a while.
 
     Raises:
       BadInput: the workdir cannot be written.
@@ -36,12 +36,12 @@ def begun_as_first_sees_it(config: RunConfig, workdir: Location) -> RunConfig | 
 
 
 def begun_run(workdir: Location) -> RunConfig | None:
-    """The resolved config of the run in `workdir`; None where none has taken a step."""
+    """The resolved config of the run in `workdir`; None if no run has taken a step there."""
     return read_run_config(workdir) if has_begun(workdir) else None
 
 
 def has_begun(workdir: Location) -> bool:
-    """Whether a run has taken a step here; one that was refused before its first may be started anew."""
+    """Whether a run has taken a step here; a run rejected before its first step may be restarted."""
     folder = workdir.local()
     if not (folder / RUN_CONFIG).is_file():
         return False
@@ -56,19 +56,19 @@ def has_begun(workdir: Location) -> bool:
 
 
 def check_same_run(config: RunConfig, before: RunConfig | None) -> None:
-    """Refuse the workdir of another run: at once for what the config says, and again for what was resolved from it.
+    """Reject the workdir of another run. Called with the config first, and again once it is resolved.
 
-    A workdir whose run never took a step is free: what it holds is of a start that was refused.
+    A workdir whose run never took a step may be reused.
 
     Args:
-      before: the resolved config of the run that is continued, if one is.
+      before: the resolved config of the run to resume, if any.
 
     Raises:
       BadInput: a diff of the identity fields.
     """
     if before is None:
         return
-    # Not known yet where the config leaves them open; the capacity is then that of the run that began.
+    # Fields that the config leaves open are taken from the previous run.
     steps = config.train.steps or before.train.steps
     capacity = config.data.target_capacity or before.data.target_capacity
     date = config.data.template_date or before.data.template_date
@@ -87,13 +87,13 @@ def check_same_run(config: RunConfig, before: RunConfig | None) -> None:
 
 CHANGED = {
     "data": "the demonstrations changed since this run began; restore the files",
-    "plan": "the rows are packed otherwise than when this run began; go on with the version of sft_jax that began it",
+    "plan": "the rows are packed differently than when this run began; resume with the sft_jax version that started it",
 }
-"""What a difference in each entry of the record means, and the cure."""
+"""Meaning of a difference in each entry of the record, and the fix."""
 
 
 def check_same_record(workdir: Location | None, found: dict[str, str]) -> None:
-    """Refuse data or rows that changed since the run in the workdir began.
+    """Reject data or rows that changed since the run in the workdir began.
 
     Raises:
       BadInput: with both fingerprints.
@@ -110,7 +110,7 @@ def check_same_record(workdir: Location | None, found: dict[str, str]) -> None:
 
 
 def claim_workdir(inputs: "Inputs") -> None:
-    """Write what makes the run independent of its inputs; process 0 alone calls it.
+    """Write the files that make the run independent of its inputs; only on process 0.
 
     Raises:
       BadInput: the workdir cannot be written.

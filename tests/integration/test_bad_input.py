@@ -95,7 +95,7 @@ def test_a_workdir_of_another_run_is_refused_with_a_diff(run, config_file, tmp_p
     )
     record = tmp_path / "run" / "record.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "plan": "f" * 64}))
-    _refused(run("train", config_file, "--train.steps", 3), ["packed otherwise", "ffffffffffff"])
+    _refused(run("train", config_file, "--train.steps", 3), ["packed differently", "ffffffffffff"])
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
 
 

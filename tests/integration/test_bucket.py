@@ -150,7 +150,7 @@ def test_prepared_data_and_exports_go_to_a_bucket_and_are_trained_from_there(pro
         status, out, err = process("data", "prepare", config_file, "--out", prepared)
         assert status == 0 and all(word in out + err for word in words), err
     status, _, err = process("data", "prepare", config_file, "--out", prepared, "--data.sequence-length", 64)
-    assert status == 2 and f"{prepared} holds another data set" in err
+    assert status == 2 and f"{prepared} holds another dataset" in err
 
     model = f"{store.url}/p/model"
     status, _, err = process("export", _model_of(config_file), "--out", model)

@@ -35,7 +35,7 @@ def test_prepared_data_trains_exactly_as_raw_data_does(run, config_file, tmp_pat
     status, _, err = run("data", "prepare", config_file, "--out", tmp_path / "set", "--licence", "MIT")
     assert status == 0 and "prepared already" in err
     status, _, err = run("data", "prepare", config_file, "--out", tmp_path / "set", "--data.train-on", "all")
-    assert status == 2 and "holds another data set" in err
+    assert status == 2 and "holds another dataset" in err
 
     status, _, err = run("train", config_file, "--train.steps", 3, "--train.eval-every", 3)
     assert status == 0, err

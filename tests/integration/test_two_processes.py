@@ -94,7 +94,7 @@ def test_the_library_in_two_processes_does_what_it_does_in_one(config_file, tmp_
 
 @pytest.mark.slow
 def test_data_that_differs_between_the_processes_is_refused(both, config_file, tmp_path, run):
-    """As it is where each host has a prepared data set of its own, and one is older."""
+    """As it is where each host has a prepared dataset of its own, and one is older."""
     for place, text in (("a", "first"), ("b", "second")):
         row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": text}]}
         (tmp_path / f"{place}.jsonl").write_text((json.dumps(row) + "\n") * 30)

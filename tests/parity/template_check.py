@@ -167,7 +167,7 @@ LETTERS = {
     "C": r"the chat template drops .*its content ",
     "T": r"the chat template fails on this conversation: (TemplateError|UndefinedError)",
     "S": r"ends the assistant's turn without a stop token",
-    "X": r"cannot tell (exactly which characters|which is which)",
+    "X": r"cannot locate the assistant's text exactly|the chat template marks \d+ turns with",
 }
 """What a refusal is about: reasoning, tool calls or content lost; the template itself refuses; no stop token; no exact
 span."""

@@ -6,7 +6,7 @@ from sft_jax.train.inputs import read_inputs
 
 
 def test_what_is_named_twice_is_located_once(tmp_path, tiny_model, demonstrations):
-    """Two splits of one data set in a bucket, and several runs of one model, share what is copied of them."""
+    """Two splits of one dataset in a bucket, and several runs of one model, share what is copied of them."""
     named = str(demonstrations)
     data = Data(train=(named,), eval=(named,), sequence_length=128)
     config = RunConfig(str(tmp_path / "run"), Model(str(tiny_model)), data, train=Train(batch_size=2))

@@ -1,4 +1,4 @@
-"""A record becomes tokens and loss weights: one render, one tokenisation, spans of characters mapped to tokens."""
+"""Encodes demonstrations as tokens and loss weights: one render, one tokenisation, character spans mapped to tokens."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +15,7 @@ from sft_jax.data.chat.special_text import (
     Tokens,
     encoded,
     special_ids,
-    tokens_apart,
+    special_text_tokens,
     tokens_of,
 )
 from sft_jax.data.chat.strings import own_tokens, written_strings
@@ -35,27 +35,27 @@ class Encoded(NamedTuple):
     tokens: np.ndarray
     """int32 [length]."""
     weights: np.ndarray
-    """float32 [length]; the weight of a token as a target, 0 where it is not trained."""
+    """float32 [length]; the weight of each token as a target, 0 if untrained."""
     lost: tuple[str, ...] = ()
-    """What the chat template leaves out of what should train, a message each; empty unless `allow_lossy`."""
+    """What the chat template drops from trained turns, one message each; empty unless `allow_lossy`."""
     unused: tuple[str, ...] = ()
-    """Names of values that the chat template is given and never mentions."""
+    """Template kwargs that the chat template never uses."""
 
 
 class Written(NamedTuple):
-    """One document before it is tokenised: its text, and which characters of it train."""
+    """One document before tokenisation: its text, and which characters train."""
 
     text: str
     places: list[tuple[Span, float]]
-    """Spans of characters and what their tokens weigh; the last one counts where they overlap."""
+    """Character spans and the weights of their tokens; the last one wins if they overlap."""
     lost: tuple[str, ...] = ()
     """As in `Encoded`."""
     is_chat: bool = True
-    """A chat template has written it, with all special tokens that there are to be."""
+    """Rendered by a chat template, including all special tokens."""
     unused: tuple[str, ...] = ()
     """As in `Encoded`."""
     stop: tuple[int, float] | None = None
-    """A stop token behind the text that the chat template does not write, and its weight."""
+    """A stop token to append, which the chat template does not write, and its weight."""
 
 
 def encode(
@@ -70,7 +70,7 @@ def encode(
 
 
 class Ahead:
-    """Conversations that are being rendered for `write` while this process does something else."""
+    """Renders conversations for `write` in the background."""
 
     def __init__(
         self,
@@ -79,13 +79,13 @@ class Ahead:
         train_on: TrainOn,
         options: RenderOptions = DEFAULT,
     ):
-        """Begin with those among the demonstrations, which must live as long as this."""
+        """Start rendering the conversations in `demonstrations`, which must outlive this object."""
         requests: dict[int, Request] = {}
         for one in demonstrations:
             parts = (one.chosen, one.rejected) if isinstance(one, Pair) else (one,)
             for part in parts:
                 if isinstance(part, Conversation):
-                    with suppress(BadInput, ValueError):  # `write` says what is wrong
+                    with suppress(BadInput, ValueError):  # `write` reports the error
                         turns = _turns("", part, "all" if len(parts) > 1 else train_on, options)[1]
                         kwargs = merged(options.template_kwargs, part.template_kwargs)
                         requests[id(part)] = request_for(
@@ -95,7 +95,7 @@ class Ahead:
         self._batch = Batch(list(requests.values())) if requests else None
 
     def of(self, conversation: Conversation) -> Callable[[], Rendered] | None:
-        """Gives its render; None where it is not among them."""
+        """A function that returns its render; None if it was not submitted."""
         place = self._places.get(id(conversation))
         return None if place is None or self._batch is None else partial(self._batch.result, place)
 
@@ -108,24 +108,23 @@ def write(
     options: RenderOptions = DEFAULT,
     ahead: Ahead | None = None,
 ) -> Written | Encoded:
-    """What a demonstration says and what of it trains; every message about it begins with `where`.
+    """Render a demonstration and mark what trains; every error message begins with `where`.
 
     A token trains when it overlaps a trained span of characters. A conversation is rendered whole by the tokenizer's
     own template and tokenised once. Prompt and completion strings are joined and tokenised once with the special
-    tokens that the tokenizer adds; the completion and its EOS (appended if absent) train. A text trains wholly. Tokens
-    are taken as they are. `train_on="all"` trains every token of any form.
+    tokens that the tokenizer adds; the completion and its EOS (appended if absent) train. A text trains entirely.
+    Tokens are used unchanged. `train_on="all"` trains every token of any form.
 
-    Differences from TRL's SFTTrainer: where a token straddles the boundary of prompt and completion, TRL trains from
-    the first token at which the prompt, tokenised alone, differs, which may lie before the straddling token; and TRL
-    trains what a template writes after the stop token (ChatML's newline), this does not. docs/templates.md has more.
+    Differences from TRL's SFTTrainer: if a token straddles prompt and completion, TRL trains from the first token that
+    differs from the prompt tokenised alone, which may come before the straddling token; TRL also trains what a template
+    writes after the stop token (ChatML's newline), this doesn't. See docs/templates.md.
 
     Args:
       options: `rendering.render_options_of(config.data)`.
-      ahead: made with this demonstration, and the same other arguments.
+      ahead: created with this demonstration and the same other arguments.
 
     Raises:
-      BadInput: no chat template, a template that fails, that loses what should be trained, or that does not tell
-        exactly what the assistant says.
+      BadInput: no chat template, or a template that fails, drops something that should train, or allows no exact mask.
     """
     if isinstance(demonstration, Conversation):
         return _conversation(where, demonstration, tokenizer, train_on, options, ahead)
@@ -147,16 +146,16 @@ def _strings(
 
 
 def _pair(where: str, pair: Pair, tokenizer: Any, options: RenderOptions, ahead: Ahead | None) -> Encoded:
-    """Both documents behind one another: `weights` is 0 but at their last tokens, where the reward is read.
+    """Both documents concatenated. `weights` is 0 except at their last tokens, where the reward is read.
 
-    The chosen one's end weighs 1 and the rejected one's 1 + margin; `losses/bradley_terry.py` reads them so.
+    The last token of the chosen one has weight 1, of the rejected one 1 + margin, as `losses/bradley_terry.py` expects.
     """
     written = [write(where, one, tokenizer, "all", options, ahead) for one in (pair.chosen, pair.rejected)]
     chosen, rejected = tokenise(written, tokenizer)
     if min(len(chosen.tokens), len(rejected.tokens)) < 2:
-        raise BadRow(f"{where}: an answer of one token, expected at least two with the prompt")
+        raise BadRow(f"{where}: prompt and answer have one token, expected at least two")
     if np.array_equal(chosen.tokens, rejected.tokens):
-        raise BadRow(f"{where}: chosen and rejected are the same tokens: nothing tells which is better")
+        raise BadRow(f"{where}: chosen and rejected have the same tokens, so neither can be preferred")
     weights = np.zeros(len(chosen.tokens) + len(rejected.tokens), np.float32)
     weights[len(chosen.tokens) - 1], weights[-1] = 1.0, 1.0 + pair.margin
     unused = tuple(dict.fromkeys(chosen.unused + rejected.unused))
@@ -164,7 +163,7 @@ def _pair(where: str, pair: Pair, tokenizer: Any, options: RenderOptions, ahead:
 
 
 def tokenise(documents: Sequence[Written | Encoded], tokenizer: Any) -> list[Encoded]:
-    """Tokens and loss weights of documents; of many at once, because the tokenizer then uses every core."""
+    """Tokens and loss weights of documents. In batches, since the tokenizer then uses every core."""
     made = [one if isinstance(one, Encoded) else None for one in documents]
     for is_chat in (True, False):
         written = [(k, one) for k, one in enumerate(documents) if isinstance(one, Written) and one.is_chat == is_chat]
@@ -186,7 +185,7 @@ def _special(tokenizer: Any) -> frozenset[int]:
 
 
 def _stopped(encoded: Encoded, stop: tuple[int, float] | None) -> Encoded:
-    """The document with the stop token that its template does not write."""
+    """Append the stop token that the template does not write."""
     if stop is None:
         return encoded
     tokens = np.append(encoded.tokens, np.int32(stop[0]))
@@ -201,7 +200,7 @@ def _conversation(
     options: RenderOptions,
     ahead: Ahead | None,
 ) -> Written | Encoded:
-    """A conversation, of which the assistant turns from message `first` on train."""
+    """Render a conversation; assistant turns train from message `first` on."""
     weights, wanted = _turns(where, conversation, train_on, options)
     template = Template(
         where,
@@ -226,7 +225,7 @@ def _conversation(
         end = None if options.end_of_turn else stop_in(template.whole, span, tokenizer)
         if end:
             places.append((end, 0.0))
-    tokens = tokens_apart(template, options.special_text)
+    tokens = special_text_tokens(template, options.special_text)
     if tokens is not None:
         special = _special(tokenizer)
         return _stopped(Encoded(tokens.ids, _weights(tokens, places, special), tuple(lost), template.unused), stop)
@@ -236,7 +235,7 @@ def _conversation(
 def _turns(
     where: str, conversation: Conversation, train_on: TrainOn, options: RenderOptions
 ) -> tuple[dict[int, float], list[int]]:
-    """Weight of every assistant message, and those whose places must be known."""
+    """Weight of every assistant message, and the messages whose spans are needed."""
     weights = turn_weights(where, conversation.messages, conversation.first, train_on)
     usual = 1.0 if train_on == "all" else 0.0
     return weights, [i for i, weight in weights.items() if weight != usual or (weight and not options.end_of_turn)]
@@ -260,7 +259,7 @@ def generation_prompt(
     options: RenderOptions = DEFAULT,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Token ids of a conversation up to where the assistant speaks next, by the tokenizer's own template.
+    """Token ids of a conversation with the generation prompt, rendered with the tokenizer's own template.
 
     Args:
       template_kwargs: the row's own.
@@ -270,20 +269,20 @@ def generation_prompt(
     """
     kwargs = merged(options.template_kwargs, template_kwargs)
     template = Template(where, messages, tools, tokenizer, options.date, generation_prompt=True, kwargs=kwargs)
-    tokens = tokens_apart(template, options.special_text) or encoded(offset_backend(tokenizer), template.whole)
+    tokens = special_text_tokens(template, options.special_text) or encoded(offset_backend(tokenizer), template.whole)
     return tokens.ids.tolist()
 
 
 def _weights(tokens: Tokens, places: list[tuple[Span, float]], special: Collection[int]) -> np.ndarray:
     """float32 [tokens]: each token gets the weight of the last span in `places` that it overlaps, else 0.
 
-    A token of `special` counts only where it begins inside: one that swallows white space behind it (Phi-3's
-    `<|assistant|>`) reaches into the turn, yet the model is given it.
+    A token of `special` counts only if it begins inside the span: one that includes the white space after it (Phi-3's
+    `<|assistant|>`) extends into the turn, although the model doesn't generate it.
     """
     starts, ends = tokens.offsets.T
     weights = np.zeros(len(starts), np.float32)
     for (start, end), weight in places:
-        # A token without characters (a word-start mark of its own) belongs where it stands.
+        # A token without characters (a separate word-start marker) belongs to the span at its position.
         inside = (starts < end) & ((ends > start) | ((starts == ends) & (starts >= start)))
         for k in np.flatnonzero(inside & (starts < start)):
             inside[k] = tokens.ids[k] not in special

@@ -1,8 +1,8 @@
 """The stop token of a last turn whose template writes none.
 
-GLM's turns end where the next message begins: `<|user|>` or `<|observation|>` is what the model writes last. Behind the
-last turn of a conversation no message begins, so the template writes nothing there that stops the model. The model's
-own generation config names its stop tokens: the one that would open the next message is appended, else the first.
+In GLM, a turn ends with the token that opens the next message: `<|user|>` or `<|observation|>`. After the last turn the
+template writes nothing, so nothing would stop the model. We append the stop token (from the model's generation config)
+that would open the next message, or else the first.
 """
 
 from functools import lru_cache
@@ -14,25 +14,24 @@ from sft_jax.data.chat.special_text import special_ids, special_pattern
 from sft_jax.data.chat.tokenizer import model_stops
 
 _LAST, _NEXT = "Qz4Q", "Zq5Z"
-"""Words of the last turn, and of the message that would follow it."""
+"""Content of the last turn, and of the message that would follow it."""
 _TAIL = 1000
-"""Characters in which a special token and the white space behind it are looked for."""
+"""Characters at the end of a text that are searched for a special token."""
 
 
 def appended_stop(message: dict[str, Any], tokenizer: Any) -> int | None:
-    """The stop token that the model writes behind an assistant message where its template writes none; None where the
-    model names no stop token."""
+    """The stop token to append to an assistant message whose template writes none; None if the model has none."""
     calls = bool(message.get("tool_calls"))
     return _stop_behind(tokenizer, str(tokenizer.chat_template), model_stops(tokenizer), calls)
 
 
 def ends_with_special(text: str, tokenizer: Any) -> bool:
-    """Whether a text ends with a special token, but for white space."""
+    """Whether a text ends with a special token, ignoring white space."""
     return text[-_TAIL:].rstrip().endswith(tuple(special_ids(tokenizer)))
 
 
 def stops_that_matter(tokenizer: Any) -> list[int]:
-    """The model's stop tokens where examples depend on them: where the chat template leaves a last turn open."""
+    """The model's stop tokens if examples depend on them (the template leaves the last turn open), else []."""
     stops = model_stops(tokenizer)
     if not stops or not tokenizer.chat_template:
         return []

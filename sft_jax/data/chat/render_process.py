@@ -1,9 +1,8 @@
-"""Chat templates are rendered in a process of their own, with limits on time and memory that the kernel keeps.
+"""Renders chat templates in a subprocess, with limits on time and memory enforced by the kernel.
 
-A template is somebody else's program, and a thread can neither be stopped within one long operation (`'a' * 10**12`)
-nor be given a memory of its own: a process can. It is one small process for each of ours, started at the first render
-in a third of a second and asked through pipes; a block of conversations takes one exchange, and renders while this
-process does something else.
+Templates are untrusted programs. A thread can't be interrupted during one long operation (`'a' * 10**12`) or be limited
+in memory; a process can. Each of our processes has one, started at the first render (a third of a second) and driven
+through pipes. A batch of conversations takes one round trip and renders in the background.
 """
 
 import contextlib
@@ -24,70 +23,70 @@ from sft_jax.data.chat import render_worker
 from sft_jax.data.chat.render_worker import LENGTH
 
 SECONDS = 10.0
-"""A template that computes longer than this on one conversation is refused; real ones take milliseconds."""
+"""CPU time limit per conversation; real templates take milliseconds."""
 MEMORY_BYTES = 2 * 2**30
-"""What rendering may take. The longest row that is read (`rows.ROW_LIMIT`) takes less than half."""
+"""Memory limit of rendering. The longest row allowed (`rows.ROW_LIMIT`) takes less than half."""
 
 _log = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
 Beginning = tuple[int, bool]
-"""So many of the messages, and whether with a generation prompt."""
+"""(number of messages, whether with a generation prompt)."""
 
 
 class Settings(NamedTuple):
-    """What is the same for many conversations."""
+    """What many conversations share."""
 
     source: str
     """The template."""
     variables: tuple[tuple[str, Any], ...] = ()
-    """Names and values that it may read besides the conversation, such as the special tokens."""
+    """Other variables of the template, such as the special tokens."""
     date: str = ""
-    """The day that its `strftime_now` tells, YYYY-MM-DD; empty means today."""
+    """The date used by `strftime_now`, YYYY-MM-DD; empty means today."""
 
 
 class Request(NamedTuple):
-    """A conversation to be written as transformers' `render_jinja_template` does."""
+    """A conversation to render as transformers' `render_jinja_template` does."""
 
     settings: Settings
     messages: Messages
     tools: list[dict[str, Any]] | None = None
     generation_prompt: bool = False
     beginnings: tuple[Beginning, ...] = ()
-    """Of the conversation, to be rendered too."""
+    """Beginnings of the conversation to render too."""
     marks: bool = False
-    """Whether the template's `{% generation %}` blocks are asked for."""
+    """Whether to return the template's `{% generation %}` blocks."""
     kwargs: dict[str, Any] | None = None
-    """Values that the template may read besides."""
+    """Template kwargs."""
 
 
 class Rendered(NamedTuple):
-    """What a template makes of one conversation."""
+    """A rendered conversation."""
 
     text: str
     beginnings: dict[Beginning, str | None]
-    """None where the template fails."""
+    """None if the template fails."""
     marked: tuple[str, list[tuple[int, int]]] | None
-    """The text again, and the spans of its `{% generation %}` blocks; None where they were not asked for."""
+    """The text again, and the spans of its `{% generation %}` blocks; None if not requested."""
     unused: tuple[str, ...] = ()
-    """Names of the request's `kwargs` that the template never mentions."""
+    """Names in the request's `kwargs` that the template never uses."""
 
 
 class TemplateFails(Exception):
-    """What a template raised: `TypeError: can only concatenate str …`."""
+    """A template raised an error, such as `TypeError: can only concatenate str …`."""
 
     def __init__(self, message: str, line: int | None = None):
         super().__init__(message)
         self.line = line
-        """Of the template, where its syntax is wrong."""
+        """Line of a syntax error in the template."""
 
 
 class OverLimit(Exception):
-    """A render took too long, too much memory, or its process with it; the message says which, as a predicate."""
+    """A render exceeded its time or memory limit, or crashed the process; the message is a predicate."""
 
 
 def render(request: Request) -> Rendered:
-    """One conversation.
+    """Render one conversation.
 
     Raises:
       TemplateFails: on the whole conversation.
@@ -100,8 +99,8 @@ def render(request: Request) -> Rendered:
         if replies is not None:
             return _rendered(request, *replies[0])
         if batch.status == -signal.SIGPROF:
-            raise OverLimit(f"does not come to an end within {SECONDS:g} s")
-    raise OverLimit("ends the process that renders it, every time: does it take more memory than there is?")
+            raise OverLimit(f"does not finish within {SECONDS:g} s")
+    raise OverLimit("crashes its rendering process every time, possibly because the machine is out of memory")
 
 
 def _rendered(request: Request, about: dict[str, Any], text: str) -> Rendered:
@@ -115,7 +114,7 @@ def _rendered(request: Request, about: dict[str, Any], text: str) -> Rendered:
 
 
 class Batch:
-    """Conversations that are rendered from now on, while this process does something else."""
+    """A batch of conversations, rendered in the background."""
 
     def __init__(self, requests: Sequence[Request]):
         """
@@ -124,43 +123,43 @@ class Batch:
         """
         self.requests = requests
         self.status: int | None = None
-        """Where there are no replies: that of the process which has ended."""
+        """Exit status of the process if it ended without replies."""
         self._replies: list[_Reply] | None = None
         with _lock:
             self._worker = _running()
             self._worker.send(self)
 
     def result(self, place: int) -> Rendered:
-        """Of one of the requests; raises as `render`."""
+        """The result of one request; raises as `render`."""
         replies = self.replies()
         if replies is None:  # was it this one?
             return render(self.requests[place])
         return _rendered(self.requests[place], *replies[place])
 
     def replies(self) -> "list[_Reply] | None":
-        """Waits for them; None where there are none: `status` is set."""
+        """Wait for the replies; None if there are none, and `status` is set."""
         with _lock:
             if self._replies is None and self.status is None:
                 self.receive()
         return self._replies
 
     def receive(self) -> None:
-        """Read the replies; `_lock` is held."""
+        """Read the replies; requires `_lock`."""
         replies = self._worker.read()
         if replies is None:
-            self.status = _bury()
+            self.status = _reap()
         elif len(replies) == len(self.requests):
             self._replies = replies
-        else:  # no memory for them all: each will be asked for by itself
+        else:  # not enough memory for all at once: each will be rendered separately
             self.status = 0
 
 
 _Reply = tuple[dict[str, Any], str]
-"""What there is to say of a text, and the text."""
+"""(metadata, text)."""
 
 
 class _Worker:
-    """The process, and what it has been told."""
+    """The worker process and what has been sent to it."""
 
     def __init__(self) -> None:
         package: Any = importlib.util.find_spec("transformers")
@@ -168,14 +167,14 @@ class _Worker:
             [sys.executable, "-P", render_worker.__file__, os.path.dirname(package.origin), str(MEMORY_BYTES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # The threads of a BLAS take address space, which is what is limited.
+            # BLAS threads use address space, which is limited.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,  # away from the terminal's signals: it ends when its input does
+            start_new_session=True,  # shield it from the terminal's signals; it exits when its stdin closes
         )
         self.sent: Batch | None = None
-        """Whose replies are still to be read."""
+        """The batch whose replies have not been read yet."""
         self.numbers: dict[tuple[Settings, float], int] = {}
-        """Settings and time limit -> their number in requests."""
+        """(settings, time limit) -> their index in requests."""
 
     def send(self, batch: Batch) -> None:
         numbers, told, parts = dict(self.numbers), [], []
@@ -187,12 +186,12 @@ class _Worker:
             parts.append((number, *rest))
         data = _packed((told, parts))
         self.sent, self.numbers = batch, numbers
-        with contextlib.suppress(BrokenPipeError):  # it has ended: reading tells
+        with contextlib.suppress(BrokenPipeError):  # it has exited, which `read` detects
             self.process.stdin.write(LENGTH.pack(len(data)) + data)
             self.process.stdin.flush()
 
     def read(self) -> list[_Reply] | None:
-        """The replies to what was sent; None where the process has ended."""
+        """The replies to the last batch; None if the process has exited."""
         self.sent = None
         header = self.process.stdout.read(LENGTH.size)
         length = LENGTH.unpack(header)[0] if len(header) == LENGTH.size else 0
@@ -207,7 +206,7 @@ class _Worker:
         return replies
 
     def end(self) -> int:
-        """Its exit status, once it has ended: it does so when its input does."""
+        """Close its stdin, wait for it to exit and return its exit status."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.stdout.close()
@@ -217,7 +216,7 @@ class _Worker:
 def _packed(parts: Any) -> bytes:
     try:
         return marshal.dumps(parts)
-    except ValueError:  # a value that is no JSON, such as a date in a table: transformers shows templates its type
+    except ValueError:  # not JSON, such as a date in a table: transformers gives templates its type
         return marshal.dumps(json.loads(json.dumps(parts, default=lambda value: f"<{type(value).__name__}>")))
 
 
@@ -226,7 +225,7 @@ _lock = threading.Lock()
 
 
 def _running() -> _Worker:
-    """The process, with all its replies read; `_lock` is held."""
+    """The worker, with all replies read; requires `_lock`."""
     global _worker
     if _worker is not None and _worker.sent is not None:
         _worker.sent.receive()
@@ -235,24 +234,24 @@ def _running() -> _Worker:
     return _worker
 
 
-def _bury() -> int:
-    """Exit status of the process, which has ended; the next one is started where it is needed.
+def _reap() -> int:
+    """Exit status of the worker, which has exited; the next one is started on demand.
 
     Raises:
-      RuntimeError: it has failed by itself.
+      RuntimeError: it failed on its own.
     """
     global _worker
     assert _worker is not None
     status, _worker = _worker.end(), None
     if status >= 0:
-        raise RuntimeError(f"the process that renders chat templates has failed with status {status}; see above")
+        raise RuntimeError(f"the process that renders chat templates failed with status {status}; see above")
     if status != -signal.SIGPROF:
-        _log.warning("the process that renders chat templates was ended by signal %d; it is started again", -status)
+        _log.warning("the process that renders chat templates was killed by signal %d; restarting it", -status)
     return status
 
 
 def _stop() -> None:
-    """End the process with this one, also where this one is of `multiprocessing`, which runs no other exit hooks."""
+    """Stop the worker at exit, including in `multiprocessing` children, which run no other exit hooks."""
     global _worker
     if _worker is not None:
         _worker.process.kill()
@@ -261,7 +260,7 @@ def _stop() -> None:
 
 
 def _forget() -> None:
-    """In a fork: the process is the parent's."""
+    """After a fork: the worker belongs to the parent."""
     global _worker, _lock
     _worker, _lock = None, threading.Lock()
 

@@ -1,11 +1,11 @@
 """The process that renders chat templates: it reads requests and writes replies until its input ends.
 
-A script that `render_process` runs, `render_worker.py TRANSFORMERS MEMORY_BYTES`. It imports the one file of
-transformers that renders templates, not the package (which takes a second), and nothing of sft_jax. The kernel ends it
-where a render takes too long, so it holds nothing that would be missed.
+`render_process` runs this as a script: `render_worker.py TRANSFORMERS MEMORY_BYTES`. It imports only the file of
+transformers that renders templates, not the package (which takes a second), and nothing from sft_jax. The kernel kills
+it if a render takes too long, so it has no state that matters.
 
-What goes in either direction begins with its length. Requests come marshalled; replies, which may hold what a stranger
-wrote, are a line of JSON with the texts behind it.
+Messages in both directions start with their length. Requests are marshalled; replies, which may contain untrusted
+text, are a line of JSON followed by the texts.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ LENGTH = struct.Struct("<Q")
 
 
 def chat_templates(transformers: str) -> Any:
-    """transformers' module of chat templates from the package's directory, without the package."""
+    """Import transformers' chat template module from the package's directory without importing the package."""
     for name, path in (("transformers", transformers), ("transformers.utils", os.path.join(transformers, "utils"))):
         sys.modules[name] = package = ModuleType(name)
         package.__path__ = [path]
@@ -34,7 +34,7 @@ def chat_templates(transformers: str) -> Any:
 
 
 def limit_memory(more_bytes: int) -> None:
-    """Let this process map so much more than it has mapped by now. macOS takes the limit and does not enforce it."""
+    """Allow this process to map `more_bytes` more than now. macOS accepts the limit but doesn't enforce it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             mapped = int(file.read().split()[0]) * resource.getpagesize()
@@ -50,17 +50,17 @@ UNUSED_TOOLS = "tools, which the chat template ignores"
 
 
 class Renderer:
-    """Answers requests by transformers' own functions, whose only caller in this process it is."""
+    """Renders requests with transformers' own functions; their only caller in this process."""
 
     def __init__(self, templates: Any):
         import jinja2
 
         self.templates = templates
         self.settings: list[tuple[str, dict[str, Any], str, float]] = []
-        """Of each number: template, variables, date, seconds."""
+        """For each index: template, variables, date, seconds."""
         self.names: dict[str, set[str]] = {}
-        """Template -> the names that it mentions."""
-        self.failures = (  # what somebody else's program raises when it fails
+        """Template -> the names it uses."""
+        self.failures = (  # what a failing template may raise
             *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
             *(RuntimeError, SyntaxError),
         )
@@ -75,13 +75,13 @@ class Renderer:
         marks: bool,
         kwargs: dict[str, Any] | None,
     ) -> tuple[dict[str, Any], str]:
-        """The reply to one `render_process.Request`: what there is to say of the text, and the text."""
+        """Reply to one `render_process.Request` with (metadata, text)."""
         try:
             whole, _ = self.render(number, messages, tools, kwargs, generation_prompt)
             texts: list[int | str | None] = []
             for count, prompted in beginnings:
                 text = self.beginning(number, messages[:count], tools, kwargs, prompted)
-                # Most are beginnings of the whole text too, and need not be sent.
+                # Most are prefixes of the whole text and need not be sent.
                 texts.append(len(text) if text is not None and whole.startswith(text) else text)
             marked = None
             if marks:
@@ -104,7 +104,7 @@ class Renderer:
         return missing + ([UNUSED_TOOLS] if tools and "tools" not in names else [])
 
     def names_in(self, number: int) -> set[str]:
-        """The names that a template mentions; it has been compiled, so it can be parsed."""
+        """The names a template uses; it has already been compiled, so it can be parsed."""
         from jinja2 import nodes
 
         source = self.settings[number][0]
@@ -114,7 +114,7 @@ class Renderer:
         return self.names[source]
 
     def beginning(self, *args: Any) -> str | None:
-        """As `render`; None where the template fails."""
+        """As `render`; None if the template fails."""
         try:
             return self.render(*args)[0]
         except self.failures:
@@ -129,14 +129,14 @@ class Renderer:
         generation_prompt: bool = False,
         marks: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
-        """What the template makes of some messages; with `marks` also the spans of its `{% generation %}` blocks."""
+        """Render messages; with `marks` also return the spans of the `{% generation %}` blocks."""
         source, variables, day, seconds = self.settings[number]
-        # Compiling counts too: Jinja computes constants there. When the time is up, the kernel ends this process.
+        # Includes compilation, where Jinja folds constants. When the time is up, the kernel kills this process.
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             names = self.templates._compile_jinja_template(source).globals
-            # transformers turns every value that a template is given into plain JSON, functions included, so the date
-            # cannot be handed over as an argument. It keeps the compiled template, with these names of its own.
+            # transformers converts all template variables to plain JSON, including functions, so the date can't be
+            # passed as one. It caches the compiled template together with these globals.
             names.maps[0].pop("strftime_now", None)
             if day:
                 names["strftime_now"] = date.fromisoformat(day).strftime
@@ -156,7 +156,7 @@ class Renderer:
 def main() -> None:
     transformers, memory_bytes = sys.argv[1], int(sys.argv[2])
     requests, replies = os.fdopen(0, "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what somebody prints is no reply
+    os.dup2(2, 1)  # print() must not write to the reply pipe
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,7 +1,7 @@
-"""A conversation through the tokenizer's own chat template: somebody else's program, so it is fenced in.
+"""Renders a conversation with the tokenizer's own chat template.
 
-transformers compiles templates in Jinja's sandbox, where they reach no Python internals. Here they also get a process
-with limits on time and memory (`render_process`), and the date that they print is the run's, not the day's.
+transformers runs templates in Jinja's sandbox, without access to Python internals. Here they also run in a process with
+limits on time and memory (`render_process`), and print the run's date instead of today's.
 """
 
 import hashlib
@@ -29,15 +29,15 @@ from sft_jax.errors import BadInput, BadRow
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """How a conversation is read; see the fields of the same names in `config.Data`."""
+    """How a conversation is rendered; see the fields of the same names in `config.Data`."""
 
     end_of_turn: bool = True
     allow_lossy: bool = False
     special_text: Literal["special", "text", "refuse"] = "special"
     date: str = ""
-    """The day that templates print, YYYY-MM-DD; empty means today."""
+    """The date that templates print, YYYY-MM-DD; empty means today."""
     template_kwargs: tuple[str, ...] = ()
-    """Values for the template besides the conversation; a row's own go first."""
+    """Template kwargs of the run; a row's own take precedence."""
 
 
 def render_options_of(data: Data) -> RenderOptions:
@@ -56,7 +56,7 @@ def request_for(
     turns: Sequence[int] = (),
     kwargs: dict[str, Any] | None = None,
 ) -> Request:
-    """What to ask `render_process` for; see `Template`.
+    """The request to `render_process`; see `Template`.
 
     Raises:
       ValueError: several named templates, none of them the default.
@@ -74,12 +74,12 @@ def request_for(
 
 @lru_cache(maxsize=16)
 def has_marks(source: str) -> bool:
-    """Whether a template says by `{% generation %}` what the assistant's part is."""
+    """Whether a template marks assistant turns with `{% generation %}`."""
     return bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
 
 
 def _shown(messages: list[dict[str, Any]], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
-    """The messages as `apply_chat_template` hands them on, with parts for contents where the template wants those."""
+    """The messages as `apply_chat_template` passes them on, with content as parts if the template needs that."""
     if _wants_parts(settings):
         messages = [_in_parts(message) for message in messages]
     if not _deletes_nulls(tokenizer):
@@ -89,8 +89,8 @@ def _shown(messages: list[dict[str, Any]], tokenizer: Any, settings: Settings) -
 
 @lru_cache(maxsize=16)
 def _wants_parts(settings: Settings) -> bool:
-    """Whether the template reads contents as lists of parts alone (SmolVLM, LLaVA): it does not write words that it is
-    given as a string, and writes them as a part."""
+    """Whether the template accepts content only as a list of parts (SmolVLM, LLaVA): it renders words given as a part,
+    but not as a string."""
     words = {"user": "Qz2Q", "assistant": "Zq3Z"}
     talk = [{"role": role, "content": word} for role, word in words.items()]
     for parts in (False, True):
@@ -98,7 +98,7 @@ def _wants_parts(settings: Settings) -> bool:
             text = render(Request(settings, [_in_parts(message) for message in talk] if parts else talk)).text
         except TemplateFails:
             continue
-        except OverLimit:  # on the conversation itself, that is an error with a name
+        except OverLimit:  # reported later, on the conversation itself
             return False
         if all(word in text for word in words.values()):
             return parts
@@ -112,13 +112,13 @@ def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _deletes_nulls(tokenizer: Any) -> bool:
-    """Whether this transformers deletes the null values of messages before it renders them; 5.17 does not."""
+    """Whether this transformers version drops null values of messages before rendering; 5.17 doesn't."""
     with_null = [{"role": "user", "content": None}]
     return tokenizer.apply_chat_template(with_null, chat_template="{{ messages[0] | length }}", tokenize=False) == "1"
 
 
 class Template:
-    """One conversation, the tokenizer's chat template, and the one true render of the two."""
+    """A conversation rendered with the tokenizer's chat template."""
 
     def __init__(
         self,
@@ -135,9 +135,9 @@ class Template:
         """Render the conversation.
 
         Args:
-          turns: assistant messages whose places will be looked for: what this needs first is rendered along.
-          rendered: gives what has been made of `request_for` the same arguments.
-          kwargs: what the template is given besides.
+          turns: assistant messages to locate later; their prefixes are rendered in the same request.
+          rendered: returns the result of `request_for` with the same arguments.
+          kwargs: template kwargs.
 
         Raises:
           BadInput: no chat template, or one that fails on this conversation or takes too much time or memory; begins
@@ -152,7 +152,7 @@ class Template:
                 "exported with the model."
             )
         if not messages:
-            raise BadRow(f"{where}: a conversation without a message")
+            raise BadRow(f"{where}: the conversation has no messages")
         try:
             self._request = request_for(messages, tools, tokenizer, date, generation_prompt, turns, kwargs)
         except ValueError as error:
@@ -163,7 +163,7 @@ class Template:
 
     @property
     def name(self) -> str:
-        """Which template this is, for messages."""
+        """Identifies the template in error messages."""
         digest = hashlib.sha256(self.source.encode()).hexdigest()[:8]
         origin = Path(self.tokenizer.name_or_path).name or "this tokenizer"
         return f"chat template {digest} of {origin}: {self.source[:22]!r}"
@@ -181,12 +181,12 @@ class Template:
             else:
                 self.messages = messages
                 return found
-        # The first is about the conversation as it was given; that a null is missing says less than what comes next.
+        # Report the error on the original conversation, unless it is only about a null that the next attempt fills.
         null = any(message.get("content") is None for message in self.messages)
         raise BadRow(f"{self.where}: the chat template fails on this conversation: {problems[null]}")
 
     def render(self, *conversations: list[dict[str, Any]], generation_prompt: bool = False) -> list[str | None]:
-        """What the template makes of each of some conversations, None where it refuses it."""
+        """Render several conversations; None for those that the template rejects."""
         asked = len(conversations[0]), generation_prompt
         if asked in self._beginnings and conversations == (self.messages[: asked[0]],):
             return [self._beginnings[asked]]
@@ -211,21 +211,21 @@ class Template:
             ) from error
 
     def marked(self) -> list[tuple[int, int]]:
-        """Spans of `whole` inside the template's `{% generation %}` marks; of a template that was made with `turns`.
+        """Spans of `whole` inside the template's `{% generation %}` marks; requires `turns`.
 
         Raises:
-          BadInput: asked for marks, the template renders another text.
+          BadInput: the template renders a different text with marks.
         """
         if self._marked is None or self._marked[0] != self.whole:
-            raise BadInput(f"{self.where}: the chat template renders another text when asked for its marks")
+            raise BadInput(f"{self.where}: the chat template renders a different text with generation marks")
         return self._marked[1]
 
 
 def _spellings(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The messages, then in the other ways that some templates need them.
+    """The messages, followed by the variants that some templates need.
 
-    transformers deletes a null content, and templates that join it to a string then fail: give them "". Some join
-    tool-call arguments to a string (DeepSeek), so they take no objects: give them JSON.
+    transformers drops null content, and templates that concatenate it then fail: use "". Some concatenate tool-call
+    arguments (DeepSeek) and fail on objects: use JSON text.
     """
     yield messages
     filled = messages

@@ -1,8 +1,8 @@
-"""Text in a message that looks like a special token: by default it becomes the token, as in transformers.
+"""Text in a message that looks like a special token. By default it becomes the token, as in transformers.
 
-`data.special_text="text"` makes it the ordinary text that it is. Then only what the template itself writes is special:
-the text is cut at the template's own special tokens, and what lies between is tokenised without any. Each step is
-checked against the one render and the one tokenisation that there would be otherwise.
+With `data.special_text="text"` it stays ordinary text, and only the template's own special tokens are special: the text
+is cut at these, and the pieces in between are tokenised without special tokens. Each step is checked against the usual
+render and tokenisation.
 """
 
 import copy
@@ -48,7 +48,7 @@ def added_pattern(tokenizer: Any) -> re.Pattern[str]:
 
 
 def stops_pattern(tokenizer: Any) -> re.Pattern[str] | None:
-    """Matches the stop tokens of the tokenizer's model; None where nobody has said which they are."""
+    """Matches the stop tokens of the tokenizer's model; None if they are unknown."""
     return _stops_pattern(tokenizer, model_stops(tokenizer))
 
 
@@ -70,14 +70,14 @@ def _longest_first(tokens: dict[str, int]) -> list[str]:
     return sorted(tokens, key=lambda token: (-len(token), token))
 
 
-def tokens_apart(template: Template, policy: str) -> Tokens | None:
-    """The tokens of a template's text where they are not those of the one usual tokenisation, else None.
+def special_text_tokens(template: Template, policy: str) -> Tokens | None:
+    """The tokens of a template's text if they differ from the usual tokenisation, else None.
 
     Args:
-      policy: what becomes of text in the messages that looks like a special token: `data.special_text`.
+      policy: for text in messages that looks like a special token: `data.special_text`.
 
     Raises:
-      BadRow: policy "refuse" and there is such text, or policy "text" and it cannot be told from the template's own.
+      BadRow: such text with policy "refuse"; with "text", if it is not distinguishable from the template's own tokens.
     """
     if policy == "special" or not any(found for found in _found(template)):
         return None
@@ -91,7 +91,7 @@ def tokens_apart(template: Template, policy: str) -> Tokens | None:
 
 
 def _found(template: Template) -> list[list[str]]:
-    """The special-token-looking texts of each message."""
+    """The texts in each message that look like special tokens."""
     pattern = special_pattern(template.tokenizer)
     found: list[list[str]] = [[] for _ in template.messages]
     for texts, message in zip(found, template.messages, strict=True):
@@ -100,7 +100,7 @@ def _found(template: Template) -> list[list[str]]:
 
 
 def _edited(message: dict[str, Any], edit: Callable[[str], str]) -> dict[str, Any]:
-    """The message with each text in it edited: content, reasoning, and what its tool calls say."""
+    """The message with all its texts edited: content, reasoning and tool calls."""
     keys = ("content", "tool_calls", *REASONING)
     return {key: _deep(value, edit) if key in keys else value for key, value in message.items()}
 
@@ -116,10 +116,10 @@ def _deep(value: Any, edit: Callable[[str], str]) -> Any:
 
 
 def _literal(template: Template) -> list[Span]:
-    """Where the messages' special-looking texts stand in the template's text: a render with words in their place.
+    """Spans of the messages' special-looking texts in the template's text, found by rendering with placeholders.
 
     Raises:
-      BadRow: with the texts put back, that is not the template's text.
+      BadRow: substituting the texts back does not give the template's text.
     """
     stem = "Qs"
     while stem in template.whole:
@@ -141,14 +141,14 @@ def _literal(template: Template) -> list[Span]:
         spans.append((start, start + len(back[-1])))
         at = match.end()
     if other is None or "".join(back) + other[at:] != template.whole:
-        raise _untellable(template)
+        raise _ambiguous(template)
     return spans
 
 
-def _untellable(template: Template) -> BadRow:
+def _ambiguous(template: Template) -> BadRow:
     shown = next(texts[0] for texts in _found(template) if texts)
     return BadRow(
-        f"{template.where}: cannot tell the text {shown!r} in a message from the chat template's own special tokens "
+        f"{template.where}: cannot distinguish the text {shown!r} in a message from the chat template's special tokens "
         f'({template.name}). Remove the text, or set data.special_text="special".'
     )
 
@@ -160,18 +160,17 @@ def _as_text(template: Template, literal: list[Span]) -> Tokens:
     usual = encoded(offset_backend(tokenizer), whole)
     ids = list(special_ids(tokenizer).values())
     pieces = _piecewise(tokenizer, whole, own)
-    # Cut at every special token, it must be the tokenisation that there is without cutting; and none may have come
-    # out of ordinary text.
+    # Cutting at every special token must give the usual tokenisation, and ordinary text must give no special tokens.
     if _piecewise(tokenizer, whole, matches).ids.tolist() != usual.ids.tolist() or np.isin(
         pieces.ids, ids
     ).sum() != np.isin(usual.ids, ids).sum() - (len(matches) - len(own)):
-        raise _untellable(template)
+        raise _ambiguous(template)
     return pieces
 
 
 @lru_cache(maxsize=4)
 def _swallowing_pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Matches special tokens with the white space around them that they take in."""
+    """Matches special tokens, including the surrounding white space that they absorb."""
     tokens = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
 
     def written(name: str) -> str:
@@ -185,14 +184,14 @@ def _swallowing_pattern(tokenizer: Any) -> re.Pattern[str]:
 
 @lru_cache(maxsize=4)
 def _plain_backend(tokenizer: Any) -> Any:
-    """The tokenizer's backend, to which special tokens are text."""
+    """The tokenizer's backend, treating special tokens as text."""
     backend = copy.deepcopy(offset_backend(tokenizer))
     backend.encode_special_tokens = True
     return backend
 
 
 def _piecewise(tokenizer: Any, text: str, cuts: list[Span]) -> Tokens:
-    """`text` cut at special tokens, the rest tokenised as if there were none."""
+    """Tokenise `text` cut at special tokens, the rest without special tokens."""
     plain, usual = _plain_backend(tokenizer), offset_backend(tokenizer)
     ids: list[np.ndarray] = [np.zeros(0, np.int32)]
     offsets: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
@@ -208,7 +207,7 @@ def _piecewise(tokenizer: Any, text: str, cuts: list[Span]) -> Tokens:
 
 
 def encoded(backend: Any, text: str) -> Tokens:
-    """The tokens of a text, without those that the tokenizer puts around it."""
+    """The tokens of a text, without added BOS or EOS."""
     return tokens_of(backend.encode(text, add_special_tokens=False))
 
 

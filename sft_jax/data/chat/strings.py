@@ -1,4 +1,4 @@
-"""Plain strings, which no chat template writes: prompt and completion, texts, and raw prompts to go on from."""
+"""Plain strings without a chat template: prompt and completion, texts, and raw prompts."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from sft_jax.errors import BadInput
 def written_strings(
     where: str, prompt: str, completion: str, tokenizer: Any, all_trains: bool, options: RenderOptions
 ) -> tuple[str, list[tuple[Span, float]]]:
-    """Prompt and completion as one text that ends with EOS, and which characters of it train.
+    """Prompt and completion as one text that ends with EOS, and which characters train.
 
-    White space behind an EOS that the completion brings along is no part of what the model writes: it does not train.
+    White space after an EOS that the completion already has does not train, since the model stops before it.
 
     Raises:
       BadInput: the tokenizer has no EOS token.
@@ -31,7 +31,7 @@ def written_strings(
 
 
 def own_tokens(encoding: Any, tokenizer: Any) -> slice:
-    """Which tokens of a text that ends with EOS are wanted: not a BOS or EOS that the tokenizer adds to the text's own.
+    """The tokens to keep of a text that ends with EOS: drops a BOS or EOS that the tokenizer adds to the text's own.
 
     Args:
       encoding: with the tokenizer's special tokens.
@@ -43,7 +43,7 @@ def own_tokens(encoding: Any, tokenizer: Any) -> slice:
 
 
 def prompt_ids(text: str, tokenizer: Any) -> list[int]:
-    """Token ids of a text to go on from: what training has in front of a completion, so no EOS behind it."""
+    """Token ids of a raw prompt, as training has them before a completion: without EOS."""
     encoding = offset_backend(tokenizer).encode(text, add_special_tokens=True)
     kept = own_tokens(encoding, tokenizer)
     return encoding.ids[kept]

@@ -1,4 +1,4 @@
-"""What a chat template leaves out of what an assistant message should teach."""
+"""What a chat template drops from an assistant message."""
 
 import json
 import re
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys under which data sets keep what a model thinks before it answers."""
+"""Keys under which datasets keep what a model thinks before it answers."""
 
 
 def losses(message: dict[str, Any], shown: str) -> list[str]:
-    """What of an assistant message is missing from `shown`, the text of its turn; empty where nothing is."""
+    """The parts of an assistant message that are missing from `shown`, the text of its turn."""
     leaves, lost = _called(message), []
     for name, part in _parts(message):
-        # The same text may stand in an argument too: one place is not enough for both.
+        # The same text may also be in an argument: one occurrence is not enough for both.
         if shown.count(part) < 1 + sum(times for (_, leaf), times in leaves.items() if part in leaf):
             lost.append(f"its {name} {part[:40]!r}")
     for (name, written), times in leaves.items():
@@ -27,7 +27,7 @@ def losses(message: dict[str, Any], shown: str) -> list[str]:
 
 
 def things_said(message: dict[str, Any]) -> int:
-    """How many `losses` there are where nothing of the message is shown."""
+    """The number of `losses` if nothing of the message is shown."""
     return len(_parts(message)) + len(_called(message))
 
 
@@ -47,17 +47,17 @@ def _is_text(value: Any) -> bool:
 
 
 def _parts(message: dict[str, Any]) -> list[tuple[str, str]]:
-    """Everything that the message says in words, with the key it stands under."""
+    """All texts of the message, each with its key."""
     content = message.get("content") or ""
     texts = [content] if _is_text(content) else [part.get("text") or "" for part in content if isinstance(part, dict)]
-    # Templates may set a think block in the content anew, with other white space around it.
+    # Templates may reformat a think block in the content, with different white space around it.
     parts = [("content", part.strip()) for text in texts for part in re.split(r"</?think>", text)]
     parts += [(key, message[key].strip()) for key in REASONING if _is_text(message.get(key))]
     return [(name, part) for name, part in dict.fromkeys(parts) if part]
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """The keys and values within, as JSON: Python takes True, 1 and 1.0 for one and the same."""
+    """All keys and values, at any depth, as JSON: in Python True, 1 and 1.0 are equal."""
     if isinstance(value, dict):
         for key, child in value.items():
             yield json.dumps(key)

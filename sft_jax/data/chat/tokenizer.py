@@ -20,7 +20,7 @@ _PRE_TOKENIZERS = {
     "llama-bpe": _CONTRACTIONS + _WORDS + r"|\p{N}{1,3}" + _REST,
     "qwen2": _CONTRACTIONS + _WORDS + r"|\p{N}" + _REST,
 }
-"""`tokenizer.ggml.pre` -> how text is cut before the merges: a pattern, digits alone, or GPT-2's own pattern."""
+"""`tokenizer.ggml.pre` -> how text is split before the merges: a pattern, single digits, or GPT-2's own pattern."""
 _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 3, 4, 5, 6
 
 
@@ -51,14 +51,14 @@ def load_tokenizer(path: str | Path, chat_template_file: str | Path = "") -> Any
 
 
 def with_stops(tokenizer: Any, generation_config: Mapping[str, Any]) -> Any:
-    """The tokenizer, which from now on knows the stop tokens that its model's generation config names."""
+    """Attach the stop tokens from the model's generation config to the tokenizer."""
     given = generation_config.get("eos_token_id")
     tokenizer.model_stop_ids = tuple(given) if isinstance(given, list) else () if given is None else (given,)
     return tokenizer
 
 
 def model_stops(tokenizer: Any) -> tuple[int, ...]:
-    """The stop tokens of the tokenizer's model, in its own order; () where nobody has said."""
+    """The stop tokens of the tokenizer's model, in order; () if unknown."""
     return getattr(tokenizer, "model_stop_ids", ())
 
 
@@ -67,13 +67,13 @@ GENERIC = "generic"
 
 
 def read_template(name: str, tokenizer: Any) -> str:
-    """The text of a Jinja file, or of the shipped template when `name` is "generic" and no such file is there.
+    """The text of a Jinja file, or of the bundled template if `name` is "generic" and no such file exists.
 
-    The shipped one begins a conversation with BOS where the tokenizer begins a text with it.
+    The bundled template begins with BOS if the tokenizer adds BOS to texts.
 
     Raises:
-      BadInput: no such file, one that is no Jinja template, or a tokenizer without the EOS token that the shipped one
-        ends turns with.
+      BadInput: no such file, not a Jinja template, or a tokenizer without the EOS token that ends turns in the bundled
+        template.
     """
     path = Path(name)
     if path.is_file():
@@ -90,7 +90,7 @@ def read_template(name: str, tokenizer: Any) -> str:
 
 
 def _checked(path: Path) -> str:
-    """The text of a template file that compiles; that it fails on no message at all is nothing to wonder at."""
+    """Read a template file and check that it compiles; failing on an empty conversation is fine."""
     try:
         text = path.read_text(encoding="utf-8")
         render(Request(Settings(text), []))
@@ -100,14 +100,14 @@ def _checked(path: Path) -> str:
         raise BadInput(f"{path}: the template {error}. Use another one (data.chat_template).") from error
     except TemplateFails as error:
         if error.line is not None:
-            raise BadInput(f"{path}:{error.line}: no Jinja template: {error} (data.chat_template)") from error
+            raise BadInput(f"{path}:{error.line}: not a valid Jinja template: {error} (data.chat_template)") from error
     return text
 
 
 def _from_directory(path: Path) -> Any:
     transformers = _transformers()
-    # tokenizer.json says everything. The class that tokenizer_config.json names may say less: transformers 5 rebuilds a
-    # GPT2Tokenizer without the single digits that SmolLM2's tokenizer.json asks for.
+    # tokenizer.json is complete. The class named in tokenizer_config.json may not be: transformers 5 rebuilds a
+    # GPT2Tokenizer without the single-digit splitting in SmolLM2's tokenizer.json.
     whole = (path / "tokenizer.json").is_file()
     reader = transformers.PreTrainedTokenizerFast if whole else transformers.AutoTokenizer
     try:
@@ -115,7 +115,7 @@ def _from_directory(path: Path) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         names = ", ".join(sorted(entry.name for entry in path.iterdir())[:20]) or "nothing"
         raise BadInput(
-            f"{path}: no usable tokenizer there ({str(error).splitlines()[0]}). It holds: {names}"
+            f"{path}: no usable tokenizer ({str(error).splitlines()[0]}). The directory contains: {names}"
         ) from error
     if not tokenizer.is_fast:
         raise BadInput(f"{path}: {type(tokenizer).__name__} has no fast version; save one with a tokenizer.json")
@@ -123,7 +123,7 @@ def _from_directory(path: Path) -> Any:
 
 
 def _transformers() -> Any:
-    # transformers advises to install torch at every import; this project needs none.
+    # transformers recommends installing torch at every import; this project doesn't need it.
     logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
     import transformers
 
@@ -132,10 +132,10 @@ def _transformers() -> Any:
 
 @lru_cache(maxsize=4)
 def offset_backend(tokenizer: Any) -> Any:
-    """The `tokenizers.Tokenizer` behind `tokenizer`, giving the same ids with offsets that cover white space.
+    """The underlying `tokenizers.Tokenizer`, with the same ids and with offsets that include white space.
 
-    A ByteLevel post-processor may trim spaces from offsets ("trim_offsets"): a token that is nothing but a space then
-    covers nothing, so it could not be told whether it overlaps a trained span. Ids do not depend on it.
+    A ByteLevel post-processor may trim spaces from offsets ("trim_offsets"): a token of only a space then has no
+    characters, and whether it overlaps a trained span is unknown. Ids don't depend on it.
     """
     import tokenizers
 
@@ -159,7 +159,7 @@ def _untrim(node: Any) -> None:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """One more than the highest id; not the number of tokens, which is less where a file lists one token twice."""
+    """The highest id plus one; not the number of tokens, which is smaller if a file lists a token twice."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
@@ -172,7 +172,7 @@ def fingerprint(tokenizer: Any) -> str:
 
 
 def _from_gguf(path: Path) -> Any:
-    """Read with our own reader: transformers' needs torch, and cuts SmolLM2's text without setting digits apart."""
+    """Own GGUF reader: the one in transformers needs torch, and doesn't split digits for SmolLM2."""
     import tokenizers
 
     meta = read_header(path).metadata
@@ -190,7 +190,7 @@ def _from_gguf(path: Path) -> Any:
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
     types: list[int] = meta.get("tokenizer.ggml.token_type", [])
     if len(types) == len(tokens):
-        while types and types[-1] == _UNUSED:  # llama.cpp fills up to the rows of the embedding: "[PAD151646]", …
+        while types and types[-1] == _UNUSED:  # llama.cpp pads to the embedding size: "[PAD151646]", …
             types.pop()
         del tokens[len(types) :]
     backend = _byte_level(path, tokens, meta) if kind == "gpt2" else _sentencepiece(tokens, meta)
@@ -231,7 +231,7 @@ def _byte_level(path: Path, tokens: list[str], meta: dict[str, Any]) -> Any:
     pre = meta.get("tokenizer.ggml.pre", "gpt-2")
     if pre not in _PRE_TOKENIZERS:
         raise BadInput(
-            f"{path}: unknown tokenizer.ggml.pre {pre!r}, which decides how text is cut; supported: "
+            f"{path}: unknown pre-tokenizer tokenizer.ggml.pre {pre!r}; supported: "
             f"{', '.join(_PRE_TOKENIZERS)}. Set data.tokenizer to the model's Hugging Face tokenizer directory."
         )
     merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
@@ -254,7 +254,7 @@ def _byte_level(path: Path, tokens: list[str], meta: dict[str, Any]) -> Any:
 def _sentencepiece(tokens: list[str], meta: dict[str, Any]) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    # The merges are not in the file: a SentencePiece BPE merges the pair whose union has the best score.
+    # The file has no merges: SentencePiece BPE merges the pair whose union has the highest score.
     vocabulary = {token: i for i, token in enumerate(tokens)}
     scores, types = meta["tokenizer.ggml.scores"], meta.get("tokenizer.ggml.token_type", [0] * len(tokens))
     ranked = []

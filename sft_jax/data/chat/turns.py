@@ -1,4 +1,4 @@
-"""Where the trained turns of a conversation stand in its template's text, and what the template loses of them."""
+"""Locates the trained turns in a conversation's text, and finds what the template drops from them."""
 
 from contextlib import suppress
 from typing import Any
@@ -12,7 +12,7 @@ from sft_jax.data.chat.tokenizer import model_stops
 from sft_jax.errors import BadRow
 
 _LISTED = 80
-"""Characters of what a template loses that a message lists."""
+"""Maximum length of the list of losses in a message."""
 
 
 def turn_spans(
@@ -23,16 +23,16 @@ def turn_spans(
     allow_lossy: bool,
     all_needed: bool,
 ) -> tuple[dict[int, Span], list[str]]:
-    """Spans of the `wanted` ones of the assistant messages `turns`, and what the template loses of those `trained`.
+    """Spans of the `wanted` assistant messages among `turns`, and what the template drops from the `trained` ones.
 
-    A turn of which nothing is left has no span: it would only teach to stop. Unless `all_needed`: then what is in no
-    span trains.
+    A turn that is dropped completely has no span, since it would only teach the model to stop, except with
+    `all_needed`, where text outside all spans trains.
 
     Raises:
-      BadInput: a loss, unless `allow_lossy`; a span that cannot be told exactly, unless of a turn with losses.
+      BadInput: a loss, unless `allow_lossy`; a turn that cannot be located exactly, unless it has losses.
     """
     lost = {i: losses(template.messages[i], template.whole) for i in trained}
-    # First: a template that drops a turn's text would be blamed for hiding where it stands.
+    # Check losses first: otherwise dropped text would be reported as a turn that can't be located.
     if not allow_lossy:
         _refuse_losses(template, lost)
     spans: dict[int, Span] = {}
@@ -42,7 +42,7 @@ def turn_spans(
             span = finding[i] if finding else _derived_span(template, i)
         except NoStop as error:
             if i + 1 == len(template.messages) and model_stops(template.tokenizer):
-                span = error.span[0], len(template.whole)  # `encode` puts a stop token behind it
+                span = error.span[0], len(template.whole)  # `encode` appends a stop token
             elif not allow_lossy or i not in lost:
                 raise _no_span(template, i, error) from error
             else:
@@ -50,7 +50,7 @@ def turn_spans(
         except NoExactSpan as error:
             if not lost.get(i) or all_needed:
                 raise _no_span(template, i, error) from error
-            continue  # what is left of the turn cannot be told from the rest
+            continue  # the rest of the turn cannot be located
         missing = losses(template.messages[i], template.whole[slice(*span)]) if i in lost else []
         if missing:
             lost[i] = list(dict.fromkeys([*lost[i], *missing]))
@@ -88,14 +88,14 @@ def _refuse_losses(template: Template, lost: dict[int, list[str]]) -> None:
     for i, parts in lost.items():
         if parts:
             raise BadRow(
-                f"{_loss(template, i, parts)}: it would never be trained ({template.name}). Use another template "
-                "(data.chat_template), write it into content, or go without it (data.allow_lossy)."
+                f"{_loss(template, i, parts)}, so it would not train ({template.name}). Use another template "
+                "(data.chat_template), move it into content, or accept the loss (data.allow_lossy)."
             )
 
 
 def _no_span(template: Template, i: int, error: NoExactSpan) -> BadRow:
     return BadRow(
-        f"{template.where}: messages[{i}]: cannot tell exactly which characters are the assistant's: {error} "
+        f"{template.where}: messages[{i}]: cannot locate the assistant's text exactly: {error} "
         f"({template.name}). Use a template with {{% generation %}} marks (data.chat_template)."
     )
 
@@ -107,28 +107,28 @@ def _derived_span(template: Template, i: int) -> Span:
 
 
 def _marked_spans(template: Template, turns: list[int]) -> dict[int, Span]:
-    """Spans of assistant messages by the template's own marks, less the generation prompt before a turn and the white
-    space behind its stop token.
+    """Spans of assistant messages from the template's generation marks, without the generation prompt and the white
+    space after the stop token.
 
     Raises:
-      BadInput: there are more or fewer marks than turns.
+      BadInput: the number of marks differs from the number of turns.
     """
     marked = template.marked()
     if len(marked) != len(turns):  # a turn may be marked in pieces
         marked = _joined(marked)
     if len(marked) != len(turns):
         raise BadRow(
-            f"{template.where}: the chat template marks {len(marked)} turns with {{% generation %}}, the "
-            f"conversation has {len(turns)} assistant messages: cannot tell which is which"
+            f"{template.where}: the chat template marks {len(marked)} turns with {{% generation %}}, but the "
+            f"conversation has {len(turns)} assistant messages"
         )
-    return {i: _less_given(template, i, span) for i, span in zip(turns, marked, strict=True)}
+    return {i: _without_prompt(template, i, span) for i, span in zip(turns, marked, strict=True)}
 
 
-def _less_given(template: Template, i: int, marked: Span) -> Span:
-    """The marked span of assistant message `i` from where its generation prompt ends, through its stop token."""
+def _without_prompt(template: Template, i: int, marked: Span) -> Span:
+    """The marked span of assistant message `i`, from the end of the generation prompt through the stop token."""
     stops, added, whole = special_pattern(template.tokenizer), added_pattern(template.tokenizer), template.whole
     start, end = marked
-    with suppress(NoExactSpan):  # the marks say it themselves
+    with suppress(NoExactSpan):  # then the mark is the start
         given = find_start(template.render, template.messages, i, whole, added)
         start = given if start < given <= end else start
     turn = whole[start:end].rstrip()
@@ -150,6 +150,6 @@ def _joined(spans: list[Span]) -> list[Span]:
 
 
 def stop_in(text: str, span: Span, tokenizer: Any) -> Span | None:
-    """The stop token with which a turn ends."""
+    """The stop token that ends a turn."""
     stops = special_pattern(tokenizer).finditer(text, *span)
     return next((stop.span() for stop in stops if stop.end() == span[1]), None)

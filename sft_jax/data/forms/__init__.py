@@ -1,1 +1,1 @@
-"""Stage 2: a row of any known form -> demonstrations."""
+"""Stage 2: convert a row of any known form into demonstrations."""

@@ -1,4 +1,4 @@
-"""What stands beside a conversation in its row: a system prompt, tools, values for the chat template."""
+"""Keys next to a conversation in its row: system prompt, tools, chat template kwargs."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from sft_jax.errors import BadRow
 
 
 def system_turn(record: Record, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The row's `system` as the message that goes before `messages`; none where they begin with it already.
+    """The row's `system` as a message to prepend to `messages`; [] if they already begin with it.
 
     Raises:
-      BadRow: not a string, or the conversation begins with other instructions.
+      BadRow: not a string, or the conversation begins with different instructions.
     """
     system = record.value.get("system")
     if not system or not string(record, system, "system").strip():
@@ -22,28 +22,28 @@ def system_turn(record: Record, messages: list[dict[str, Any]]) -> list[dict[str
         return [{"role": "system", "content": system}]
     if first["content"] != system:
         raise BadRow(
-            f"{record.where}: system is {_short(system)}, and the conversation begins with the {first['role']} message "
-            f"{_short(first['content'])}: expected one of them. Remove one, or join them with data.function"
+            f"{record.where}: system is {_short(system)}, but the conversation begins with the {first['role']} message "
+            f"{_short(first['content'])}: expected only one of them. Remove one, or join them with data.function"
         )
     return []
 
 
 def check_no_system(record: Record, given: str) -> None:
-    """Refuse a `system` beside a prompt that is a plain string, unless the string has it already.
+    """Reject a `system` next to a plain string prompt, unless the string already contains it.
 
     Raises:
-      BadRow: with the cure.
+      BadRow: with a fix.
     """
     system = record.value.get("system")
     if system and string(record, system, "system").strip() not in given:
         raise BadRow(
-            f"{record.where}: system is {_short(system)}, and a plain string has no place for it. Write it into the "
-            'string, or make it a conversation: "prompt": [{"role": "user", "content": …}]'
+            f"{record.where}: system is {_short(system)}, but a plain string prompt has no system turn. Add it to the "
+            'string, or use a conversation: "prompt": [{"role": "user", "content": …}]'
         )
 
 
 def tools_of(record: Record) -> list[dict[str, Any]] | None:
-    """The row's `tools`, or `functions` (OpenAI's older name for bare schemas) as tools.
+    """The row's `tools`, or `functions` (OpenAI's older name, with bare schemas) as tools.
 
     Raises:
       BadRow: malformed, or both are given and differ.
@@ -56,14 +56,14 @@ def tools_of(record: Record) -> list[dict[str, Any]] | None:
     if tools and functions and tools != functions:
         names = ("/".join(str(one.get("function", one).get("name")) for one in each) for each in (tools, functions))
         raise BadRow(
-            f"{record.where}: tools ({next(names)[:60]}) and functions ({next(names)[:60]}) differ, expected one of "
-            "them. functions is the older name: remove it"
+            f"{record.where}: tools ({next(names)[:60]}) and functions ({next(names)[:60]}) differ, expected only "
+            "one of them. functions is the older name: remove it"
         )
     return tools or functions
 
 
 def holds_null(value: Any) -> bool:
-    """Whether some key within has the value null."""
+    """Whether any key, at any depth, has the value null."""
     if isinstance(value, dict):
         return any(child is None or holds_null(child) for child in value.values())
     return isinstance(value, list) and any(map(holds_null, value))

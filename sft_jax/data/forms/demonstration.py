@@ -1,4 +1,4 @@
-"""What a record demonstrates: a conversation, prompt and completion, a text, tokens, or two answers to compare."""
+"""Kinds of demonstrations: a conversation, prompt and completion, text, tokens, or two answers to compare."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from sft_jax.config import Format
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages for a chat template; the assistant's train."""
+    """Messages for a chat template; the assistant's messages train."""
 
     messages: list[dict[str, Any]]
     """Checked by `check_messages`."""
@@ -20,16 +20,16 @@ class Conversation:
     id: str = ""
     form: Format = "messages"
     template_kwargs: dict[str, Any] | None = None
-    """What the row gives its chat template besides."""
+    """The row's `chat_template_kwargs`."""
     empty: int = 0
-    """Assistant turns that would train but say nothing: they have the weight 0."""
+    """Number of empty assistant turns that would train; their weight is 0."""
     nulls: bool = False
-    """A null stands in the arguments of a tool call, or in a tool's schema."""
+    """The arguments of a tool call or a tool's schema contain a null."""
 
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """Two strings, no chat template between them; the second trains."""
+    """Two strings, without a chat template; the second trains."""
 
     prompt: str
     completion: str
@@ -39,7 +39,7 @@ class PromptCompletion:
 
 @dataclass(frozen=True)
 class Text:
-    """A string that trains wholly."""
+    """A string that trains entirely."""
 
     text: str
     id: str = ""
@@ -48,7 +48,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A document that somebody else tokenised."""
+    """A pre-tokenised document."""
 
     tokens: np.ndarray
     """int32 [length]."""
@@ -65,7 +65,7 @@ class Pair:
     chosen: Conversation | PromptCompletion | Text
     rejected: Conversation | PromptCompletion | Text
     margin: float = 0.0
-    """How much better it should score, at least 0."""
+    """By how much its score should exceed the other's; at least 0."""
     id: str = ""
     form: Format = "pair"
 

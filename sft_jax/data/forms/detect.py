@@ -1,4 +1,4 @@
-"""Which form a record has, seen from its keys, and which of its keys that form reads."""
+"""Detects a record's form from its keys, and knows which keys each form reads."""
 
 from collections.abc import Collection, Mapping
 from functools import lru_cache
@@ -21,9 +21,9 @@ KEYS: dict[Format, tuple[tuple[str, ...], ...]] = {
     "question_answer": (("question",), ("answer",)),
     "text": (("text",),),
 }
-"""What a record of each form must hold (of names that mean the same, one), in the order in which `auto` tries them."""
+"""Required keys of each form (one of each group of synonyms), in the order in which `auto` tries the forms."""
 FOR_TEMPLATE = ("tools", "functions", "chat_template_kwargs")
-"""Keys beside a conversation that only a chat template can use."""
+"""Keys next to a conversation that only a chat template can use."""
 _BESIDE = (("system",), *((key,) for key in FOR_TEMPLATE))
 _MAY: dict[Format, tuple[tuple[str, ...], ...]] = {
     "messages": _BESIDE,
@@ -37,18 +37,18 @@ _MAY: dict[Format, tuple[tuple[str, ...], ...]] = {
     "question_answer": _BESIDE,
     "text": (),
 }
-"""What a record of each form may hold besides, and its `id`."""
+"""Optional keys of each form, in addition to `id`."""
 KNOWN_KEYS = (
     *dict.fromkeys(key for need in (*KEYS.values(), *_MAY.values()) for names in need for key in names),
     "id",
 )
-"""Every key that some form reads."""
+"""Every key that any form reads."""
 _SHOWN = 80
-"""Characters of a record's keys that a message lists."""
+"""Maximum length of the list of keys in a message."""
 
 
 def first_of(value: Collection[str], names: tuple[str, ...]) -> str:
-    """The first of some names that a record has; the first of all where it has none."""
+    """The first of `names` that the record has; `names[0]` if it has none."""
     return next((name for name in names if name in value), names[0])
 
 
@@ -63,21 +63,21 @@ def _keys_read(form: Format, given: tuple[str, ...]) -> frozenset[str]:
 
 
 def columns_read(data: Data) -> frozenset[str] | None:
-    """The columns of a table that any form or the field map reads; None where `data.function` may read all of them."""
+    """The columns that any form or the field map reads; None with `data.function`, which may read all of them."""
     if data.function:
         return None
     return frozenset({*KNOWN_KEYS, *(path[0] for path in parse_fields(data.fields, KNOWN_KEYS).values())})
 
 
 def find_form(value: Mapping[str, Any], declared: str = "auto", mapped: Collection[str] = ()) -> Format | None:
-    """Which form a record has: the declared one, or by its keys when that is "auto"; None where it lacks the keys.
+    """The form of a record: the declared one, or detected from its keys for "auto"; None if it lacks the keys.
 
     Args:
-      mapped: our keys that a field map fills: forms that use one of them are tried first.
+      mapped: our keys in the field map; forms that use one of them are tried first.
     """
     forms = _candidates(declared, mapped)
     found: Format | None = next((form for form in forms if _fits(form, value)), None)
-    # Data sets count tokens and score rows under the names of a document's: only lists are one, or a broken one.
+    # Some datasets store token counts and scores under these keys; only lists can be a (broken) document.
     if found is None and "tokens" in forms and _has_keys("tokens", value):
         ids = value[first_of(value, KEYS["tokens"][0])]
         if declared == "tokens" or isinstance(ids, list):
@@ -89,7 +89,7 @@ def detect_format(record: Record, declared: str = "auto", mapped: Collection[str
     """As `find_form`.
 
     Raises:
-      BadRow: the record lacks the keys; lists those found and those expected.
+      BadRow: the record lacks the keys; lists the keys found and expected.
     """
     form = find_form(record.value, declared, mapped)
     if form is None:
@@ -129,7 +129,7 @@ def _unknown(record: Record, declared: str, mapped: Collection[str]) -> str:
     filled = f" (data.fields fills {', '.join(mapped)})" if mapped else ""
     return (
         f"{record.where}: keys found: {found}; {lacks}{filled}. "
-        "Name yours with data.fields (prompt=question), or use data.function."
+        "Map your keys with data.fields (prompt=question), or use data.function."
     )
 
 

@@ -1,4 +1,4 @@
-"""A record of any known form becomes demonstrations: a conversation, prompt and completion, a text, or tokens."""
+"""Converts a record of any known form into demonstrations."""
 
 import dataclasses
 from collections import Counter
@@ -22,16 +22,16 @@ from sft_jax.errors import BadRow
 
 
 class Reading(NamedTuple):
-    """What one record says."""
+    """The demonstrations in one record."""
 
     demonstrations: list[Demonstration]
-    """Mostly one; several for a seed task's instances; none where `data.function` leaves the record out."""
+    """Usually one; several for a seed task; none if `data.function` leaves the record out."""
     unread: tuple[str, ...] = ()
-    """Its keys that its form does not read."""
+    """Keys that the form does not read."""
 
 
 def check_settings(data: Data) -> None:
-    """Refuse a field map, a function or values for the template that no row could make good.
+    """Reject a field map, function or template kwargs that cannot work for any row.
 
     Raises:
       BadInput: as `parse_fields`, `load_function` and `parse_template_kwargs`.
@@ -43,22 +43,22 @@ def check_settings(data: Data) -> None:
 
 
 def demonstrations(record: Record, data: Data) -> list[Demonstration]:
-    """As `read`, without the keys."""
+    """As `read`, without the unread keys."""
     return read(record, data).demonstrations
 
 
 def read(record: Record, data: Data) -> Reading:
-    """What a record demonstrates.
+    """The demonstrations in a record.
 
     Raises:
-      BadRow: a record that is in no known form, malformed, or whose answer is empty; names file:line.
-      BadInput: a field map or a function that cannot work for any row.
+      BadRow: unknown form, malformed, or an empty answer; names file:line.
+      BadInput: a field map or function that cannot work for any row.
     """
     made: list[Demonstration] = []
     unread: dict[str, None] = {}
     for row, form in forms_of(record, data):
         if form is None:
-            form = detect_format(row, data.format, tuple(_paths(data.fields)))  # says what is missing
+            form = detect_format(row, data.format, tuple(_paths(data.fields)))  # raises, with the missing keys
         found = demonstrated(row, form)
         known = keys_read(form, row.value)
         if not any(isinstance(one, Conversation | Pair) for one in found):
@@ -66,13 +66,13 @@ def read(record: Record, data: Data) -> Reading:
         if not known.issuperset(row.value):
             unread |= {key: None for key, value in row.value.items() if key not in known and value is not None}
         made += found
-    return Reading(told_apart(made), tuple(unread))
+    return Reading(with_unique_ids(made), tuple(unread))
 
 
 def forms_of(record: Record, data: Data) -> list[tuple[Record, Format | None]]:
-    """What `data.function` and `data.fields` make of a record, and the form of each; None where it is in none.
+    """Apply `data.function` and `data.fields` to a record; each result with its form (None if unknown).
 
-    The one decision about a record's form: training, sampling, scoring and evaluation read by it.
+    The form is decided only here, for training, sampling, scoring and evaluation alike.
     """
     paths = _paths(data.fields)
     rows = apply_function(record, data.function) if data.function else (record,)
@@ -81,7 +81,7 @@ def forms_of(record: Record, data: Data) -> list[tuple[Record, Format | None]]:
 
 
 def demonstrated(row: Record, form: Format) -> list[Demonstration]:
-    """What a record of a form demonstrates.
+    """The demonstrations in a record of a given form.
 
     Raises:
       BadRow: as `read`.
@@ -92,8 +92,8 @@ def demonstrated(row: Record, form: Format) -> list[Demonstration]:
     return _READERS[form](row)
 
 
-def told_apart(made: list[Demonstration]) -> list[Demonstration]:
-    """Demonstrations of one record, each with an id of its own."""
+def with_unique_ids(made: list[Demonstration]) -> list[Demonstration]:
+    """Make the ids of one record's demonstrations unique."""
     if len(made) < 2:
         return made
     seen: Counter[str] = Counter()
@@ -129,13 +129,15 @@ def _prompt_completion(record: Record) -> list[Demonstration]:
 
 
 def _pair_of_answers(record: Record) -> list[Demonstration]:
-    """Both answers, each with the prompt: two documents that are compared."""
+    """Both answers, each with the prompt: two documents to compare."""
     both = []
     for key in ("chosen", "rejected"):
         value = {name: child for name, child in record.value.items() if name not in ("chosen", "rejected")}
         [one] = _preference(dataclasses.replace(record, value={**value, "chosen": record.value[key]}))
         if isinstance(one, Tokens | Pair) or type(one) is not type(both[0] if both else one):
-            raise BadRow(f"{record.where}: chosen and rejected differ in form, expected text or messages of both")
+            raise BadRow(
+                f"{record.where}: chosen and rejected have different types, expected text for both or messages for both"
+            )
         if isinstance(one, Conversation) and says_nothing(one.messages[-1]):
             raise BadRow(f"{record.where}: {key} ends with an empty message: no answer to compare. Remove the row")
         both.append(one)
@@ -146,18 +148,18 @@ def _pair_of_answers(record: Record) -> list[Demonstration]:
 
 
 def _preference(record: Record) -> list[Demonstration]:
-    """The preferred answer is the demonstration; the rejected one is not looked at."""
+    """The chosen answer is the demonstration; the rejected one is ignored."""
     chosen = record.value["chosen"]
     if "prompt" in record.value:
         return [_pair(record, "chosen", "preference")]
-    if isinstance(chosen, str):  # prompt and answer in one string: where the answer begins, nobody says
+    if isinstance(chosen, str):  # prompt and answer in one string: unknown where the answer begins
         check_no_system(record, chosen)
         return [Text(answer(record, chosen, "chosen"), record_id(record), "preference")]
     return [_conversation(record, check_messages(record.where, chosen, "chosen"), "preference")]
 
 
 def _pair(record: Record, key: str, form: Format) -> Demonstration:
-    """`prompt` and the answer at `key`: two strings as they are; otherwise a conversation that ends with it."""
+    """`prompt` and the answer at `key`: two plain strings, or else a conversation that ends with the answer."""
     prompt, given = record.value["prompt"], record.value[key]
     if isinstance(prompt, str) and isinstance(given, str):
         check_no_system(record, prompt)
@@ -165,7 +167,7 @@ def _pair(record: Record, key: str, form: Format) -> Demonstration:
     turns = check_messages(record.where, _turns(record, "prompt", "user"), "prompt")
     rest = check_messages(record.where, _turns(record, key, "assistant"), key)
     if isinstance(prompt, str) and rest[0]["role"] != "assistant":
-        turns = []  # the answer is the whole conversation, and repeats the prompt
+        turns = []  # the answer is the whole conversation, including the prompt
     return _conversation(record, turns + rest, form, first=len(turns))
 
 
@@ -173,7 +175,7 @@ def _turns(record: Record, key: str, role: str) -> Any:
     value = record.value[key]
     if not isinstance(value, list | str):
         if isinstance(value, int | float):
-            string(record, value, key)  # says how to make it one
+            string(record, value, key)  # raises, with a conversion
         raise BadRow(f"{record.where}: {key} is {kind(value)}, expected a string or a list of messages")
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
@@ -183,12 +185,12 @@ def _alpaca(record: Record) -> list[Demonstration]:
     given = first_of(record.value, ("input", "context"))
     turns = _history(record)
     turns += _exchange(record, _request(record, record.value.get(given), given), record.value[key], key)
-    # A prompt layout of its own would teach a model that no chat interface ever shows: the two fields are one request.
+    # Instruction and input become one user message, as in chat; a special prompt format would never be seen there.
     return [_conversation(record, turns, "alpaca")]
 
 
 def _history(record: Record) -> list[dict[str, Any]]:
-    """Earlier exchanges, given as [question, answer] pairs; they train as any turn does."""
+    """Earlier turns, given as [question, answer] pairs; they train like any other turn."""
     history = record.value.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise BadRow(f"{record.where}: history is {kind(history)}, expected a list of [question, answer] pairs")
@@ -225,7 +227,7 @@ def _text(record: Record) -> list[Demonstration]:
 
 
 def _request(record: Record, given: Any, key: str, where: str = "") -> str:
-    """Instruction, a blank line, and what it is given to work on, if anything."""
+    """The instruction, followed by a blank line and the input if there is one."""
     given = "" if given is None or given == [] else given
     parts = (string(record, record.value["instruction"], "instruction"), string(record, given, key, where))
     return "\n\n".join(part for part in parts if part.strip())
@@ -241,8 +243,7 @@ def _exchange(
 
 
 def _conversation(record: Record, messages: list[dict[str, Any]], form: Format, first: int = 0) -> Conversation:
-    """A conversation with everything that its row says of it; a turn that would train the model to say nothing has no
-    weight."""
+    """A conversation with its row's system prompt, tools and template kwargs. Empty assistant turns get weight 0."""
     system = system_turn(record, messages)
     if system:
         messages, first = system + messages, first + 1
@@ -266,18 +267,20 @@ def _tokens(record: Record) -> list[Demonstration]:
     where, ids, mask = record.where, record.value[ids_key], record.value[mask_key]
     tokens = _numbers(where, ids, ids_key)
     if tokens.dtype.kind != "i" or not len(tokens) or tokens.min() < 0 or tokens.max() >= 2**31:
-        raise BadRow(f"{where}: {ids_key}: expected a non-empty list of token ids, whole numbers from 0 on")
+        raise BadRow(f"{where}: {ids_key}: expected a non-empty list of token ids (integers of at least 0)")
     values = _numbers(where, mask, mask_key)
     if len(values) != len(tokens):
-        raise BadRow(f"{where}: {ids_key} has {len(tokens)} entries, {mask_key} {len(values)}: expected as many")
+        raise BadRow(
+            f"{where}: {ids_key} has {len(tokens)} entries, {mask_key} has {len(values)}: expected the same number"
+        )
     weights = _label_weights(where, tokens, values) if mask_key == "labels" else values.astype(np.float64)
     if not np.isfinite(weights).all() or weights.min() < 0 or weights.max() > np.finfo(np.float32).max:
         raise BadRow(f"{where}: {mask_key}: expected finite numbers of at least 0")
     if "attention_mask" in record.value:
         seen = _numbers(where, record.value["attention_mask"], "attention_mask")
         if len(seen) != len(tokens) or weights[seen == 0].any():
-            raise BadRow(f"{where}: attention_mask hides a trained token, or is not as long as {ids_key}")
-        tokens, weights = tokens[seen != 0], weights[seen != 0]  # padding, which packing has no use for
+            raise BadRow(f"{where}: attention_mask masks a trained token, or its length differs from that of {ids_key}")
+        tokens, weights = tokens[seen != 0], weights[seen != 0]  # remove padding
     return [Tokens(tokens.astype(np.int32), weights.astype(np.float32), record_id(record))]
 
 
@@ -286,7 +289,7 @@ def _label_weights(where: str, tokens: np.ndarray, labels: np.ndarray) -> np.nda
     wrong = np.flatnonzero(trained & (labels != tokens))
     if len(wrong):
         shifted = np.array_equal(labels[:-1][trained[:-1]], tokens[1:][trained[:-1]])
-        hint = ". They look shifted by one: transformers' labels stand at the token itself" if shifted else ""
+        hint = ". They look shifted by one: labels in transformers are not shifted" if shifted else ""
         raise BadRow(
             f"{where}: labels[{wrong[0]}] is {labels[wrong[0]]} where input_ids has {tokens[wrong[0]]}: expected -100 "
             f"(untrained) or the same id{hint}"

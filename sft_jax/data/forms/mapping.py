@@ -1,4 +1,4 @@
-"""Records in forms of people's own: a field map (`data.fields`) and a Python function (`data.function`)."""
+"""Custom record formats: a field map (`data.fields`) and a Python function (`data.function`)."""
 
 import importlib
 import runpy
@@ -16,14 +16,14 @@ def parse_fields(fields: Sequence[str], known: Sequence[str]) -> dict[str, tuple
     """`("completion=answer.text",)` as {"completion": ("answer", "text")}.
 
     Raises:
-      BadInput: not `ours=theirs`, one of ours that is unknown (with the nearest) or given twice.
+      BadInput: not `ours=theirs`, or our key is unknown (suggests similar ones) or given twice.
     """
     paths: dict[str, tuple[str, ...]] = {}
     for field in fields:
         ours, equals, theirs = (part.strip() for part in field.partition("="))
         path = tuple(theirs.split("."))
         if not equals or not ours or not all(path):
-            raise BadInput(f"data.fields: found {field!r}, expected our key = their key, such as 'prompt=question'")
+            raise BadInput(f"data.fields: found {field!r}, expected OUR_KEY=YOUR_KEY, such as 'prompt=question'")
         if ours not in known:
             raise BadInput(f"data.fields: {field!r}: no form has the key {ours!r}. {nearest(ours, list(known))}")
         if ours in paths:
@@ -33,9 +33,9 @@ def parse_fields(fields: Sequence[str], known: Sequence[str]) -> dict[str, tuple
 
 
 def rename(record: Record, paths: dict[str, tuple[str, ...]]) -> Record:
-    """The record with each of our keys filled from where it stands; other keys stay, unless they were renamed.
+    """The record with our keys filled from their paths; other keys are kept unless they were renamed.
 
-    A key whose value is not there is left out, so that the record's form decides whether it is needed.
+    A key without a value is left out; the record's form decides whether it is required.
     """
     moved = {path[0] for path in paths.values()} | set(paths)
     value = {key: child for key, child in record.value.items() if key not in moved}
@@ -53,10 +53,10 @@ def rename(record: Record, paths: dict[str, tuple[str, ...]]) -> Record:
 
 @lru_cache(maxsize=8)
 def load_function(spec: str) -> Callable[[dict[str, Any]], Any]:
-    """The function that `path/to/file.py:name` or `package.module:name` names.
+    """Load the function named by `path/to/file.py:name` or `package.module:name`.
 
     Raises:
-      BadInput: not of that form, a file or module that is missing or cannot be executed, or no such function in it.
+      BadInput: malformed name, a file or module that is missing or cannot be executed, or no such function in it.
     """
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name.isidentifier():
@@ -68,7 +68,7 @@ def load_function(spec: str) -> Callable[[dict[str, Any]], Any]:
             scope = runpy.run_path(place)
         else:
             scope = vars(importlib.import_module(place))
-    # The module is the user's: it may raise anything, and none of it is a mistake of this program.
+    # User code may raise anything.
     except Exception as error:
         if isinstance(error, BadInput):
             raise
@@ -82,16 +82,16 @@ def load_function(spec: str) -> Callable[[dict[str, Any]], Any]:
 
 
 def apply_function(record: Record, spec: str) -> list[Record]:
-    """What the function `spec` makes of a record: none when it returns None, otherwise one or several.
+    """Apply the function `spec` to a record; None becomes [].
 
     Raises:
-      BadRow: the function raises, or returns neither an object, nor a list of objects, nor None; names file:line, the
-        function and the error.
+      BadRow: the function raises, or returns something other than a dict, a list of dicts or None; names file:line,
+        the function and the error.
     """
     function = load_function(spec)
     try:
         made = function(dict(record.value))
-    except Exception as error:  # as above: the function is the user's
+    except Exception as error:  # as above: user code
         line = _line(error)
         raise BadRow(f"{record.where}: data.function {spec} raised {type(error).__name__}: {error}{line}") from error
     made = [] if made is None else made if isinstance(made, list) else [made]
@@ -108,7 +108,7 @@ def apply_function(record: Record, spec: str) -> list[Record]:
 
 
 def _line(error: BaseException) -> str:
-    """`, line 12`: where in the user's file the error was raised."""
+    """` (mine.py:12)`: where in the user's code the error was raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

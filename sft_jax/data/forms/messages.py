@@ -1,4 +1,4 @@
-"""Conversations in the forms that people store them, checked and brought to one: OpenAI's messages, content as text."""
+"""Checks conversations in common formats and normalises them to OpenAI's, with content as text."""
 
 import json
 import sys
@@ -20,23 +20,23 @@ _PARTS = {
     **dict.fromkeys(("reasoning", "thinking"), "reasoning"),
     "tool_call": "tool_call",
 }
-"""`type` of a part of a message's content -> what it becomes."""
+"""`type` of a content part -> what it becomes."""
 _ORDER = ("reasoning", "text", "tool_call")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _WEIGHTS = ("weight", "train", "loss_weight")
 
 
 def check_messages(where: str, messages: Any, key: str = "messages") -> list[dict[str, Any]]:
-    """A conversation, checked: each message has a role of ROLES, its content as one string, and tool calls in OpenAI's
-    form with arguments as an object.
+    """Check and normalise a conversation: roles from ROLES, content as one string, tool calls in OpenAI's format with
+    arguments as an object.
 
-    Messages given as a JSON string are parsed, and so are arguments: chat templates serialise them, and would quote the
-    string again. Parts of a content become `reasoning_content`, `content` and `tool_calls`. ShareGPT's `from` and
-    `value` become `role` and `content`, its function calls `tool_calls`. The role `function` is `tool`.
+    Messages given as a JSON string are parsed. So are arguments: chat templates serialise them, and would quote a
+    string again. Content parts become `reasoning_content`, `content` and `tool_calls`. ShareGPT's `from` and `value`
+    become `role` and `content`, its function calls `tool_calls`. The role `function` becomes `tool`.
 
     Raises:
-      BadRow: not a non-empty list of messages, an unknown role, content that is missing or cannot be made a string,
-        malformed tool calls, or a weight that is no number; names `where` and the message's index.
+      BadRow: not a non-empty list of messages, an unknown role, content that is missing or not convertible to a string,
+        malformed tool calls, or a weight that is not a number; names `where` and the message's index.
     """
     if isinstance(messages, str) and messages.strip():
         messages = _json_string(messages, f"{where}: {key}")
@@ -46,7 +46,7 @@ def check_messages(where: str, messages: Any, key: str = "messages") -> list[dic
 
 
 def check_tools(where: str, tools: Any, key: str = "tools") -> list[dict[str, Any]] | None:
-    """Tool schemas, given as a list or as a JSON string of one, in OpenAI's form; None where there are none.
+    """Convert tool schemas (a list or its JSON string) to OpenAI's format; None if there are none.
 
     Raises:
       BadRow: not a list of objects.
@@ -65,10 +65,10 @@ def check_tools(where: str, tools: Any, key: str = "tools") -> list[dict[str, An
 
 
 def message_weight(where: str, message: dict[str, Any]) -> float:
-    """What `weight`, `train` and `loss_weight` on a message multiply its loss by; 1 when it has none of them.
+    """The loss weight of a message: the product of `weight`, `train` and `loss_weight`, 1 by default.
 
     Raises:
-      BadRow: not a finite number >= 0 or boolean, or a weight above 0 on a message that is not the assistant's.
+      BadRow: neither a boolean nor a finite number >= 0, or a weight above 0 on a message of another role.
     """
     weight = 1.0
     for key in _WEIGHTS:
@@ -87,7 +87,7 @@ TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 
 
 def turn_weights(where: str, messages: list[dict[str, Any]], first: int, train_on: TrainOn) -> dict[int, float]:
-    """Weight of every assistant message, by index: 0 where it does not train.
+    """Weight of every assistant message, by index; 0 if it does not train.
 
     Args:
       first: assistant messages before this index are part of the prompt.
@@ -120,11 +120,11 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     if role not in ROLES:
         hint = nearest(role, ROLES) if isinstance(role, str) else f"Known: {', '.join(ROLES)}."
         raise BadRow(f"{where}: unknown role {role!r}. {hint} Roles: {', '.join(ROLES)}.")
-    # Tables fill up with nulls, and templates ask whether a key is there.
+    # Tables contain nulls for missing keys, and templates test whether a key is defined.
     checked = {key: value for key, value in message.items() if value is not None or key == "content"} | {"role": role}
     if isinstance(checked.get("content"), list):
         checked = _join_parts(where, checked)
-    if "function_call" in checked:  # OpenAI's older form
+    if "function_call" in checked:  # OpenAI's older format
         call = checked.pop("function_call")
         checked["tool_calls"] = [*(checked.get("tool_calls") or []), {"type": "function", "function": call}]
     if checked.get("tool_calls") == []:  # tables write an empty list where a message has none
@@ -139,7 +139,7 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     if not isinstance(content, str) and not (content is None and (calls or any(map(checked.get, _REASONING)))):
         found = "missing" if "content" not in checked else kind(content)
         written = f'. Write it as "{json.dumps(content)}"' if isinstance(content, int | float) else ""
-        raise BadRow(f"{where} ({role}): content is {found}, expected a string (or null beside tool_calls){written}")
+        raise BadRow(f"{where} ({role}): content is {found}, expected a string (or null with tool_calls){written}")
     message_weight(where, checked)
     if calls is None:
         return checked
@@ -165,7 +165,7 @@ def _from_sharegpt(where: str, message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bare_calls(where: str, value: Any) -> list[Any]:
-    """OpenAI's form of `{"name": …, "arguments": …}`, of a list of them, or of the JSON string of either."""
+    """Convert `{"name": …, "arguments": …}`, a list of these, or the JSON string of either to OpenAI's format."""
     value = _json_string(value, where) if isinstance(value, str) else value
     calls = value if isinstance(value, list) else [value]
     if not calls:
@@ -174,7 +174,7 @@ def _bare_calls(where: str, value: Any) -> list[Any]:
 
 
 def _join_parts(where: str, message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose content is a list of parts, as one text, one reasoning and a list of calls."""
+    """Merge a message's content parts into one text, one reasoning and a list of calls."""
     content, texts, calls, last = message["content"], {"text": [], "reasoning": []}, [], 0
     for k, part in enumerate(content):
         here = f"{where}.content[{k}]"
@@ -187,7 +187,7 @@ def _join_parts(where: str, message: dict[str, Any]) -> dict[str, Any]:
         if _ORDER.index(becomes) < last:
             raise BadRow(
                 f"{here}: {type_} after {_ORDER[last]}: chat templates write reasoning, then text, then tool calls. "
-                "Put the rest into a message of its own."
+                "Move the rest to a separate message."
             )
         last = _ORDER.index(becomes)
         value = next((part[key] for key in (becomes, type_, "value", "text") if part.get(key) is not None), None)
@@ -214,7 +214,7 @@ def _tool_call(where: str, call: Any) -> dict[str, Any]:
         )
     arguments = function.get("arguments")
     if isinstance(arguments, str) and not arguments.strip():
-        arguments = {}  # several APIs write a call without arguments so
+        arguments = {}  # several APIs write a call without arguments this way
     elif isinstance(arguments, str):
         arguments = _json_string(arguments, f"{where} ({function['name']}): arguments")
     if not isinstance(arguments, dict):

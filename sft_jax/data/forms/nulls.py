@@ -1,4 +1,4 @@
-"""A function for `data.function`: rows without the nulls that a table writes where other rows have a value.
+"""A function for `data.function` that drops nulls, which tables write if other rows have the key.
 
 --data.function sft_jax.data.forms.nulls:without_nulls
 """
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without the keys, at any depth, whose value is null."""
+    """The row without keys whose value is null, at any depth."""
     return {key: _without(child) for key, child in row.items() if child is not None}
 
 

@@ -1,4 +1,4 @@
-"""What a record asks of a model: read as in training, up to where its first trained turn begins."""
+"""The prompts in a record, parsed as in training, up to the first trained turn."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from sft_jax.config import Data, Format
 from sft_jax.data.forms.beside import check_no_system, system_turn, tools_of
 from sft_jax.data.forms.demonstration import Conversation, PromptCompletion
 from sft_jax.data.forms.detect import KNOWN_KEYS, detect_format
-from sft_jax.data.forms.formats import demonstrated, forms_of, record_id, told_apart
+from sft_jax.data.forms.formats import demonstrated, forms_of, record_id, with_unique_ids
 from sft_jax.data.forms.mapping import parse_fields
 from sft_jax.data.forms.messages import check_messages, says_nothing, turn_weights
 from sft_jax.data.forms.template_kwargs import check_template_kwargs
@@ -17,7 +17,7 @@ from sft_jax.errors import BadInput, BadRow
 
 @dataclass(frozen=True)
 class Prompt:
-    """What stands before an assistant's turn, and that turn where a record shows it."""
+    """The input before an assistant turn, and the demonstrated turn if the record has one."""
 
     messages: list[dict[str, Any]]
     """[] for raw text."""
@@ -26,20 +26,20 @@ class Prompt:
     tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] | None = None
     shown: dict[str, Any] | None = None
-    """The demonstrated assistant message; None where the record shows none."""
+    """The demonstrated assistant message; None if the record has none."""
     id: str = ""
 
 
 def prompts(record: Record, data: Data) -> list[Prompt]:
-    """The prompt of every demonstration in a record, and of a record that is a prompt alone; none where nothing is
-    asked (text, tokens, pairs, what `data.function` leaves out).
+    """The prompt of every demonstration in a record, or of a record that is only a prompt; none for records that ask
+    for nothing (text, tokens, pairs, rows that `data.function` leaves out).
 
-    A prompt alone is a conversation that ends with another's turn than the assistant's, or `prompt` in a record of no
-    form with an answer: public data carry `prompt` beside a whole demonstration, and some repeat the answer in it, so
-    any such form goes first.
+    A prompt-only record is a conversation that doesn't end with an assistant turn, or has `prompt` and no form with an
+    answer. Such forms take precedence: public datasets have `prompt` next to a whole demonstration, and in some it
+    contains the answer.
 
     Raises:
-      BadRow: as `formats.read`; a conversation without an assistant's turn behind somebody else's.
+      BadRow: as `formats.read`; a conversation without an assistant turn after another turn.
       BadInput: an empty prompt.
     """
     found: list[Prompt] = []
@@ -50,7 +50,7 @@ def prompts(record: Record, data: Data) -> list[Prompt]:
             continue
         if form is None:
             form = detect_format(row, data.format, tuple(parse_fields(data.fields, KNOWN_KEYS)))  # says what is missing
-        for one in told_apart(demonstrated(row, form)):
+        for one in with_unique_ids(demonstrated(row, form)):
             if isinstance(one, PromptCompletion):
                 shown = {"role": "assistant", "content": one.completion}
                 found.append(Prompt([], one.prompt, shown=shown, id=one.id))
@@ -60,7 +60,7 @@ def prompts(record: Record, data: Data) -> list[Prompt]:
 
 
 def _alone(row: Record, form: Format | None, declared: str) -> Prompt | None:
-    """A record that asks and shows no answer; None where it is no such record."""
+    """The prompt of a prompt-only record; None for other records."""
     value = row.value
     if form not in (None, "text", "tokens") or form == declared:
         return None
@@ -88,9 +88,9 @@ def _of_conversation(where: str, one: Conversation, data: Data) -> Prompt:
         return Prompt(messages, "", one.tools, one.template_kwargs, id=one.id)
     weights = turn_weights(where, messages, one.first, "assistant" if data.train_on == "all" else data.train_on)
     behind = [i for i in weights if i >= max(1, one.first)]
-    # Where nothing trains, somebody left the answer open.
+    # If nothing trains, the answer may have been left empty.
     turn = next((i for i in behind if weights[i]), next(iter(behind), None))
     if turn is None:
-        raise BadRow(f"{where}: no assistant turn behind a user's, so there is nothing to compare with")
+        raise BadRow(f"{where}: no assistant turn after a user turn, so there is nothing to compare with")
     shown = None if says_nothing(messages[turn]) else messages[turn]
     return Prompt(messages[:turn], "", one.tools, one.template_kwargs, shown, one.id)

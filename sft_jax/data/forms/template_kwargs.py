@@ -1,4 +1,4 @@
-"""Values that a chat template is given by name besides the conversation: a row's own, and a run's."""
+"""Extra keyword arguments for the chat template: those of a row and those of the run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,17 @@ RESERVED = frozenset(
         *("padding", "truncation", "max_length", "tokenizer_kwargs", "sanitize_control_tokens"),
     )
 )
-"""Arguments of `apply_chat_template` that are no values for the template, or that the row says elsewhere."""
+"""Arguments of `apply_chat_template` that are not template variables, or that rows give under other keys."""
 
 
 def check_template_kwargs(where: str, value: Any) -> dict[str, Any] | None:
-    """A row's `chat_template_kwargs`, an object or a JSON string of one; None where there are none.
+    """A row's `chat_template_kwargs` (an object or its JSON string); None if there are none.
 
-    Nulls vanish: they stand where other rows have a value, and templates ask whether a name is defined.
+    Nulls are dropped: in tables they only mean that other rows have a value, and templates test whether a name is
+    defined.
 
     Raises:
-      BadRow: no object, or a name that is no value for a template.
+      BadRow: not an object, or a reserved name.
     """
     if isinstance(value, str):
         try:
@@ -38,18 +39,18 @@ def check_template_kwargs(where: str, value: Any) -> dict[str, Any] | None:
         raise BadRow(f"{where}: chat_template_kwargs is {kind(value)}, expected an object")
     if reserved := sorted(RESERVED & value.keys()):
         raise BadRow(
-            f"{where}: chat_template_kwargs has {', '.join(reserved)}, expected values for the template alone. Remove "
-            "it; messages and tools are keys of the row"
+            f"{where}: chat_template_kwargs has {', '.join(reserved)}, expected only template variables. "
+            "Remove it; messages and tools are keys of the row"
         )
     return {name: child for name, child in value.items() if child is not None} or None
 
 
 @lru_cache(maxsize=8)
 def parse_template_kwargs(given: Sequence[str]) -> Mapping[str, Any]:
-    """`("enable_thinking=false",)` as {"enable_thinking": False}: values are JSON, or else text.
+    """`("enable_thinking=false",)` as {"enable_thinking": False}. Values are parsed as JSON, or else kept as text.
 
     Raises:
-      BadInput: not `name=value`, a name given twice, or one that is no value for a template.
+      BadInput: not `name=value`, a name given twice, or a reserved name.
     """
     values: dict[str, Any] = {}
     for one in given:
@@ -57,7 +58,7 @@ def parse_template_kwargs(given: Sequence[str]) -> Mapping[str, Any]:
         if not equals or not name.isidentifier():
             raise BadInput(f"data.template_kwargs: found {one!r}, expected name=value, such as enable_thinking=false")
         if name in RESERVED or name in values:
-            why = "is given twice" if name in values else "is no value for a template"
+            why = "is given twice" if name in values else "is reserved and not a template variable"
             raise BadInput(f"data.template_kwargs: {name!r} {why}. Remove it")
         try:
             values[name] = json.loads(text)
@@ -67,7 +68,7 @@ def parse_template_kwargs(given: Sequence[str]) -> Mapping[str, Any]:
 
 
 def merged(run: Sequence[str], row: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The run's values and the row's, which win; None where there are none."""
+    """The run's values updated with the row's; None if there are none."""
     if not run:
         return dict(row) if row else None
     return {**parse_template_kwargs(tuple(run)), **(row or {})}

@@ -1,4 +1,4 @@
-"""Values of a record that must be strings."""
+"""Checks that values of a record are strings."""
 
 import json
 from typing import Any
@@ -9,13 +9,13 @@ from sft_jax.errors import BadRow
 
 
 def string(record: Record, value: Any, key: str, where: str = "") -> str:
-    """A string.
+    """Check that a value is a string.
 
     Args:
-      where: what stands there, where that is not the record itself.
+      where: location in the message, if not the record itself.
 
     Raises:
-      BadRow: something else; for a number it says how to convert it.
+      BadRow: not a string; for numbers, with a conversion.
     """
     if isinstance(value, str):
         return value
@@ -31,7 +31,7 @@ def string(record: Record, value: Any, key: str, where: str = "") -> str:
 
 
 def answer(record: Record, value: Any, key: str, where: str = "") -> str:
-    """A string that trains: an empty one would teach the model to say nothing."""
+    """Check a string that trains; an empty one would teach the model to say nothing."""
     if not string(record, value, key, where).strip():
         raise BadRow(f"{where or record.where}: {key} is empty: nothing to train. Fill it in or remove the row")
     return value

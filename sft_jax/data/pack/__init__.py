@@ -1,1 +1,1 @@
-"""Stage 4: tokenised examples -> data sets on disk, packing plans, batches."""
+"""Stage 4: tokenised examples -> datasets on disk, packing plans, batches."""

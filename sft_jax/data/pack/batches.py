@@ -1,4 +1,4 @@
-"""The batch of a step as a pure function of (seed, step): resuming is one integer, and the number of hosts is free."""
+"""Batches as a pure function of (seed, step): the resume state is one integer, and any number of hosts works."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,11 +11,11 @@ from sft_jax.data.pack.store import Example
 from sft_jax.errors import BadInput
 
 Array = Any
-"""numpy on the host, jax inside the step; a tree of shapes or shardings has the same six fields."""
+"""numpy on the host, jax inside the step; trees of shapes or shardings have the same fields."""
 
 
 class Batch(NamedTuple):
-    """A micro-batches of b rows; a row has T tokens of several documents and M places that train."""
+    """A micro-batches of b rows; a row has T tokens from several documents and M target slots."""
 
     tokens: Array
     """int32 [A, b, T]; 0 where segment_ids is 0."""
@@ -24,18 +24,18 @@ class Batch(NamedTuple):
     positions: Array
     """int32 [A, b, T]: restarts at 0 in each document."""
     target_index: Array
-    """int32 [A, b, M]: where in the row the hidden state is read that must predict the target; padding is 0."""
+    """int32 [A, b, M]: position of the hidden state that predicts the target; padding is 0."""
     target_tokens: Array
     """int32 [A, b, M]: the token that follows position target_index."""
     target_weights: Array
-    """float32 [A, b, M]: how much it counts; padding is 0."""
+    """float32 [A, b, M]: loss weight; padding is 0."""
 
 
 class PreparedRows:
     """Batches of a run over prepared examples (the Source protocol).
 
-    The rows of all epochs form one endless sequence. Step s has its rows s·B .. s·B + B − 1, laid out as [A, B/A] in
-    order: accumulation changes how they are cut, not which they are. Batches may straddle epochs.
+    The rows of all epochs form one endless sequence. Step s takes rows s·B .. s·B + B − 1, laid out as [A, B/A] in
+    order, so accumulation changes how they are split, not which they are. Batches may straddle epochs.
     """
 
     batch_size: int
@@ -44,13 +44,13 @@ class PreparedRows:
     targets_per_row: int
     rows_per_epoch: int
     pairs: bool = False
-    """Examples are pairs of documents to compare: see `fill_pairs`."""
+    """Whether examples are pairs of documents to compare; see `fill_pairs`."""
 
     def batch(self, step: int, row_slice: slice = slice(None)) -> Batch:
         """The rows of one step; `row_slice` selects columns of the [A, B/A] layout, this process's share."""
         grid = np.arange(step * self.batch_size, (step + 1) * self.batch_size).reshape(self.accumulation, -1)
         mine = grid[:, row_slice]
-        documents = [self.documents_of(int(row)) for row in mine.flat]  # reading and filling by turns is a tenth slower
+        documents = [self.documents_of(int(row)) for row in mine.flat]  # interleaving reading and filling is 10% slower
         batch = empty_batch(mine.shape, self.tokens_per_row, self.targets_per_row)
         fill = fill_pairs if self.pairs else fill_row
         for cell, of_row in zip(np.ndindex(*mine.shape), documents, strict=True):
@@ -58,16 +58,16 @@ class PreparedRows:
         return batch
 
     def steps_for(self, epochs: int) -> int:
-        """Steps that `epochs` passes over everything take; the last batch may hold padding rows."""
+        """Number of steps for `epochs` epochs; the last batch may contain padding rows."""
         return -(-epochs * self.rows_per_epoch // self.batch_size)
 
     def rows_of(self, step: int) -> list[str]:
-        """`demos.jsonl:17` of every example in a step, in the order of its rows; for error messages."""
+        """`demos.jsonl:17` of every example in a step, in row order; for error messages."""
         rows = range(step * self.batch_size, (step + 1) * self.batch_size)
         return [example.where for row in rows for example in self.documents_of(row)]
 
     def state(self, step: int) -> dict[str, Any]:
-        """Nothing: prepared data has no state beyond the step."""
+        """Empty: prepared data has no state beyond the step."""
         del step
         return {}
 
@@ -92,25 +92,25 @@ class Batches(PreparedRows):
     ):
         """
         Args:
-          plan: `plan_packing` of these examples' lengths and target counts.
-          batch_size: rows a step, over all processes and micro-batches (B).
+          plan: from `plan_packing` with these examples' lengths and target counts.
+          batch_size: rows per step, over all processes and micro-batches (B).
           accumulation: micro-batches (A); divides batch_size.
-          total_rows: rows of the whole run; those beyond it are padding of weight 0. None: there is no end.
+          total_rows: rows of the whole run; later rows are padding with weight 0. None: no end.
           pairs: the examples are pairs of documents to compare.
 
         Raises:
-          BadInput: the plan is of other examples, or batch_size is not divisible.
+          BadInput: the plan is for other examples, or batch_size is not divisible.
         """
         if len(plan.members) != len(examples):
             raise BadInput(
-                f"the packing plan is of {len(plan.members):,} documents, the data set has {len(examples):,}"
+                f"the packing plan is for {len(plan.members):,} documents, the dataset has {len(examples):,}"
             )
         check_batch_size(batch_size, accumulation)
         self.examples, self.plan, self.seed, self.shuffle, self.pairs = examples, plan, seed, shuffle, pairs
         self.batch_size, self.accumulation, self.total_rows = batch_size, accumulation, total_rows
         self.tokens_per_row, self.targets_per_row = plan.tokens_per_row, plan.targets_per_row
         self.rows_per_epoch = plan.rows
-        # A batch may straddle two epochs. The feed's thread and the loop's both ask, so no shared dict is edited.
+        # Two epochs, since a batch may straddle them. lru_cache is thread-safe: the feed and the loop both call this.
         self._order = lru_cache(maxsize=2)(lambda epoch: epoch_rows(plan, seed, epoch, shuffle))
 
     def documents_of(self, row: int) -> list[Example]:
@@ -118,7 +118,7 @@ class Batches(PreparedRows):
         return [self.examples[i] for i in self.numbers_of(row)]
 
     def numbers_of(self, row: int) -> list[int]:
-        """The numbers of the examples in a row of the endless sequence."""
+        """Indices of the examples in a row of the endless sequence."""
         if self.total_rows is not None and row >= self.total_rows:
             return []
         epoch, within = divmod(row, self.plan.rows)
@@ -127,19 +127,19 @@ class Batches(PreparedRows):
 
 
 def check_batch_size(batch_size: int, accumulation: int) -> None:
-    """Raises BadInput where the micro-batches would not be equal."""
+    """Raises BadInput if the micro-batches would be unequal."""
     if batch_size < 1 or accumulation < 1 or batch_size % accumulation:
         raise BadInput(f"train.batch_size {batch_size} is not divisible by train.accumulation {accumulation}")
 
 
 def empty_batch(rows: tuple[int, ...], tokens_per_row: int, targets_per_row: int) -> Batch:
-    """A batch of padding, of [*rows, T] and [*rows, M]."""
+    """A batch of padding with shapes [*rows, T] and [*rows, M]."""
     tokens, places = np.zeros((*rows, tokens_per_row), np.int32), np.zeros((*rows, targets_per_row), np.int32)
     return Batch(tokens, np.zeros_like(tokens), np.zeros_like(tokens), places, places.copy(), places.astype(np.float32))
 
 
 def fill_row(row: Batch, documents: Sequence[Example]) -> None:
-    """Write documents one after the other into one row of zeros, given as views [T] and [M]."""
+    """Write documents consecutively into one row of zeros, given as views [T] and [M]."""
     if not documents:
         return
     lengths = np.array([len(example.tokens) for example in documents])
@@ -150,7 +150,9 @@ def fill_row(row: Batch, documents: Sequence[Example]) -> None:
     np.subtract(np.arange(end, dtype=np.int32), np.repeat(starts.astype(np.int32), lengths), out=row.positions[:end])
     weights = np.concatenate([example.weights for example in documents])
     trained = np.flatnonzero(weights != 0)
-    row.target_index[: len(trained)] = trained - 1  # a document's first token never trains, so this is in the document
+    row.target_index[: len(trained)] = (
+        trained - 1
+    )  # a document's first token never trains, so this stays within the document
     row.target_tokens[: len(trained)] = tokens[trained]
     row.target_weights[: len(trained)] = weights[trained]
 
@@ -158,8 +160,9 @@ def fill_row(row: Batch, documents: Sequence[Example]) -> None:
 def fill_pairs(row: Batch, pairs: Sequence[Example]) -> None:
     """Write pairs of documents into one row of zeros, given as views [T] and [M].
 
-    Each document of a pair is one of its own. Slots 2k and 2k + 1 are the last tokens of pair k's chosen and rejected
-    document, where the reward is read; their weights are as the example's: the pair's, and with the margin added.
+    The documents of a pair are packed as separate documents. Slots 2k and 2k + 1 are the last tokens of pair k's
+    chosen and rejected document, where the reward is read; their weights are those of the example: the pair's, and the
+    same plus the margin.
     """
     documents = []
     for pair in pairs:
@@ -168,7 +171,7 @@ def fill_pairs(row: Batch, pairs: Sequence[Example]) -> None:
             documents.append(pair._replace(tokens=pair.tokens[part], weights=pair.weights[part]))
     fill_row(row, documents)
     used = 2 * len(pairs)
-    row.target_index[:used] += 1  # at the token itself, not before it
+    row.target_index[:used] += 1  # at the token itself, not the one before
     row.target_tokens[:used] = 0
 
 

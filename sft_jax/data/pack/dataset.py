@@ -1,7 +1,7 @@
-"""From the entries of a config to stores: opened where they are prepared already, prepared where they are not.
+"""Opens the data entries of a config as stores, and prepares them first if necessary.
 
-Preparation is cut into parts of a few thousand rows. One process reads the rows, workers encode them, and each part is
-complete or absent on disk: memory is bounded whatever the size of the files, and an interrupted preparation goes on.
+Preparation works in parts of a few thousand rows. One process reads the rows and workers encode them. Parts are written
+atomically, so memory is bounded for any file size and an interrupted preparation can resume.
 """
 
 import dataclasses
@@ -30,20 +30,20 @@ from sft_jax.errors import BadInput
 from sft_jax.storage.location import Location
 
 PART_ROWS, PART_BYTES = 8192, 2**25
-"""A part ends at whichever comes first; bytes are those of the raw rows."""
+"""A part ends at whichever comes first; bytes of the raw rows."""
 SETTINGS = (
     *("format", "fields", "function", "bad_rows", "train_on", "end_of_turn", "allow_lossy", "special_text"),
     *("template_date", "template_kwargs", "over_length", "sequence_length"),
 )
-"""What in `Data` decides the examples, besides the files and the tokenizer."""
+"""The fields of `Data` that determine the examples, together with the files and the tokenizer."""
 _VERSION = 3
-"""Raise it when the code here makes other tokens or weights from the same files."""
+"""Increment when the same files give different tokens or weights."""
 _DROPPED_KEPT = 10_000
-"""So many rows that were left out are remembered by name; the counts are always whole."""
+"""Maximum number of dropped rows listed by name; the counts are always complete."""
 
 Locate = Callable[[str], Location]
 Progress = Callable[[int], None]
-"""Called with the number of rows that have been read and encoded so far."""
+"""Called with the number of rows encoded so far."""
 
 
 def prepare_split(
@@ -55,15 +55,16 @@ def prepare_split(
     progress: Progress | None = None,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Encode the rows of `files` into one split of the data set in `directory`; parts that are there are kept.
+    """Encode the rows of `files` into one split of the dataset in `directory`; existing parts are kept.
 
     Args:
-      about: the `provenance` of what is encoded, where it is known already.
+      about: the `provenance` of the data, if already known.
 
-    Returns what `store.finish` needs. The result does not depend on the number of workers.
+    Returns:
+      The input of `store.finish`. It does not depend on the number of workers.
 
     Raises:
-      BadInput: as `prepare.prepare`, or a directory that cannot be written.
+      BadInput: as `prepare.prepare`, or the directory is not writable.
     """
     about = about or provenance(data, tokenizer, files)
     folder = directory / f"parts-{split}-{_key(about)}"
@@ -73,12 +74,12 @@ def prepare_split(
         raise BadInput(f"{directory}: cannot be written: {error.strerror}") from error
     try:
         stems = _make_parts(data, tokenizer, read_rows(files, wanted=columns_read(data)), folder, progress)
-    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError where a file cannot be made
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError if it cannot create a file
         if folder.is_dir():
             raise
         raise BadInput(
-            f"{directory}: another process has prepared the same data there at the same time and is done. Run this "
-            "again: it will find them prepared."
+            f"{directory}: another process prepared the same data at the same time. Run this command again; it will "
+            "use the prepared data."
         ) from error
     found = [json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")) for stem in stems]
     counts = add(Counts(**one["counts"]) for one in found)
@@ -96,12 +97,12 @@ def prepare_split(
 
 
 def provenance(
-    data: Data, tokenizer: Any, files: tuple[str, ...], gets_on: Callable[[], None] = lambda: None
+    data: Data, tokenizer: Any, files: tuple[str, ...], keep_alive: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """What the examples depend on: the files' contents, how they are read, the tokenizer, this code.
+    """Everything that the examples depend on: file contents, settings, tokenizer, this code.
 
     Args:
-      gets_on: called now and then while the files are read.
+      keep_alive: called periodically while the files are read.
     """
     return {
         "version": _VERSION,
@@ -109,13 +110,13 @@ def provenance(
         "settings": {name: _plain(getattr(data, name)) for name in SETTINGS},
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "stops": stops_that_matter(tokenizer),
-        "sources": [[name, content_digest(name, gets_on)] for name in find_files(files)],
+        "sources": [[name, content_digest(name, keep_alive)] for name in find_files(files)],
         "function": _function_digest(data.function),
     }
 
 
 def _function_digest(name: str) -> str:
-    """SHA-256 (hex) of the file of data.function; of a module's function, the name says it all."""
+    """SHA-256 (hex) of the file of data.function; for a function in a module, its name."""
     path = Path(name.rpartition(":")[0])
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else name
 
@@ -129,14 +130,14 @@ def _key(about: dict[str, Any]) -> str:
 
 
 def _make_parts(data: Data, tokenizer: Any, rows: Iterator[Row], folder: Path, progress: Progress | None) -> list[Path]:
-    """The stems of all parts, in order; those without a `.json` are made."""
+    """Write the parts that have no `.json` yet; return the stems of all parts, in order."""
     chunks = cut(rows, PART_ROWS, PART_BYTES)
     first, second = next(chunks, []), next(chunks, None)
     workers = data.workers or _cores()
     ahead = [chunk for chunk in (first, second) if chunk]
     stems, done = [], 0
     pool = None
-    # A worker takes seconds to start: one part alone is made here.
+    # Workers take seconds to start: encode a single part in this process.
     if second is not None and workers > 1:
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (data, tokenizer))
     else:
@@ -173,7 +174,7 @@ def _make_parts(data: Data, tokenizer: Any, rows: Iterator[Row], folder: Path, p
 
 
 def _cores() -> int:
-    """Cores that this process may use; macOS tells only how many there are."""
+    """Cores available to this process; on macOS, all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -184,7 +185,7 @@ def _then(ahead: list[list[Row]], chunks: Iterator[list[Row]]) -> Iterator[list[
 
 
 _worker: dict[str, Any] = {}
-"""What a worker process was started with."""
+"""The arguments of this worker process."""
 
 
 def _start_worker(data: Data, tokenizer: Any) -> None:
@@ -211,55 +212,55 @@ def prepare_entry(
     cache: Location,
     progress: Progress | None = None,
     locate: Locate = Location,
-    gets_on: Callable[[], None] = lambda: None,
+    keep_alive: Callable[[], None] = lambda: None,
 ) -> str:
-    """Make sure that an entry of data.train or data.eval is prepared: files are, once, under `cache`.
+    """Prepare an entry of data.train or data.eval under `cache`, unless that has been done.
 
     Args:
-      locate: gives the same Location for a name again where entries share what they copy from a bucket.
-      gets_on: called now and then, as long as the work gets on.
+      locate: returns the same Location for the same name, if entries share their copies from a bucket.
+      keep_alive: called periodically while the work makes progress.
 
     Returns:
-      The name of the data set under `cache`; empty where the entry is a prepared data set itself (`DIR`, `DIR:split`).
+      The name of the dataset under `cache`; empty if the entry is itself a prepared dataset (`DIR`, `DIR:split`).
 
     Raises:
-      BadInput: anything wrong with the entry.
+      BadInput: the entry is unusable.
     """
 
     def encoded(rows: int) -> None:
-        gets_on()
+        keep_alive()
         if progress is not None:
             progress(rows)
 
     if _prepared(entry, locate):
         return ""
-    about = provenance(data, tokenizer, (entry,), gets_on)
+    about = provenance(data, tokenizer, (entry,), keep_alive)
     place = cache / _key(about)
     if not is_store(place):
         directory = place.local()
         made = prepare_split(data, tokenizer, (entry,), directory, "train", encoded, about)
         finish(directory, {"train": made}, f"Tokenised by sft_jax from {entry}", "")
-        place.publish(gets_on)
+        place.publish(keep_alive)
     return _key(about)
 
 
 def open_entry(data: Data, tokenizer: Any, entry: str, cache: Location, name: str, locate: Locate = Location) -> Store:
-    """The store of an entry that `prepare_entry` has prepared, and named so.
+    """Open the store of an entry after `prepare_entry`, which returned `name`.
 
     Raises:
-      BadInput: no such data set; one that was prepared with other settings.
+      BadInput: no such dataset, or one prepared with different settings.
     """
     if name:
         return Store(cache / name)
     if (found := _prepared(entry, locate)) is None:
-        raise BadInput(f"{entry}: process 0 sees a prepared data set there, and this process none")
+        raise BadInput(f"{entry}: process 0 finds a prepared dataset there, but this process does not")
     store = Store(*found)
     check_settings(store, data, tokenizer)
     return store
 
 
 def _prepared(entry: str, locate: Locate) -> tuple[Location, str] | None:
-    """Directory and split of an entry that is a prepared data set."""
+    """Directory and split if the entry is a prepared dataset."""
     if is_store(locate(entry)):
         return locate(entry), "train"
     directory, _, split = entry.rpartition(":")
@@ -267,16 +268,16 @@ def _prepared(entry: str, locate: Locate) -> tuple[Location, str] | None:
 
 
 def check_settings(store: Store, data: Data, tokenizer: Any) -> None:
-    """Refuse a prepared data set whose examples are not those that this config would make.
+    """Reject a prepared dataset whose examples differ from those of this config.
 
     Raises:
-      BadInput: a line for each setting that differs.
+      BadInput: with a line per differing setting.
     """
-    prepared = {"template_kwargs": [], **store.about["settings"]}  # older data sets know none
+    prepared = {"template_kwargs": [], **store.about["settings"]}  # missing in older datasets
     wanted = {name: _plain(getattr(data, name)) for name in SETTINGS}
-    if not store.about["counts"]["bad_rows"]:  # the policy was never asked
+    if not store.about["counts"]["bad_rows"]:  # the policy was never used
         wanted["bad_rows"] = prepared["bad_rows"]
-    # An open date is today's, and a data set keeps the day on which it was prepared.
+    # An empty date means today; a dataset keeps the date on which it was prepared.
     wanted["template_date"] = wanted["template_date"] or prepared["template_date"]
     differences = [
         f"data.{name}: prepared with {prepared.get(name)!r}, the config says {value!r}"
@@ -284,16 +285,16 @@ def check_settings(store: Store, data: Data, tokenizer: Any) -> None:
         if prepared.get(name) != value
     ]
     if store.about["tokenizer"] != tokenizer_fingerprint(tokenizer):
-        differences.append("the tokenizer or its chat template is another one")
+        differences.append("the tokenizer or its chat template differs")
     stops = stops_that_matter(tokenizer)
     if store.about.get("stops", stops) != stops:
         differences.append(f"stop tokens: prepared with {store.about['stops']}, the model's are {stops}")
     if differences:
         listed = "\n  ".join(differences)
-        raise BadInput(f"{store.name}: prepared otherwise than this run needs it:\n  {listed}\nPrepare it again.")
+        raise BadInput(f"{store.name}: prepared with different settings than this run:\n  {listed}\nPrepare it again.")
 
 
 def account(stores: Sequence[Store]) -> tuple[Counts, list[Dropped]]:
-    """Counts and the rows left out, of several stores together."""
+    """Counts and dropped rows of several stores together."""
     dropped = [Dropped(*row) for store in stores for row in store.about["dropped"]]
     return add(Counts(**store.about["counts"]) for store in stores), dropped

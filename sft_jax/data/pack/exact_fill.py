@@ -1,11 +1,11 @@
-"""Rows that are filled to the last token where that is possible: for documents so long that best-fit leaves gaps.
+"""Fills rows to the last token if possible, for documents so long that best fit leaves gaps.
 
-Best-fit decreasing closes its first rows with documents that are all long; what is left there is shorter than any
-document. Here a row takes the longest documents only while two more still fit, and is closed by the pair that fills it
-best. Among documents of one length, those are taken whose targets keep the row at the data's average, so that the
-second capacity rarely binds. Rows with the same contents are made at once.
+Best-fit decreasing fills its first rows with long documents only, and the remaining gap is shorter than any document.
+Here a row takes the longest documents only while two more still fit, and is closed by the pair that fills it best.
+Among documents of one length, it prefers those whose targets keep the row at the data's average, so that the second
+capacity rarely binds. Rows with the same contents are built at once.
 
-The idea of closing a bin by search is that of minimum bin slack (Gupta and Ho, 1999), here over classes.
+Closing a bin by search is the idea of minimum bin slack (Gupta and Ho, 1999), applied here to classes.
 """
 
 from bisect import bisect_left
@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass
 class _Shelf:
-    """The documents of one length that are left: parallel lists, by ascending targets."""
+    """The remaining documents of one length: parallel lists, by ascending targets."""
 
     targets: list[int] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)
@@ -25,7 +25,7 @@ class _Shelf:
 
 
 class _Stock:
-    """What is left to place, by length."""
+    """The documents not yet placed, by length."""
 
     def __init__(self, class_length: np.ndarray, class_targets: np.ndarray, class_counts: np.ndarray, capacity: int):
         self.shelves: dict[int, _Shelf] = {}
@@ -37,20 +37,20 @@ class _Stock:
         self.left = {length: sum(shelf.counts) for length, shelf in self.shelves.items()}
         self.lengths = np.asarray(sorted(self.left), np.int64)
         self.floor = self.lengths[np.searchsorted(self.lengths, np.arange(capacity + 1), side="right") - 1]
-        """[capacity + 1]: the largest length at most this; 0 where there is none."""
+        """[capacity + 1]: the largest remaining length <= index; 0 if there is none."""
         self.floor[: self.lengths[0]] = 0
         self.tokens = int((class_length * class_counts).sum())
         self.targets = int((class_targets * class_counts).sum())
 
     def largest(self, room: int, used: Counter[int]) -> int:
-        """The largest length that fits and is not used up; 0 where there is none."""
+        """The largest length that fits and is not used up; 0 if there is none."""
         length = int(self.floor[room])
         while length and self.left[length] <= used[length]:
             length = int(self.floor[length - 1])
         return length
 
     def remove(self, need: dict[tuple[int, int], int], copies: int) -> None:
-        """Take `copies` rows away, each with need[length, place on its shelf] documents."""
+        """Remove `copies` rows, each with need[length, place on its shelf] documents."""
         for (length, place), number in need.items():
             shelf = self.shelves[length]
             shelf.counts[place] -= number * copies
@@ -81,7 +81,7 @@ def fill_exactly(
     `target_capacity` targets.
 
     Args:
-      class_length, class_targets, class_counts: int64 [classes]: tokens and targets of a document, and how many of it.
+      class_length, class_targets, class_counts: int64 [classes]: tokens and targets per document, number of documents.
     """
     stock = _Stock(class_length, class_targets, class_counts, capacity)
     patterns: list[list[int]] = []
@@ -113,7 +113,7 @@ def _choose_lengths(stock: _Stock, capacity: int) -> list[int]:
 
 
 def _closing(stock: _Stock, room: int, top: int, used: Counter[int]) -> tuple[int, ...]:
-    """One length or two that fill `room` best; of pairs that fill it equally, the most even one."""
+    """The one or two lengths that fill `room` best; among equal pairs, the most even one."""
     low, high = np.searchsorted(stock.lengths, [room - top, room // 2 + 1])
     shorter = stock.lengths[low:high]
     longer = stock.floor[room - shorter]
@@ -121,7 +121,7 @@ def _closing(stock: _Stock, room: int, top: int, used: Counter[int]) -> tuple[in
     gone = [length for length, number in used.items() if stock.left[length] <= number]
     if gone:
         sums = np.where(np.isin(shorter, gone) | np.isin(longer, gone), 0, sums)
-    for k in np.flatnonzero(shorter == longer).tolist():  # twice the same length needs two of it
+    for k in np.flatnonzero(shorter == longer).tolist():  # a pair of equal lengths needs two documents
         if stock.left[int(shorter[k])] < used[int(shorter[k])] + 2:
             sums[k] = 0
     if not len(sums) or sums.max() <= top:
@@ -131,11 +131,11 @@ def _closing(stock: _Stock, room: int, top: int, used: Counter[int]) -> tuple[in
 
 
 def _choose_documents(stock: _Stock, lengths: list[int], target_capacity: int) -> list[tuple[int, int]]:
-    """A document of each length, as (length, place on its shelf), within the target capacity; a length is left out
-    where even its document with the fewest targets does not fit.
+    """A document of each length, as (length, place on its shelf), within the target capacity. A length is skipped if
+    even its document with the fewest targets doesn't fit.
 
-    The first two, the longest, are those with the most targets: hard to place. The others bring the row back to the
-    average of all that is left.
+    For the first two lengths, the longest, the documents with the most targets are chosen, since they are hard to
+    place. The others bring the row back to the average of the remaining documents.
     """
     average = stock.targets / stock.tokens
     fewest = [stock.shelves[length].targets[0] for length in lengths]

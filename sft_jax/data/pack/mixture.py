@@ -1,4 +1,4 @@
-"""Several sources in fixed proportions: the source of each row of a run is a pure function of its number."""
+"""Mixes several sources in fixed proportions: the source of each row is a pure function of the row number."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from sft_jax.data.pack.batches import Batches, PreparedRows, check_batch_size
 from sft_jax.data.pack.store import Example
 
 PERIOD = 2**16
-"""Rows after which the pattern of sources repeats; a share is exact to one row in so many."""
+"""Rows after which the pattern of sources repeats; shares are exact to 1 / PERIOD."""
 
 
 class Mixture(PreparedRows):
-    """Batches whose rows come from several sources. A row holds documents of one source.
+    """Batches whose rows come from several sources. Each row holds documents of one source.
 
-    Every source goes through its own epochs, each with a new order, as fast as its share asks for.
+    Each source has its own epochs, each in a new order, at a rate given by its share.
     """
 
     def __init__(
@@ -27,8 +27,8 @@ class Mixture(PreparedRows):
     ):
         """
         Args:
-          sources: with equal rows (T and M) and no end.
-          shares: float64 [sources], of the rows; see `row_shares`.
+          sources: with equal T and M, and no end.
+          shares: float64 [sources], share of the rows; see `row_shares`.
           batch_size, accumulation, total_rows: as in `Batches`.
         """
         check_batch_size(batch_size, accumulation)
@@ -53,10 +53,10 @@ class Mixture(PreparedRows):
 
 
 def row_shares(sources: Sequence[Batches], weights: Sequence[float], count: str) -> np.ndarray:
-    """float64 [sources]: shares of the rows that give shares `weights` of what is counted, over whole epochs.
+    """float64 [sources]: shares of the rows for which examples or target tokens have the proportions `weights`.
 
     Args:
-      weights: positive; they need not add up to 1.
+      weights: positive; they need not sum to 1.
       count: "examples" or "target_tokens".
     """
     totals = [source.plan.targets if count == "target_tokens" else len(source.examples) for source in sources]
@@ -73,7 +73,7 @@ def pattern(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
       period; int64 [sources]: rows of each source in a period, at least 1.
     """
     counts = np.maximum(1, np.floor(shares * PERIOD).astype(np.int64))
-    while counts.sum() != PERIOD:  # the largest remainders first; a source raised to 1 is paid by the largest
+    while counts.sum() != PERIOD:  # largest remainders first; the largest source pays for sources raised to 1
         missing = PERIOD - counts.sum()
         remainder = shares * PERIOD - counts
         if missing > 0:

@@ -1,8 +1,8 @@
-"""Which documents share a row: best-fit decreasing under two capacities, tokens and trained tokens.
+"""Packs documents into rows: best-fit decreasing with two capacities, tokens and trained tokens.
 
-The plan packs the *multiset* of classes (length, targets): a row is a list of classes, and which document of a class
-sits in which slot is drawn anew each epoch. So every epoch has the same number of rows, the horizon is known at step
-0, and documents of one class are packed by counting, not one by one.
+The plan packs the *multiset* of classes (length, targets): a row is a list of classes, and the documents of a class are
+assigned to its slots anew in each epoch. So every epoch has the same number of rows, the number of steps is known at
+step 0, and documents of one class are packed by counting, not one by one.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from sft_jax.errors import BadInput
 _MOST_CLASSES = 150_000
 """Beyond this many distinct (length, targets) pairs, targets are rounded up before packing, to bound the time."""
 _WELL_FILLED = 0.995
-"""Best-fit that fills so much of the token slots is good enough; large data sets always do."""
+"""Token fill at which best fit is good enough; large datasets always reach it."""
 _MOST_CLASSES_SEARCHED = 20_000
-"""Beyond this many classes a search for better rows would take seconds, and best-fit finds small documents enough."""
+"""Beyond this many classes the search would take seconds, and best fit finds enough small documents."""
 ENOUGH = 0.99
-"""The share of the token slots that rows shall fill where the documents allow it."""
+"""Target token fill, if the documents allow it."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows as lists of classes. All arrays are int64 unless said otherwise."""
+    """Rows as lists of classes. All arrays are int64 unless noted."""
 
     tokens_per_row: int
     targets_per_row: int
@@ -38,11 +38,11 @@ class Plan:
     class_length: np.ndarray
     """[classes]: tokens of a document of the class."""
     class_targets: np.ndarray
-    """[classes]: the most trained tokens a document of the class has; 0 where M >= T, so that they never bind."""
+    """[classes]: maximum trained tokens of a document of the class; 0 if M >= T, where they never bind."""
     class_offsets: np.ndarray
     """[classes + 1]: the members of class c are members[class_offsets[c] .. class_offsets[c + 1]]."""
     members: np.ndarray
-    """int32 [examples]: example numbers by class, in file order within each."""
+    """int32 [examples]: example indices by class, in file order within each class."""
     tokens: int
     """Tokens of all documents."""
     targets: int
@@ -66,7 +66,7 @@ class Plan:
         return self.targets / (self.rows * self.targets_per_row)
 
     def summary(self, batch_size: int = 0) -> str:
-        """One line for the log; with `batch_size` (rows a step) also what a step and an epoch hold."""
+        """One line for the log; with `batch_size` (rows per step) also the contents of a step and an epoch."""
         line = (
             f"{len(self.members):,} documents in {self.rows:,} rows of {self.tokens_per_row:,} tokens ({self.fill:.1%} "
             f"full) and {self.targets_per_row:,} targets ({self.target_fill:.1%} full)"
@@ -92,18 +92,18 @@ def plan_packing(
 ) -> Plan:
     """Pack documents into rows of `tokens_per_row` tokens and `targets_per_row` trained tokens.
 
-    Documents are placed the longest first, each into the row with the least room left that takes it; where that leaves
-    gaps and `exact_fill` needs fewer rows, its rows are taken. "none" gives each document its own row, in file order.
+    Documents are placed longest first, each into the row with the least remaining room that fits it. If that leaves
+    gaps and `exact_fill` needs fewer rows, its rows are used. "none" gives each document its own row, in file order.
 
     Args:
       lengths, target_counts: integers [examples].
 
     Raises:
-      BadInput: no document, or one that exceeds a capacity.
+      BadInput: no documents, or one that exceeds a capacity.
     """
     lengths, target_counts = np.asarray(lengths, np.int64), np.asarray(target_counts, np.int64)
     if not len(lengths):
-        raise BadInput("there is no document to pack: the data set is empty")
+        raise BadInput("no documents to pack: the dataset is empty")
     if lengths.max() > tokens_per_row:
         raise BadInput(
             f"a document has {lengths.max():,} tokens, a row holds {tokens_per_row:,} (data.sequence_length)"
@@ -120,7 +120,7 @@ def plan_packing(
         offsets = np.arange(len(lengths) + 1, dtype=np.int64)
         return _plan(totals, capacities, (lengths, target_counts), (offsets, numbers), (offsets, numbers))
     bounds = np.zeros_like(target_counts) if targets_per_row >= tokens_per_row else target_counts
-    # A target bound of its own class is exact; where there are too many classes, a slightly larger one stands for it.
+    # One class per target count is exact; with too many classes, target counts are rounded up.
     quantum = 1
     while True:
         key = lengths * (targets_per_row + 1) + np.minimum(-(-bounds // quantum) * quantum, targets_per_row)
@@ -156,14 +156,14 @@ def _plan(
 def _best_fit(
     class_length: np.ndarray, class_targets: np.ndarray, class_counts: np.ndarray, capacity: int, target_capacity: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (offsets, class of each slot) of best-fit decreasing; the classes come the longest first.
+    """Rows (offsets, class of each slot) of best-fit decreasing; classes must be sorted longest first.
 
-    Rows with the same contents are one *pattern* with a number of rows. A document goes into the row with the least
-    room that takes it; that row then has the least room still, so it takes the next of the class too while it can:
+    Rows with the same contents are one *pattern* with a row count. A document goes into the row with the least room
+    that fits it. That row then still has the least room and takes the next document of the class while it fits, so
     whole patterns advance at once, by division.
     """
-    parent, added, copies, rows = [-1], [0], [0], [0]  # patterns: what it grew from, class added, how many, its rows
-    most = np.full(capacity + 1, -1, np.int32)  # room for tokens -> largest room for targets beside it
+    parent, added, copies, rows = [-1], [0], [0], [0]  # per pattern: parent, added class, copies, rows
+    most = np.full(capacity + 1, -1, np.int32)  # room for tokens -> largest room for targets
     rooms: list[list[int]] = [[] for _ in range(capacity + 1)]  # room for tokens -> rooms for targets, ascending
     open_patterns: dict[tuple[int, int], list[int]] = {}
 
@@ -217,10 +217,10 @@ def _best_fit(
 def _expand(
     parent: np.ndarray, added: np.ndarray, copies: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patterns with their numbers of rows -> (row_offsets [rows + 1], class_of_slot int32 [slots])."""
+    """Expand patterns and their row counts to (row_offsets [rows + 1], class_of_slot int32 [slots])."""
     kept = np.flatnonzero(rows)
     chain, steps = kept, []
-    while chain.any():  # from each pattern back to the empty row, one step for all of them at a time
+    while chain.any():  # from each pattern back to the empty row, all patterns in parallel
         steps.append(chain)
         chain = np.where(chain > 0, parent[chain], 0)
     path = np.stack(steps[::-1], axis=1)  # [patterns, steps], the first documents first
@@ -240,12 +240,11 @@ def choose_target_capacity(
     packing: Literal["best_fit", "none"] = "best_fit",
     multiple: int = 128,
 ) -> int:
-    """The fewest target slots a row needs (M): a multiple of `multiple` whose plan fills 99 % of the token slots while
-    the next smaller multiple fills less; found by bisection. Where even a target slot for every token does not fill
-    so much, 1 % more rows than that needs are allowed.
+    """The smallest target capacity (M): a multiple of `multiple` whose plan fills 99% of the token slots while the next
+    smaller multiple does not; found by bisection. If even M = T doesn't fill 99%, 1% more rows than with M = T are
+    allowed.
 
-    Never below the largest document's targets, never above `tokens_per_row` (which it is where it is smaller than
-    `multiple`).
+    Never below the largest document's targets, never above `tokens_per_row` (even if that is smaller than `multiple`).
     """
     largest = int(np.max(target_counts))
     if packing == "none" or tokens_per_row < multiple:
@@ -266,9 +265,9 @@ def choose_target_capacity(
 
 
 def epoch_rows(plan: Plan, seed: int, epoch: int, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Which example sits in each slot of one epoch: (row_offsets [rows + 1], example_of_slot int32 [slots]).
+    """Assign examples to the slots of one epoch: (row_offsets [rows + 1], example_of_slot int32 [slots]).
 
-    Members are permuted within their class, then rows; the rows of epoch `epoch` in order are
+    Members are permuted within their class, then rows are permuted; the rows of epoch `epoch` in order are
     `example_of_slot[row_offsets[r] : row_offsets[r + 1]]`. Without `shuffle`: file order and the plan's row order.
     """
     members, slots = plan.members, np.argsort(plan.class_of_slot, kind="stable")
@@ -288,7 +287,7 @@ def epoch_rows(plan: Plan, seed: int, epoch: int, shuffle: bool) -> tuple[np.nda
 
 
 def permutation(seed: int, stream: int, count: int) -> np.ndarray:
-    """A permutation of range(count), int64: a stable sort by our own hash (library generators change)."""
+    """A permutation of range(count), int64: a stable sort by our own hash, since library generators change."""
     start = _mix(_mix(np.asarray([seed], np.uint64)) ^ np.asarray([stream], np.uint64))
     return np.argsort(_mix(start + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)), kind="stable")
 

@@ -1,4 +1,4 @@
-"""Records become examples that fit: encoded, first tokens untrained, over-length policy applied, all counted."""
+"""Encodes records as examples that fit a row: first tokens untrained, over-length policy applied, all counted."""
 
 import dataclasses
 from collections import Counter
@@ -23,14 +23,14 @@ from sft_jax.data.read.rows import Record, Row, cut, parse
 from sft_jax.errors import BadInput, BadRow
 
 UNREAD_KEPT = 1000
-"""So many keys that no form reads are counted: rows may have names of their own as keys."""
+"""Maximum number of unread keys that are counted, since some rows use arbitrary names as keys."""
 BLOCK_ROWS, BLOCK_BYTES = 256, 2**20
-"""What is tokenised at once ends at whichever comes first: enough to keep every core busy, little enough to hold."""
+"""A block for tokenisation ends at whichever comes first: large enough for all cores, small enough for memory."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that does not train, and why."""
+    """A row that doesn't train, and why."""
 
     where: str
     reason: str
@@ -38,32 +38,32 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows.
+    """Statistics of the rows.
 
-    documents == used + dropped_over_length + dropped_no_target, less what splitting added.
+    documents == used + dropped_over_length + dropped_no_target, minus the pieces added by splitting.
     """
 
     rows: int = 0
     bad_rows: int = 0
-    """Left out under data.bad_rows="skip"."""
+    """Skipped with data.bad_rows="skip"."""
     left_out: int = 0
     """Rows for which data.function returned None."""
     documents: int = 0
-    """Demonstrations in the rows; a row of seed tasks holds several."""
+    """Demonstrations in the rows; a seed task has several."""
     used: int = 0
     dropped_over_length: int = 0
     truncated: int = 0
     split: int = 0
-    """Documents that were cut into several (data.over_length="split"); `used` counts the pieces."""
+    """Documents split into pieces (data.over_length="split"); `used` counts the pieces."""
     dropped_no_target: int = 0
     empty_turns: int = 0
-    """Assistant turns that say nothing: they do not train."""
+    """Empty assistant turns, which don't train."""
     null_rows: int = 0
     """Rows with a null in the arguments of a tool call or in a tool's schema."""
     lossy: int = 0
-    """Documents of which the chat template shows only a part (data.allow_lossy)."""
+    """Documents that the chat template renders only in part (data.allow_lossy)."""
     first_token_targets: int = 0
-    """Documents whose first token would have trained: it has no context and is never a target."""
+    """Documents whose first token would have trained; it has no context and is never a target."""
     tokens: int = 0
     """Tokens of the documents used."""
     target_tokens: int = 0
@@ -73,14 +73,14 @@ class Counts:
     by_source: dict[str, dict[str, int]] = field(default_factory=dict)
     """File -> rows, used, tokens, target_tokens."""
     over_length: dict[str, int] = field(default_factory=dict)
-    """Tokens of a document longer than data.sequence_length, before it was dropped or cut -> documents."""
+    """Length of over-length documents, before they were dropped or cut -> number of documents."""
     unread: dict[str, int] = field(default_factory=dict)
-    """Key that no form reads -> rows; `chat_template_kwargs.NAME` where the chat template mentions no such name."""
+    """Key that no form reads -> rows; `chat_template_kwargs.NAME` if the chat template doesn't use NAME."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Examples in source order, with the account of what was left out."""
+    """Examples in source order, statistics, and the dropped rows."""
 
     examples: tuple[Example, ...]
     counts: Counts
@@ -88,7 +88,7 @@ class Prepared:
 
 
 def add(parts: Iterable[Counts]) -> Counts:
-    """The sum of several accounts."""
+    """Sum several Counts."""
     total, forms, unread, over_length = Counter(), Counter(), Counter(), Counter()
     sources: dict[str, Counter[str]] = {}
     for part in parts:
@@ -112,8 +112,8 @@ def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, ke
       keep_untrained: use rows without a trained token too (for scoring; training drops and counts them).
 
     Raises:
-      BadInput: any bad record; a row longer than `data.sequence_length` under over_length="error"; no row with a
-        trained token.
+      BadInput: any bad record; a row longer than `data.sequence_length` with over_length="error"; no trained token in
+        any row.
     """
     files = data.train if files is None else files
     prepared = encode_rows(read_rows(files, wanted=columns_read(data)), data, tokenizer, keep_untrained)
@@ -122,7 +122,7 @@ def prepare(data: Data, tokenizer: Any, files: tuple[str, ...] | None = None, ke
 
 
 class NothingTrains(BadInput):
-    """Data of which no token trains, with the account of why."""
+    """No token of the data trains; the statistics show why."""
 
     def __init__(self, message: str, counts: Counts, dropped: Sequence[Dropped]):
         super().__init__(message)
@@ -130,7 +130,7 @@ class NothingTrains(BadInput):
 
 
 def check_any_used(files: Sequence[str], counts: Counts, dropped: Sequence[Dropped]) -> None:
-    """Refuse data of which nothing trains.
+    """Reject data without any trained token.
 
     Raises:
       NothingTrains: with the first reason.
@@ -143,17 +143,17 @@ def check_any_used(files: Sequence[str], counts: Counts, dropped: Sequence[Dropp
 
 
 def _reason(row: Row, error: BadRow) -> str:
-    """What is wrong with a bad row, without the file and the line that every list of such rows says before it."""
+    """The error of a bad row without file and line, which lists of bad rows already show."""
     said = str(error).removeprefix(f"{row.source}:{row.line}:")
     place, colon, rest = said.partition(": ")
     return f"bad row: column {place}: {rest}" if colon and place.isdigit() else f"bad row: {said.lstrip()}"
 
 
 def encode_rows(rows: Iterable[Row], data: Data, tokenizer: Any, keep_untrained: bool = False) -> Prepared:
-    """Examples of some rows, fitted by the config's policies; the account covers just these rows.
+    """Encode rows with the config's policies; the statistics cover only these rows.
 
     Raises:
-      BadInput: a bad row unless data.bad_rows is "skip"; an over-length one under over_length="error".
+      BadInput: a bad row unless data.bad_rows is "skip"; an over-length row with over_length="error".
     """
     check_settings(data)
     fitter = _Fitter(data, tokenizer, keep_untrained)
@@ -169,11 +169,11 @@ def encode_rows(rows: Iterable[Row], data: Data, tokenizer: Any, keep_untrained:
 
 _Parsed = tuple[Record, Reading]
 _Read = tuple[Record, Reading, list[Written | Encoded]]
-"""A row's record, what it says, and each of its demonstrations as text."""
+"""A row's record, its demonstrations, and each of them rendered."""
 
 
 class _Fitter:
-    """Collects the examples of some rows, and the account."""
+    """Collects examples and statistics."""
 
     def __init__(self, data: Data, tokenizer: Any, keep_untrained: bool):
         self.data, self.tokenizer, self.keep_untrained = data, tokenizer, keep_untrained
@@ -187,10 +187,10 @@ class _Fitter:
         self.dropped: list[Dropped] = []
 
     def add_all(self, rows: Iterable[Row]) -> None:
-        """Every demonstration of the rows: all those of a row, or none where one of them is bad."""
+        """Add all demonstrations of the rows; a row with a bad one is dropped entirely."""
         before = None
-        # Neither the tokenizer's own threads nor the process of the templates need this interpreter: while one block
-        # is tokenised, templates write the next one.
+        # The tokenizer's threads and the template process don't need the GIL: while one block is tokenised, the next
+        # one is rendered.
         with ThreadPoolExecutor(1) as pool:
             for block, read in self._written(cut(rows, BLOCK_ROWS, BLOCK_BYTES)):
                 texts = [text for one in read if not isinstance(one, BadRow) for text in one[2]]
@@ -205,7 +205,7 @@ class _Fitter:
                 self._add_block(*before)
 
     def _written(self, blocks: Iterable[list[Row]]) -> Iterator[tuple[list[Row], list[_Read | BadRow]]]:
-        """Blocks and what their rows say; one more block than has been given is read already."""
+        """Blocks with their parsed and rendered rows; reads one block ahead."""
         waiting = None
         for block in blocks:
             parsed = [self._parse(row) for row in block]
@@ -229,12 +229,12 @@ class _Fitter:
             else:
                 record, found, texts = one
                 self.unread.update(found.unread)
-                if not self.data.function:  # which reads what it likes
+                if not self.data.function:  # a function may read any column
                     self.unread.update(row.unread)
                 self._add(record, found.demonstrations, list(islice(encoded, len(texts))), source)
 
     def _parse(self, row: Row) -> _Parsed | BadInput:
-        """A row's demonstrations, or why there are none."""
+        """Parse a row, or return the error."""
         try:
             record = parse(row)
             return record, read_record(record, self.data)
@@ -242,7 +242,7 @@ class _Fitter:
             return error
 
     def _write(self, parsed: _Parsed | BadInput, ahead: Ahead) -> _Read | BadRow:
-        """A row's demonstrations, and each as text; or why there are none."""
+        """Render a row's demonstrations, or return the error."""
         try:
             if isinstance(parsed, BadInput):
                 raise parsed
@@ -284,7 +284,7 @@ class _Fitter:
         elif policy == "error":
             shorter = (
                 "drop" if self.data.format == "pair" else "truncate"
-            )  # a cut pair has lost where its reward is read
+            )  # a truncated pair loses the position of its reward
             raise BadInput(
                 f"row {example.line} of {example.source}: {len(example.tokens):,} tokens, limit {limit:,}. "
                 f'Set data.over_length="{shorter}" or raise data.sequence_length.'
@@ -300,7 +300,7 @@ class _Fitter:
             kept = [example._replace(tokens=example.tokens[:limit], weights=weights[:limit])]
             if example.targets and not kept[0].targets:
                 self.tally["dropped_no_target"] += 1
-                reason = f"none of its {example.targets:,} trained tokens is among the first {limit:,}"
+                reason = f"none of its {example.targets:,} trained tokens is among the first {limit:,} tokens"
                 self.dropped.append(Dropped(example.where, reason))
                 return
             self.tally["truncated"] += bool(kept[0].targets)
@@ -317,8 +317,8 @@ class _Fitter:
 
 
 def split(example: Example, limit: int) -> list[Example]:
-    """A long document as pieces of at most `limit` tokens; each begins with the last token of the one before, so that
-    every target but the document's first token keeps a token of context."""
+    """Split a long document into pieces of at most `limit` tokens. Pieces overlap by one token, so that every target
+    except the document's first token has context."""
     pieces = []
     for number, start in enumerate(range(0, len(example.tokens) - 1, limit - 1), start=1):
         weights = example.weights[start : start + limit].copy()
@@ -331,7 +331,7 @@ def split(example: Example, limit: int) -> list[Example]:
 
 
 def check_ids(where: str, ids: Sequence[int] | np.ndarray, vocab: int, model: str) -> None:
-    """Refuse ids that the model has no embedding for: JAX would read the last row instead, without a word.
+    """Reject ids without an embedding: JAX would silently read the last row instead.
 
     Raises:
       BadInput: begins with `where`, names the id and the number of embeddings.
@@ -345,7 +345,7 @@ def check_ids(where: str, ids: Sequence[int] | np.ndarray, vocab: int, model: st
 
 
 def check_vocabulary(examples: Sequence[Example], vocab: int, model: str) -> None:
-    """`check_ids` of every example; a store that knows its highest id is not read where that fits."""
+    """`check_ids` for every example; a store is only read if its recorded highest id doesn't fit."""
     if isinstance(examples, Store) and examples.about["highest_id"] < vocab:
         return
     for example in examples:
@@ -353,20 +353,20 @@ def check_vocabulary(examples: Sequence[Example], vocab: int, model: str) -> Non
 
 
 NULLS = (
-    "rows with nulls in tool calls or tool schemas, trained as null. datasets.to_json writes them where other rows "
-    "have a key; --data.function sft_jax.data.forms.nulls:without_nulls takes them out"
+    "rows with nulls in tool calls or tool schemas, trained as null. datasets.to_json writes them if other rows have "
+    "the key; --data.function sft_jax.data.forms.nulls:without_nulls removes them"
 )
 
 
 def describe_unread(unread: Mapping[str, int], shown: int = 10) -> str:
-    """`source (120 rows), lang (3 rows)`: the keys that most rows have."""
+    """`source (120 rows), lang (3 rows)`: the most frequent keys."""
     most = sorted(unread.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{key} ({rows:,} rows)" for key, rows in most[:shown])
     return listed + (f" and {len(most) - shown:,} more" if len(most) > shown else "")
 
 
 def describe_counts(counts: Counts, dropped: Sequence[Dropped], shown: int = 5) -> list[str]:
-    """Lines for the log: what is used, what is not and why, with the first `shown` rows left out."""
+    """Lines for the log: what is used, what is dropped and why, with the first `shown` dropped rows."""
     share = counts.target_tokens / max(1, counts.tokens)
     forms = ", ".join(f"{rows:,} {form}" for form, rows in sorted(counts.by_format.items()))
     lines = [
@@ -382,8 +382,8 @@ def describe_counts(counts: Counts, dropped: Sequence[Dropped], shown: int = 5) 
         (counts.dropped_no_target, "rows dropped: no trained token"),
         (counts.empty_turns, "empty assistant turns, not trained"),
         (counts.null_rows, NULLS),
-        (counts.lossy, "rows of which the chat template leaves out a part (data.allow_lossy)"),
-        (counts.first_token_targets, "rows whose first token would train but has no context: it does not count"),
+        (counts.lossy, "rows of which the chat template drops a part (data.allow_lossy)"),
+        (counts.first_token_targets, "rows whose first token would train but has no context, so it does not count"),
     ):
         if number:
             lines.append(f"{number:,} {words}")

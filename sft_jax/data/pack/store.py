@@ -1,9 +1,9 @@
-"""Tokenised examples on disk: a TFDS data set (ArrayRecord) that anyone reads with `tfds.builder_from_directory`.
+"""Tokenised examples on disk: a TFDS dataset (ArrayRecord) that `tfds.builder_from_directory` can read.
 
-A split is written in parts, each complete or absent, so that an interrupted preparation goes on where it stopped.
-Beside the examples lies an index of (length, targets): packing plans need no example, and 1 M of them open at once.
+A split is written in atomic parts, so that an interrupted preparation can resume. An index of (length, targets) is
+stored next to the examples: packing doesn't read the examples, and a million of them open at once.
 
-    DIR/dataset_info.json, features.json, metadata.json    TFDS's description; metadata.json holds ours, by split
+    DIR/dataset_info.json, features.json, metadata.json    TFDS's description; metadata.json is ours, by split
     DIR/demonstrations-train.array_record-00000-of-00003   the examples, in source order
     DIR/train.index.npz                                    int32 lengths and targets of every example
 """
@@ -31,13 +31,13 @@ class Example(NamedTuple):
     """One document, ready to pack."""
 
     id: str
-    """The record's own `id` if it has one, otherwise file:line."""
+    """The record's `id`, or else file:line."""
     source: str
     line: int
     tokens: np.ndarray
     """int32 [length]."""
     weights: np.ndarray
-    """float32 [length]; weights[0] is 0: nothing stands before a document's first token to predict it from."""
+    """float32 [length]; weights[0] is 0, since the first token has no context."""
 
     @property
     def where(self) -> str:
@@ -46,12 +46,12 @@ class Example(NamedTuple):
 
     @property
     def targets(self) -> int:
-        """How many of its tokens train."""
+        """Number of trained tokens."""
         return int(np.count_nonzero(self.weights))
 
 
 def features() -> Any:
-    """TFDS features of an example. Arrays are stored as bytes: as lists of int64 they decode three times slower."""
+    """TFDS features of an example. Arrays are stored as bytes: lists of int64 decode three times slower."""
     import tensorflow_datasets as tfds
 
     def array(dtype: type) -> Any:
@@ -72,7 +72,7 @@ def features() -> Any:
 
 
 def write_part(stem: Path, examples: Sequence[Example], about: dict[str, Any]) -> None:
-    """One part: `stem.array_record`, `stem.npz` (lengths, targets), and `stem.json`, which makes it count.
+    """Write one part: `stem.array_record`, `stem.npz` (lengths, targets), and `stem.json`, which completes it.
 
     Args:
       about: JSON, kept with the part; "examples", "bytes" and "sha256" (of tokens and weights) are added.
@@ -80,7 +80,7 @@ def write_part(stem: Path, examples: Sequence[Example], about: dict[str, Any]) -
     from array_record.python.array_record_module import ArrayRecordWriter
 
     written = 0
-    partial = stem.with_name(f"{stem.name}.{os.getpid()}.partial")  # somebody else may be making the same part
+    partial = stem.with_name(f"{stem.name}.{os.getpid()}.partial")  # another process may be writing the same part
     writer = ArrayRecordWriter(str(partial), "group_size:1")
     for e in examples:
         record = serialise(e)
@@ -95,7 +95,7 @@ def write_part(stem: Path, examples: Sequence[Example], about: dict[str, Any]) -
 
 
 def serialise(example: Example) -> bytes:
-    """The example as `features().serialize_example` writes it, seven times faster; a test compares the two."""
+    """Serialise as `features().serialize_example` does, but seven times faster; a test compares the two."""
     record = _messages().Example()
     field = record.features.feature
     field["tokens"].bytes_list.value.append(example.tokens.astype(_TOKENS, copy=False).tobytes())
@@ -107,7 +107,7 @@ def serialise(example: Example) -> bytes:
 
 
 def parse(record: bytes) -> Example:
-    """The example that `serialise` wrote; TFDS's own decoding takes as long as the read."""
+    """Inverse of `serialise`; TFDS's own decoding takes as long as the read."""
     field = _messages().Example.FromString(record).features.feature
     return Example(
         field["id"].bytes_list.value[0].decode(),
@@ -122,13 +122,13 @@ def parse(record: bytes) -> Example:
 def _messages() -> Any:
     from tensorflow_datasets.proto import tf_example_pb2
 
-    return tf_example_pb2  # its classes are made at import, so type checkers do not see them
+    return tf_example_pb2  # its classes are created at import, so type checkers don't see them
 
 
 def finish_split(directory: Path, split: str, parts: Sequence[Path], about: dict[str, Any]) -> dict[str, Any]:
-    """Turn the parts (stems, in order) into a split of the data set in `directory`; returns what describes the split.
+    """Turn the parts (stems, in order) into a split of the dataset in `directory`; returns the split's description.
 
-    It counts only once `finish` has written the data set's description.
+    It is only readable once `finish` has written the dataset's description.
     """
     found = [json.loads(part.with_suffix(".json").read_text(encoding="utf-8")) for part in parts]
     kept = [(part, one) for part, one in zip(parts, found, strict=True) if one["examples"]]
@@ -144,11 +144,11 @@ def finish_split(directory: Path, split: str, parts: Sequence[Path], about: dict
 
 
 def finish(directory: Path, splits: dict[str, dict[str, Any]], description: str, licence: str) -> None:
-    """Describe the data set; from here on it can be read.
+    """Write the dataset's description, which makes it readable.
 
     Args:
       splits: name -> what `finish_split` returned.
-      licence: of the demonstrations; empty leaves it out.
+      licence: of the demonstrations; may be empty.
     """
     import tensorflow_datasets as tfds
     from etils import epath
@@ -184,22 +184,22 @@ def finish(directory: Path, splits: dict[str, dict[str, Any]], description: str,
 
 
 def is_store(path: Location | str | Path) -> bool:
-    """Whether `path` is a directory that `finish` has described, here or in a bucket."""
+    """Whether `path` is a prepared dataset, local or in a bucket."""
     location = as_location(path)
     return (location / INFO).exists() and (location / METADATA).exists()
 
 
 class Store(Sequence[Example]):
-    """The examples of one split, read at random; only the index is in memory."""
+    """The examples of one split, with random access; only the index is in memory."""
 
     def __init__(self, directory: Location | str | Path, split: str = "train"):
         """
         Raises:
-          BadInput: not a prepared data set, no such split, or files that do not fit its description.
+          BadInput: not a prepared dataset, no such split, or files that don't match its description.
         """
         location = as_location(directory)
         if not is_store(location):
-            raise BadInput(f"{directory}: no prepared data set: {INFO} or {METADATA} is missing")
+            raise BadInput(f"{directory}: not a prepared dataset: {INFO} or {METADATA} is missing")
         self.name, self.directory, self.split = str(directory), location.local(), split
         splits = json.loads((self.directory / METADATA).read_text(encoding="utf-8"))
         if split not in splits:
@@ -209,13 +209,13 @@ class Store(Sequence[Example]):
         for number in range(len(shards)):
             path = self.directory / f"{NAME}-{split}.array_record-{number:05d}-of-{len(shards):05d}"
             if not path.is_file():
-                raise BadInput(f"{location / path.name}: missing; prepare the data set again")
+                raise BadInput(f"{location / path.name}: missing; prepare the dataset again")
         with np.load(self.directory / f"{split}.index.npz") as index:
             self.lengths, self.targets = index["lengths"], index["targets"]
         if len(self.lengths) != sum(shards):
             raise BadInput(
                 f"{directory}: {split}.index.npz has {len(self.lengths):,} examples, {METADATA} says {sum(shards):,}; "
-                "prepare the data set again"
+                "prepare the dataset again"
             )
 
     @property
@@ -235,7 +235,7 @@ class Store(Sequence[Example]):
         return len(self.lengths)
 
     def raw(self, i: int) -> bytes:
-        """The record as it is stored."""
+        """The serialised record."""
         return self._records[int(i)]
 
     def __getitem__(self, i: Any) -> Example:
@@ -246,7 +246,7 @@ class Store(Sequence[Example]):
 
 
 class Joined(Sequence[Example]):
-    """Several stores, one after the other."""
+    """Several stores, concatenated."""
 
     def __init__(self, stores: Sequence[Store]):
         self.stores = tuple(stores)
@@ -256,7 +256,7 @@ class Joined(Sequence[Example]):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the stores' fingerprints; that of the store where there is one."""
+        """SHA-256 (hex) of the stores' fingerprints; for one store, its fingerprint."""
         prints = [store.fingerprint for store in self.stores]
         return prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
 
@@ -269,7 +269,7 @@ class Joined(Sequence[Example]):
 
 
 class Chosen(Sequence[Example]):
-    """Some of the examples of `whole`, those numbered `numbers`, in this order."""
+    """A subset of `whole`: the examples with indices `numbers`, in this order."""
 
     def __init__(self, whole: Joined, numbers: np.ndarray):
         self.whole, self.numbers = whole, numbers
@@ -277,7 +277,7 @@ class Chosen(Sequence[Example]):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the whole's fingerprint and the numbers."""
+        """SHA-256 (hex) of the fingerprint of `whole` and the indices."""
         return hashlib.sha256(self.whole.fingerprint.encode() + self.numbers.astype("<i8").tobytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -288,7 +288,7 @@ class Chosen(Sequence[Example]):
 
 
 def sizes(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """Length and number of trained tokens of every example, int32 [examples]."""
+    """Length and number of trained tokens of each example, int32 [examples]."""
     lengths = np.array([len(example.tokens) for example in examples], np.int32)
     return lengths, np.array([example.targets for example in examples], np.int32)
 

@@ -1,9 +1,9 @@
-"""Demonstrations streamed from their files, for corpora too large to prepare: Grain pipelines whose state is saved.
+"""Streams demonstrations from files, for corpora too large to prepare, with Grain pipelines whose state is saved.
 
-Rows are shuffled within a window, encoded as they come, in threads that run ahead of the batches, and packed first-fit
-under the same two capacities as prepared data. A run has `data.streams` pipelines; stream j reads every row whose
-number is j modulo their number, and fills the same share of every batch. So the number of processes may change on
-resume, as long as each holds whole streams.
+Rows are shuffled within a window, encoded in background threads that prefetch, and packed first-fit with the same two
+capacities as prepared data. A run has `data.streams` pipelines; stream j reads the rows with index j modulo that number
+and fills a fixed share of every batch. So the number of processes may change on resume, as long as each has whole
+streams.
 """
 
 import hashlib
@@ -27,26 +27,26 @@ from sft_jax.data.read.sources import find_files
 from sft_jax.errors import BadInput
 
 WINDOW = 1024
-"""Rows of a stream that are shuffled among each other (data.shuffle)."""
+"""Shuffle window of a stream, in rows (data.shuffle)."""
 OPEN_ROWS = 16
-"""Packed rows of a stream that are open at a time; more fill better and hold more documents in memory."""
+"""Rows of a stream being packed at a time; more rows fill better but need more memory."""
 AHEAD = 256
-"""Documents of a stream that are encoded before a batch asks for them."""
+"""Documents of a stream that are encoded ahead."""
 _DROPPED_KEPT = 20
 _STATES_KEPT = 8
-"""States of the newest steps: batches are made ahead of the step that is saved."""
+"""Number of recent states to keep, since batches are built ahead of the saved step."""
 
 
 class Streamed:
-    """Batches from files that are read as the run goes on (the Source protocol); steps must be asked for in order."""
+    """Batches from files read during the run (the Source protocol); steps must be requested in order."""
 
     def __init__(self, data: Data, tokenizer: Any, vocab: int, seed: int, batch_size: int, accumulation: int = 1):
         """
         Args:
-          vocab: ids below this have an embedding.
+          vocab: number of embeddings.
 
         Raises:
-          BadInput: no such file, or rows a micro-batch that the streams do not divide.
+          BadInput: no such file, or data.streams does not divide the rows of a micro-batch.
         """
         check_batch_size(batch_size, accumulation)
         columns = batch_size // accumulation
@@ -92,18 +92,18 @@ class Streamed:
         """The rows of the next step; `row_slice` selects columns of the [A, B/A] layout: whole streams.
 
         Raises:
-          BadInput: a bad row in the files, or a share of rows that cuts a stream.
+          BadInput: a bad row, or a `row_slice` that splits a stream.
           RuntimeError: steps out of order.
         """
         if step != self._next:
-            raise RuntimeError(f"streamed data gives step {self._next} next, asked for {step}")
+            raise RuntimeError(f"streamed data must be read in order: expected step {self._next}, got {step}")
         columns = self.batch_size // self.accumulation
         each = columns // self.streams
         low, high, _ = row_slice.indices(columns)
         if low % each or high % each:
             raise BadInput(
-                f"this process holds rows {low} to {high} of each {columns}, and a stream fills {each}: set "
-                "data.streams to a multiple of the number of processes"
+                f"this process has rows {low} to {high} of {columns}, but a stream fills {each}: set data.streams to a "
+                "multiple of the number of processes"
             )
         batch = empty_batch((self.accumulation, high - low), self.tokens_per_row, self.targets_per_row)
         where: list[str] = []
@@ -130,38 +130,38 @@ class Streamed:
         return self._iterators[number]
 
     def rows_of(self, step: int) -> list[str]:
-        """`demos.jsonl:17` of every document of one of the newest steps that this process holds."""
+        """`demos.jsonl:17` of every document on this process in one of the latest steps."""
         return self._where[step]
 
     def account(self) -> list[str]:
-        """Lines about the rows that this process has read since it started, some of them ahead of the newest step: what
-        was used, what was not and why."""
+        """Lines for the log about the rows read by this process since it started, including prefetched ones: what was
+        used, what was dropped and why."""
         dropped = [row for encode in self._encoders for row in encode.dropped]
         return describe_counts(add(encode.counts for encode in self._encoders), dropped)
 
     def close(self) -> None:
-        """End the threads that read ahead."""
+        """Stop the prefetch threads."""
         for rows in self._iterators.values():
             rows.close()
 
     def state(self, step: int) -> dict[str, Any]:
-        """What `restore` needs to go on after `step` steps: JSON, stream number -> its pipeline's state; of the
-        streams that this process holds."""
+        """The state for `restore` after `step` steps: JSON, stream index -> pipeline state, for the streams of this
+        process."""
         return self._states.get(step, {})
 
     def restore(self, state: dict[str, Any], step: int) -> None:
-        """Go on after `step` steps.
+        """Resume after `step` steps.
 
         Raises:
-          BadInput: the state is of another number of streams.
+          BadInput: the state has a different number of streams.
         """
         if sorted(state) != sorted(str(number) for number in range(self.streams)):
-            raise BadInput(f"the checkpoint holds the streams {sorted(state)}, data.streams is {self.streams}")
+            raise BadInput(f"the checkpoint has the streams {sorted(state)}, but data.streams is {self.streams}")
         self._restored, self._next, self._iterators = state, step, {}
 
 
 def _fingerprint(files: list[str]) -> str:
-    """SHA-256 (hex) of the names and, where they are local files, sizes: contents are too large to be read for it."""
+    """SHA-256 (hex) of the names and, for local files, sizes; the contents are too large to hash."""
     parts = [(name, Path(name).stat().st_size if Path(name).is_file() else None) for name in files]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -181,7 +181,7 @@ def _fill(row: Batch, packed: dict[str, np.ndarray]) -> None:
 
 
 class _Encode(grain.experimental.FlatMapTransform):
-    """A raw row -> the documents that it holds, ready to pack; none where it does not train."""
+    """Encode a raw row into documents ready to pack; none if it doesn't train."""
 
     max_fan_out = 2**31
 
@@ -189,7 +189,7 @@ class _Encode(grain.experimental.FlatMapTransform):
         self.data, self.tokenizer, self.vocab, self.targets_per_row = data, tokenizer, vocab, targets_per_row
         self.counts = Counts()
         self.dropped: list[Dropped] = []
-        """The first rows that do not train."""
+        """The first dropped rows."""
 
     def flat_map(self, element: Row) -> list[dict[str, Any]]:
         prepared = encode_rows([element], self.data, self.tokenizer)
@@ -217,7 +217,7 @@ def _document(example: Example) -> dict[str, Any]:
 
 
 class _Rows(grain.IterDataset[Row]):
-    """The rows of one stream, over and over."""
+    """The rows of one stream, repeated endlessly."""
 
     def __init__(self, files: list[str], number: int, streams: int, wanted: Collection[str] | None):
         super().__init__()
@@ -228,7 +228,7 @@ class _Rows(grain.IterDataset[Row]):
 
 
 class _RowsIterator(grain.DatasetIterator[Row]):
-    """Knows where it is by file and row, so that going on skips whole files."""
+    """Tracks file and row, so that resuming skips whole files."""
 
     def __init__(self, files: list[str], number: int, streams: int, wanted: Collection[str] | None):
         super().__init__()
@@ -243,7 +243,7 @@ class _RowsIterator(grain.DatasetIterator[Row]):
                 self._open = read_rows((self._files[place["file"]],), place["row"], self._wanted)
             for row in self._open:
                 place["row"] += 1
-                # Files of one row each would all begin with stream 0.
+                # Offset by file: otherwise files with one row would all go to stream 0.
                 if (place["row"] - 1 + place["file"]) % self._streams == self._number:
                     place["given"] += 1
                     return row
@@ -252,7 +252,7 @@ class _RowsIterator(grain.DatasetIterator[Row]):
             if place["file"] == len(self._files):
                 if not place["given"]:
                     raise BadInput(
-                        f"{', '.join(self._files[:3])}: no row for stream {self._number} of {self._streams}: lower "
+                        f"{', '.join(self._files[:3])}: no rows for stream {self._number} of {self._streams}. Lower "
                         "data.streams"
                     )
                 place.update(epoch=1, file=-place["file"], given=-place["given"])

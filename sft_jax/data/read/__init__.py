@@ -1,1 +1,1 @@
-"""Stage 1: files, Parquet, TFDS, hubs and buckets -> rows that know their file and line."""
+"""Stage 1: read files, Parquet, TFDS, the hub and buckets into rows with file and line."""

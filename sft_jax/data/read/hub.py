@@ -1,4 +1,4 @@
-"""Rows of a data set on the Hugging Face hub, streamed by the optional package `datasets`."""
+"""Rows of a dataset on the Hugging Face hub, streamed with the optional package `datasets`."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -16,7 +16,7 @@ def read_hub(source: str, wanted: Collection[str] | None = None) -> Iterator[Row
       wanted: columns that may be read; None reads all.
 
     Raises:
-      BadInput: no such name, the package `datasets` is missing, or the hub cannot be reached.
+      BadInput: malformed name, the package `datasets` is missing, or the hub cannot be reached.
     """
     named = _NAME.fullmatch(source)
     if named is None:
@@ -28,8 +28,8 @@ def read_hub(source: str, wanted: Collection[str] | None = None) -> Iterator[Row
         raise BadInput(f"{source}: reading from the hub needs the extra hf: pip install 'sft-jax[hf]'") from error
     name, split = named["name"], named["split"] or "train"
     advice = (
-        "Check the name, the split and the network. Without one, download the data set elsewhere, save_to_disk it, and "
-        "name that directory."
+        "Check the name, the split and the network. Offline, download the dataset elsewhere, save it with "
+        "save_to_disk, and pass that directory."
     )
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)

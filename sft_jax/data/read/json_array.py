@@ -1,4 +1,4 @@
-"""The elements of a JSON file's top-level array, found in the bytes without holding the file or parsing it."""
+"""Streams the elements of a JSON file's top-level array without parsing them or loading the file."""
 
 import re
 from collections.abc import Iterator
@@ -9,36 +9,36 @@ from sft_jax.errors import BadInput
 
 _CHUNK = 2**20
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]|"', re.DOTALL)
-"""A whole string, a bracket, a comma, or the quote of a string that the buffer does not hold to its end."""
+"""A complete string, a bracket, a comma, or the opening quote of a string that extends past the buffer."""
 _RECORD_KEYS = (
     *("messages", "conversations", "conversation", "instances", "prompt", "completion", "chosen", "rejected"),
     *("input_ids", "labels", "tokens", "weights", "loss_mask", "assistant_masks", "attention_mask", "tools"),
 )
-"""Lists under these names are part of one record, not lists of records."""
-_LINES = "One object a line belongs in a .jsonl file: rename it."
+"""Lists under these keys belong to one record; they are not lists of records."""
+_LINES = "Files with one object per line must end in .jsonl: rename it."
 
 
 def read_array(source: str, file: BinaryIO, head: bytes, offset: int) -> Iterator[Row]:
-    """A row for each element of the top-level array, or of the only list in a top-level object.
+    """Yield a row per element of the top-level array, or of the only list in a top-level object.
 
     Args:
-      head: what has been read of `file` already.
-      offset: bytes of the file before `head`.
+      head: bytes already read from `file`.
+      offset: offset of `head` in the file.
 
     Raises:
-      BadInput: no array and no object with exactly one list, text after it, or an array that does not end.
+      BadInput: neither an array nor an object with exactly one list, trailing text, or a truncated array.
     """
     return _Scanner(source, file, head, offset).rows()
 
 
 class _Scanner:
-    """Walks over the structure of a file: brackets, commas and strings, in a buffer that slides along."""
+    """Scans a file's structure (brackets, commas, strings) with a sliding buffer."""
 
     def __init__(self, source: str, file: BinaryIO, head: bytes, offset: int):
         self.source, self.file = source, file
         self.buffer, self.base = head, offset
         self.at = 0
-        """Where the next token is looked for."""
+        """Scan position."""
         self.start = 0
         """Bytes before this are no longer needed."""
         self.line, self.counted = 1, 0
@@ -53,12 +53,12 @@ class _Scanner:
         yield from self.elements() if opening == b"[" else self.only_list()
         if rest := self.first_byte():
             raise BadInput(
-                f"{self.line_at(self.at)}: found {rest.decode('latin-1')!r} after the end of the first value, expected "
-                f"one array of objects and nothing after it. {_LINES}"
+                f"{self.line_at(self.at)}: found {rest.decode('latin-1')!r} after the first value, expected one array "
+                f"of objects and nothing after it. {_LINES}"
             )
 
     def elements(self) -> Iterator[Row]:
-        """The elements of the array that has just been opened; ends behind its closing bracket."""
+        """The elements of the array just opened; stops after its closing bracket."""
         depth, filled = 0, False
         while found := self.next_token():
             token, position = found
@@ -76,10 +76,10 @@ class _Scanner:
                     return
             elif token == b"}":
                 raise BadInput(f"{self.line_at(position)}: found '}}' in an array, expected ',' or ']'")
-        raise BadInput(f"{self.line_at(len(self.buffer))}: the file is cut off: its array does not end")
+        raise BadInput(f"{self.line_at(len(self.buffer))}: truncated file: the array is not closed")
 
     def only_list(self) -> Iterator[Row]:
-        """The elements of the only list in the object that has just been opened; ends behind its closing brace."""
+        """The elements of the only list in the object just opened; stops after its closing brace."""
         depth, key, holder = 0, "", ""
         while found := self.next_token():
             token, position = found
@@ -98,21 +98,23 @@ class _Scanner:
                 key = token[1:-1].decode(errors="replace")
             self.start = self.at
         else:
-            raise BadInput(f"{self.line_at(len(self.buffer))}: the file is cut off: its object does not end")
+            raise BadInput(f"{self.line_at(len(self.buffer))}: truncated file: the object is not closed")
         if not holder:
-            raise BadInput(f"{self.line_at(self.at)}: an object without a list, expected an array of objects. {_LINES}")
+            raise BadInput(
+                f"{self.line_at(self.at)}: found an object without a list, expected an array of objects. {_LINES}"
+            )
 
     def check_list(self, where: str, key: str, holder: str) -> None:
-        """Refuse a list that is part of a record, or one beside another."""
+        """Reject a list that is part of a record, or a second list."""
         if holder:
             raise BadInput(
-                f"{where}: a second list, {key!r}, beside {holder!r}: which holds the records? Keep one, or make the "
-                "file an array."
+                f"{where}: found two lists, {holder!r} and {key!r}, expected one that holds the records. Keep one, or "
+                "make the file an array."
             )
         if key in _RECORD_KEYS:
             raise BadInput(
-                f"{where}: the file is one object that looks like a record ({key!r}), expected an array of records: "
-                f"put it between [ and ]. {_LINES}"
+                f"{where}: the file is a single object that looks like a record ({key!r}), expected an array of "
+                f"records: enclose it in [ ]. {_LINES}"
             )
 
     def row(self, raw: bytes) -> Row:
@@ -122,13 +124,13 @@ class _Scanner:
         return Row(self.source, self.line, raw.strip() + b"\n", self.base + position)
 
     def line_at(self, position: int) -> str:
-        """`demos.json:17`, where buffer[position] stands."""
+        """`demos.json:17` for buffer[position]."""
         self.line += self.buffer.count(b"\n", self.counted, position)
         self.counted = max(self.counted, position)
         return f"{self.source}:{self.line}"
 
     def first_byte(self) -> bytes:
-        """The next byte that is no white space, at which `at` then stands; empty at the end of the file."""
+        """Advance `at` to the next byte that is not white space and return it; empty at the end of the file."""
         while True:
             blank = len(self.buffer) - self.at - len(self.buffer[self.at :].lstrip())
             self.at += blank
@@ -137,7 +139,7 @@ class _Scanner:
                 return self.buffer[self.at : self.at + 1]
 
     def next_token(self) -> tuple[bytes, int] | None:
-        """The next bracket, comma or whole string, and where in the buffer it begins; None at the end of the file."""
+        """The next bracket, comma or complete string and its buffer position; None at the end of the file."""
         while True:
             match = _TOKEN.search(self.buffer, self.at)
             if match and match[0] != b'"':
@@ -148,12 +150,12 @@ class _Scanner:
                 return None
 
     def more(self) -> bool:
-        """Drop what is no longer needed and read on; False at the end of the file."""
+        """Discard consumed bytes and read more; False at the end of the file."""
         cut = min(self.start, self.at)
         if len(self.buffer) - cut > ROW_LIMIT:
-            raise BadInput(f"{self.line_at(cut)}: an element of more than {ROW_LIMIT:,} bytes. Is a bracket missing?")
+            raise BadInput(f"{self.line_at(cut)}: element larger than {ROW_LIMIT:,} bytes. Is a bracket missing?")
         self.line_at(cut)
-        # As much again as is kept: a long string is then looked through a few times, not once for every chunk.
+        # Double the buffer: a long string is then rescanned a few times, not once per chunk.
         data = self.file.read(max(_CHUNK, len(self.buffer) - cut))
         self.buffer = self.buffer[cut:] + data
         self.base, self.start, self.at, self.counted = (

@@ -1,4 +1,4 @@
-"""Names of files and data sets become rows, streamed: one row in memory at a time, whatever the size of the file."""
+"""Streams the rows of files and datasets, one row in memory at a time."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -15,15 +15,15 @@ _MAGIC = {
     b"\x1f\x8b": "is gzip-compressed: its name must end in .gz",
     b"\x28\xb5\x2f\xfd": "is Zstandard-compressed: its name must end in .zst",
     b"PAR1": "is a Parquet file: its name must end in .parquet",
-    b"ARROW1": "is an Arrow file: name the directory that save_to_disk wrote, or convert it to Parquet",
+    b"ARROW1": "is an Arrow file: pass the directory written by save_to_disk, or convert the file to Parquet",
     b"\xff\xfe": "is UTF-16, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "is UTF-16, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8",
 }
-"""How files begin that are no UTF-8 text."""
+"""Magic bytes of files that are not UTF-8 text."""
 
 
 def read_records(patterns: tuple[str, ...]) -> Iterator[Record]:
-    """The records of every file and data set that `patterns` name, in the order given.
+    """The records of every file and dataset in `patterns`, in the order given.
 
     Raises:
       BadInput: as `read_rows`, and as `parse` for the first bad row.
@@ -32,15 +32,15 @@ def read_records(patterns: tuple[str, ...]) -> Iterator[Record]:
 
 
 def read_rows(patterns: tuple[str, ...], start: int = 0, wanted: Collection[str] | None = None) -> Iterator[Row]:
-    """The rows of every file and data set that `patterns` name, from row `start` (0-based, over all of them) on.
+    """The rows of every file and dataset in `patterns`, starting at row `start` (0-based, over all of them).
 
-    Blank lines are no rows. What is wrong with one row is left for `parse` to raise.
+    Blank lines are skipped. Errors in a single row are raised later, by `parse`.
 
     Args:
       wanted: columns of tables that may be read (`forms.detect.columns_read`); None reads all.
 
     Raises:
-      BadInput: a file is missing, cannot be read, is cut off, is of another kind than its name says, or holds no row.
+      BadInput: a file is missing, unreadable, truncated, empty, or not of the kind that its name implies.
     """
     return islice((row for name in sources.find_files(patterns) for row in _rows_of(name, wanted)), start, None)
 
@@ -52,11 +52,11 @@ def _rows_of(name: str, wanted: Collection[str] | None) -> Iterator[Row]:
             empty = False
             yield row
     if empty:
-        raise BadInput(f"{name}: holds no row, expected at least one")
+        raise BadInput(f"{name}: has no rows, expected at least one")
 
 
 def _reader(name: str, wanted: Collection[str] | None) -> Iterator[Row]:
-    # Only what is read is imported: pyarrow and TFDS take their time.
+    # Import lazily: pyarrow and TFDS are slow to import.
     if name.startswith("tfds://"):
         from sft_jax.data.read.tfds_source import read_tfds
 
@@ -84,14 +84,14 @@ def _read_json(name: str, kind: str) -> Iterator[Row]:
             if head.startswith(magic):
                 raise BadInput(f"{name}: {problem}")
         if b"\0" in head[:4].lstrip(b"\0") or (head and not head.strip(b"\0")):
-            raise BadInput(f"{name}: holds NUL bytes: UTF-16 or no text at all, expected UTF-8. Convert it with iconv")
+            raise BadInput(f"{name}: contains NUL bytes (UTF-16 or binary), expected UTF-8. Convert it with iconv")
         offset = len(BOM) if head.startswith(BOM) else 0
         rows = read_lines if kind == ".jsonl" or _holds_lines(name) else read_array
         yield from rows(name, file, head[offset:], offset)
 
 
 def _holds_lines(name: str) -> bool:
-    """Whether a .json file is JSON Lines by another name: a whole object on the first line, another behind it."""
+    """Whether a .json file is really JSON Lines: a complete object on the first line, followed by another one."""
     with sources.open_file(name) as file:
         first = file.readline(ROW_LIMIT)
         if not first.removeprefix(BOM).startswith(b"{") or not first.endswith(b"\n"):
@@ -107,11 +107,11 @@ def _holds_lines(name: str) -> bool:
 
 
 def read_lines(source: str, file: BinaryIO, head: bytes, offset: int) -> Iterator[Row]:
-    """One row a line; blank lines are skipped.
+    """One row per line; blank lines are skipped.
 
     Args:
-      head: what has been read of `file` already.
-      offset: bytes of the file before `head`.
+      head: bytes already read from `file`.
+      offset: offset of `head` in the file.
 
     Raises:
       BadInput: the file is empty, or an array instead of lines.
@@ -121,22 +121,22 @@ def read_lines(source: str, file: BinaryIO, head: bytes, offset: int) -> Iterato
         if raw.strip():
             if first and raw.lstrip()[:1] == b"[":
                 raise BadInput(
-                    f"{source}:{number}: begins with a list, expected one JSON object a line. A top-level array "
-                    "belongs in a .json file: rename it."
+                    f"{source}:{number}: begins with a list, expected one JSON object per line. Files with a "
+                    "top-level array must end in .json: rename it."
                 )
             first = False
             if len(raw) > ROW_LIMIT:
                 size = len(raw)
                 while not raw.endswith(b"\n") and (raw := file.readline(2**20)):
                     size += len(raw)
-                problem = f"the line has {size:,} bytes, limit {ROW_LIMIT:,}. Does the file have line ends?"
+                problem = f"the line has {size:,} bytes, limit {ROW_LIMIT:,}. Are line breaks missing?"
                 yield Row(source, number, b"", offset, problem)
                 offset += size
                 continue
             yield Row(source, number, raw, offset)
         offset += len(raw)
     if first:
-        raise BadInput(f"{source}: the file is empty ({offset} bytes), expected one JSON object a line")
+        raise BadInput(f"{source}: the file is empty ({offset} bytes), expected one JSON object per line")
 
 
 def _lines(file: BinaryIO, head: bytes) -> Iterator[bytes]:

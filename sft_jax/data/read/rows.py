@@ -1,4 +1,4 @@
-"""A row as it stands in its file, and the record it is parsed into."""
+"""A raw row, and the record it is parsed into."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -9,60 +9,60 @@ from sft_jax.data.read import strict_json
 from sft_jax.errors import BadRow
 
 ROW_LIMIT = 64 * 2**20
-"""Bytes of one JSON row. Nothing that people write by hand or train on is longer; a file without line ends is."""
+"""Maximum bytes of a JSON row. Real rows are shorter; a file without line breaks is not."""
 
 _TABLE_ROW_BYTES = 4096
-"""What a row of a table is taken for; its size is not known before it is turned into JSON."""
-_CUT = ", or copy it again: it may be cut off, it ends without a line end"
+"""Assumed size of a table row, whose JSON size is not known in advance."""
+_CUT = ", or copy it again: the file may be truncated, since it does not end with a newline"
 
 
 class Row(NamedTuple):
-    """One row, not yet parsed: cheap to make in one process and to send to another."""
+    """An unparsed row, cheap to create and to send to another process."""
 
     source: str
-    """The file as the user named it, or as the glob spelled it."""
+    """File name as given by the user or matched by the glob."""
     line: int
-    """Line number in a text file, row number in a table; from 1."""
+    """Line number in a text file, row number in a table; starts at 1."""
     value: bytes | dict[str, Any]
-    """JSON as it stands in the file, or what a table holds."""
+    """Raw JSON, or the values of a table row."""
     offset: int = 0
-    """Where `value` begins in the (uncompressed) file, in bytes."""
+    """Byte offset of `value` in the (uncompressed) file."""
     problem: str = ""
-    """Why the row could not even be read; `parse` raises it."""
+    """Why the row could not be read; `parse` raises it."""
     unread: tuple[str, ...] = ()
-    """Columns of the table that no form reads: they are not in `value`."""
+    """Table columns that no form reads; not in `value`."""
 
 
 class JsonText(str):
-    """A value that a table holds as JSON."""
+    """A table value stored as JSON text."""
 
     __slots__ = ()
 
 
 class Undecodable(NamedTuple):
-    """Stands for a table's value that cannot be turned into Python."""
+    """Placeholder for a table value that cannot be converted to Python."""
 
     problem: str
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row's value, which remembers where it stands."""
+    """A parsed row and its location."""
 
     source: str
     line: int
     value: dict[str, Any]
     problems: Mapping[str, str] = field(default_factory=dict)
-    """Keys whose values no tokenizer or template can take, and why: an error once somebody reads them."""
+    """Keys with unusable values, and why; an error only if the key is read."""
 
     @property
     def where(self) -> str:
-        """`demos.jsonl:17`: how every message names this record."""
+        """`demos.jsonl:17`, as used in messages."""
         return f"{self.source}:{self.line}"
 
 
 def cut(rows: Iterable[Row], most_rows: int, most_bytes: int) -> Iterator[list[Row]]:
-    """Rows in pieces that end at `most_rows`, or behind the row that makes `most_bytes` of raw text full."""
+    """Chunks of rows that end at `most_rows` rows, or with the row that reaches `most_bytes` of raw text."""
     piece: list[Row] = []
     size = 0
     for row in rows:
@@ -76,7 +76,7 @@ def cut(rows: Iterable[Row], most_rows: int, most_bytes: int) -> Iterator[list[R
 
 
 def table_row(source: str, line: int, value: dict[str, Any], wanted: Collection[str] | None) -> Row:
-    """A row of the columns that are `wanted`; None wants all."""
+    """A row with only the `wanted` columns; None keeps all."""
     if wanted is None:
         return Row(source, line, value)
     kept = {key: child for key, child in value.items() if key in wanted}
@@ -84,13 +84,13 @@ def table_row(source: str, line: int, value: dict[str, Any], wanted: Collection[
 
 
 def parse(row: Row) -> Record:
-    """The record in a row.
+    """Parse a row.
 
-    What cannot be used of a table's row stands in `problems`, by column: nobody may read it.
+    Unusable values of a table row are collected in `problems`, by column, since the column may never be read.
 
     Raises:
-      BadRow: JSON that is not valid UTF-8, not valid JSON, no object, or text that no tokenizer can take; names file,
-        line and column, what was found and what was expected.
+      BadRow: not valid UTF-8, not valid JSON, not an object, or text that no tokenizer accepts; names file, line and
+        column, what was found and what was expected.
     """
     if row.problem:
         raise BadRow(f"{row.source}:{row.line}: {row.problem}")
@@ -113,7 +113,7 @@ def parse(row: Row) -> Record:
 def _object(row: Row, raw: bytes) -> dict[str, Any]:
     where = f"{row.source}:{row.line}"
     try:
-        # Without its line end, or JSON would count what is missing there as a second line.
+        # Strip the newline: otherwise JSON reports an unexpected end as line 2.
         text = raw.rstrip(b"\r\n").decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadRow(
@@ -132,15 +132,15 @@ def _object(row: Row, raw: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise BadRow(f"{where}:1: not usable JSON: {error}") from error
     if not isinstance(value, dict):
-        raise BadRow(f"{where}:1: found {strict_json.kind(value)}, expected one JSON object a row")
+        raise BadRow(f"{where}:1: found {strict_json.kind(value)}, expected one JSON object per row")
     return value
 
 
 def _plain(value: Any, depth: int = 1) -> Any:
-    """A table's value as JSON would have it: text decoded, and no null that stands only where others have a value.
+    """A table value as plain JSON: text decoded, nulls dropped, which only mean that other rows have the key.
 
     Raises:
-      ValueError: it cannot be.
+      ValueError: it cannot be converted.
     """
     if depth > strict_json.MAX_DEPTH:
         raise ValueError(f"nested deeper than {strict_json.MAX_DEPTH} levels")

@@ -1,4 +1,4 @@
-"""What `data.train` may name: files, globs, directories and data sets; and how a file is opened, wherever it lies."""
+"""Resolves the names in `data.train` (files, globs, directories, datasets) and opens files, local or remote."""
 
 import glob
 import gzip
@@ -21,23 +21,23 @@ _EXPECTED = ".jsonl or .json (also .gz, .zst) or .parquet"
 
 
 def find_files(patterns: tuple[str, ...]) -> list[str]:
-    """The files and data sets that `patterns` name, in the order given; a glob's or a directory's files sorted.
+    """The files and datasets that `patterns` name, in the order given; files of a glob or directory are sorted.
 
-    A directory made by `datasets.save_to_disk` stands for itself, and so do `tfds://…` and `hf://…`.
+    A directory written by `datasets.save_to_disk` is one entry, and so are `tfds://…` and `hf://…`.
 
     Raises:
-      BadInput: nothing has that name (with the nearest names that exist), or it is no file of a known kind.
+      BadInput: nothing has that name (suggests similar names), or it is not a file of a known kind.
     """
     return [name for pattern in patterns for name in _matches(pattern)]
 
 
 def is_saved_dataset(name: str) -> bool:
-    """Whether `name` is a directory that Hugging Face's `save_to_disk` wrote."""
+    """Whether `name` is a directory written by Hugging Face's `save_to_disk`."""
     return os.path.isfile(os.path.join(name, "state.json")) and os.path.isfile(os.path.join(name, "dataset_info.json"))
 
 
 def kind(name: str) -> str:
-    """`.jsonl`, `.json` or `.parquet` by the name's end, compressed or not; empty for anything else."""
+    """`.jsonl`, `.json` or `.parquet` by file extension, compressed or not; empty for anything else."""
     stem, end = os.path.splitext(name.lower())
     if end in COMPRESSED:
         end = os.path.splitext(stem)[1]
@@ -69,7 +69,7 @@ def _known(paths: list[str]) -> list[str]:
     for path in paths:
         if not kind(path):
             raise BadInput(
-                f"{path}: found the ending {Path(path).suffix!r}, expected {_EXPECTED}. Convert or rename the file."
+                f"{path}: found the extension {Path(path).suffix!r}, expected {_EXPECTED}. Convert or rename the file."
             )
     return paths
 
@@ -81,15 +81,15 @@ def _directory(folder: str) -> list[str]:
     if "dataset_dict.json" in names:
         splits = [name for name in names if is_saved_dataset(os.path.join(folder, name))]
         listed = " or ".join(os.path.join(folder, split) for split in splits)
-        raise BadInput(f"{folder}: a data set with the splits {', '.join(splits)}: name one: {listed}")
+        raise BadInput(f"{folder}: a dataset with the splits {', '.join(splits)}. Pass one of them: {listed}")
     if "features.json" in names and "dataset_info.json" in names:
-        raise BadInput(f"{folder}: a TFDS directory: name it with its split: tfds://{folder}:train")
+        raise BadInput(f"{folder}: a TFDS directory. Pass it with a split: tfds://{folder}:train")
     found = [os.path.join(folder, name) for name in names if kind(name) and not name.startswith(".")]
     found = [path for path in found if os.path.isfile(path)]
     if not found:
         raise BadInput(
-            f"{folder}: a directory without a {_EXPECTED} file. It holds: {', '.join(names[:20]) or 'nothing'}. "
-            f"For files further down, use a pattern: {folder.rstrip('/')}/**/*.jsonl"
+            f"{folder}: a directory without a {_EXPECTED} file. It contains: {', '.join(names[:20]) or 'nothing'}. "
+            f"For files in subdirectories, use a pattern: {folder.rstrip('/')}/**/*.jsonl"
         )
     return found
 
@@ -97,7 +97,7 @@ def _directory(folder: str) -> list[str]:
 def _remote(pattern: str) -> list[str]:
     path = open_path(pattern)
     if "**" in pattern:
-        raise BadInput(f"{pattern}: ** is not supported in a bucket (it asks for every folder): name the folders")
+        raise BadInput(f"{pattern}: ** is not supported in a bucket (it would list every folder): name the folders")
     if glob.has_magic(pattern):
         parts = pattern.split("/")
         first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
@@ -117,10 +117,10 @@ def _remote(pattern: str) -> list[str]:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turns what goes wrong while `name` is read into a message about it.
+    """Context that turns errors while reading `name` into BadInput.
 
     Raises:
-      BadInput: unreadable, cut off or damaged, or a package is missing that its scheme needs.
+      BadInput: unreadable, truncated or damaged, or the package for its scheme is missing.
     """
     import zstandard
 
@@ -128,7 +128,7 @@ def reading(name: str) -> Iterator[None]:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise BadInput(
-            f"{name}: the compressed file is damaged or cut off ({error}). Copy or compress it again."
+            f"{name}: the compressed file is damaged or truncated ({error}). Copy or compress it again."
         ) from error
     except ImportError as error:
         package = PACKAGES.get(name.partition("://")[0], error.name or "a package")
@@ -140,7 +140,7 @@ def reading(name: str) -> Iterator[None]:
 
 @contextmanager
 def open_file(name: str) -> Iterator[BinaryIO]:
-    """The (uncompressed) bytes of a file, streamed."""
+    """Open a file for streaming; compressed files are decompressed."""
     with open_path(name).open("rb") as file:
         if name.lower().endswith(".gz"):
             with gzip.open(file) as plain:
@@ -152,10 +152,10 @@ def open_file(name: str) -> Iterator[BinaryIO]:
 
 
 class _Zstandard(io.RawIOBase):
-    """Bytes of a `.zst` file. zstandard's own reader takes a cut-off file for one that ends there."""
+    """Reader for `.zst` files that detects truncation, which zstandard's own reader does not."""
 
     _STEP = 2**11
-    """Compressed bytes taken at once: a block of four may stand for 128 KiB."""
+    """Compressed bytes per read: a block of four bytes may expand to 128 KiB."""
 
     def __init__(self, file: BinaryIO):
         self._file, self._frame, self._ready, self._left = file, None, b"", b""
@@ -170,7 +170,7 @@ class _Zstandard(io.RawIOBase):
             data = self._left or self._file.read(self._STEP)
             if not data:
                 if self._frame is not None:
-                    raise EOFError("the last frame does not end")
+                    raise EOFError("the last frame is incomplete")
                 return 0
             if self._frame is None:
                 self._frame = zstandard.ZstdDecompressor().decompressobj()
@@ -183,11 +183,11 @@ class _Zstandard(io.RawIOBase):
         return len(taken)
 
 
-def content_digest(name: str, gets_on: Callable[[], None] = lambda: None) -> str:
-    """SHA-256 (hex) of what a file or a directory of `find_files` holds.
+def content_digest(name: str, keep_alive: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 (hex) of the contents of a file or directory from `find_files`.
 
     Args:
-      gets_on: called after every mebibyte.
+      keep_alive: called after every mebibyte.
 
     Raises:
       BadInput: unreadable.
@@ -197,7 +197,7 @@ def content_digest(name: str, gets_on: Callable[[], None] = lambda: None) -> str
 
         name = prepared_directory(name)
     elif name.startswith("hf://"):
-        return hashlib.sha256(name.encode()).hexdigest()  # the hub's revision is not known without asking it
+        return hashlib.sha256(name.encode()).hexdigest()  # finding the hub's revision would need the network
     paths = [name]
     if "://" not in name and os.path.isdir(name):
         paths = sorted(str(path) for path in Path(name).rglob("*") if path.is_file())
@@ -206,12 +206,12 @@ def content_digest(name: str, gets_on: Callable[[], None] = lambda: None) -> str
         with reading(path), open_path(path).open("rb") as file:
             for block in iter(lambda file=file: file.read(2**20), b""):
                 digest.update(block)
-                gets_on()
+                keep_alive()
     return digest.hexdigest()
 
 
 def _neighbours(pattern: str) -> str:
-    """Files that exist near a name that does not."""
+    """A hint with existing files for a name that does not exist."""
     folder = Path(pattern).parent
     while not folder.is_dir():
         folder = folder.parent
@@ -220,5 +220,5 @@ def _neighbours(pattern: str) -> str:
     except OSError as error:
         return f"{folder} cannot be listed: {error.strerror}."
     if not names:
-        return f"There is no {_EXPECTED} file in {folder.resolve()}."
+        return f"{folder.resolve()} has no {_EXPECTED} file."
     return f"In {folder}: {nearest(Path(pattern).name, names[:50])}"

@@ -1,24 +1,24 @@
-"""JSON as the standard has it, and what no tokenizer or template can take: refused here, once."""
+"""Strict JSON parsing. Values that no tokenizer or template accepts are rejected here."""
 
 import json
 from typing import Any, NoReturn
 
 MAX_DEPTH = 100
-"""Lists and objects inside one another. Whoever walks a record may then use plain recursion."""
+"""Maximum nesting, so that records can be walked recursively."""
 
 
 def load(text: str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-      ValueError: not JSON (a JSONDecodeError, which knows where), NaN or Infinity, a number too large for a float, a
-        key given twice in one object, more than MAX_DEPTH levels, half a surrogate pair, or a NUL character.
+      ValueError: not JSON (a JSONDecodeError with the position), NaN or Infinity, a number too large for a float, a
+        duplicate key, more than MAX_DEPTH levels, a lone surrogate, or a NUL character.
     """
     try:
         value = _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from error
-    # Only an escape can smuggle these in, and only many brackets nest deeply.
+    # Cheap pre-check: these characters need an escape, and deep nesting needs many brackets.
     if "\\u0000" in text or "\\ud" in text.lower() or text.count("{") + text.count("[") > MAX_DEPTH:
         problem = unusable(value)
         if problem:
@@ -27,7 +27,7 @@ def load(text: str) -> Any:
 
 
 def unusable(value: Any) -> str:
-    """What in `value` no tokenizer or template can take; empty when there is nothing of the kind."""
+    """Describes what in `value` no tokenizer or template accepts; empty if nothing."""
     rest = [(value, 1)]
     while rest:
         item, depth = rest.pop()
@@ -38,7 +38,7 @@ def unusable(value: Any) -> str:
                 try:
                     item.encode("utf-8")
                 except UnicodeEncodeError as error:
-                    return f"a lone surrogate {item[error.start]!a} is no character: remove it"
+                    return f"a lone surrogate {item[error.start]!a} is not a character: remove it"
         elif isinstance(item, dict | list | tuple):
             if depth > MAX_DEPTH:
                 return f"nested deeper than {MAX_DEPTH} levels"
@@ -49,7 +49,7 @@ def unusable(value: Any) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in JSON's words."""
+    """The JSON type of a value, for messages."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, list | dict | str) and not value:
@@ -74,7 +74,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} stands twice in one object: which value counts? Keep one")
+        raise ValueError(f"duplicate key {twice!r} in one object. Keep one")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Rows of Parquet files and of data sets that Hugging Face's `save_to_disk` wrote, a few at a time."""
+"""Reads Parquet files and datasets written by Hugging Face's `save_to_disk`, a few rows at a time."""
 
 import json
 import os
@@ -10,34 +10,34 @@ from sft_jax.data.read.sources import open_file
 from sft_jax.errors import BadInput
 
 _ROWS = 128
-"""Rows turned into Python at once."""
+"""Rows converted to Python at once."""
 
 
 def read_parquet(name: str, wanted: Collection[str] | None = None) -> Iterator[Row]:
     """The rows of a Parquet file; `line` is the row's number, from 1.
 
     Args:
-      wanted: columns that may be read; None reads all. The others are not decoded.
+      wanted: columns to read; None reads all. The others are not decoded.
 
     Raises:
-      BadInput: no Parquet file, or a damaged one.
+      BadInput: not a Parquet file, or a damaged one.
     """
     import pyarrow
     import pyarrow.parquet
 
     try:
         with open_file(name) as file:
-            # A buffer makes it read pages as they are needed, where it would take a whole row group.
+            # With a buffer it reads pages on demand instead of whole row groups.
             table = pyarrow.parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
             names = table.schema_arrow.names
             batches = table.iter_batches(batch_size=_ROWS, columns=_taken(names, wanted))
             yield from _numbered(name, batches, 1, _left(names, wanted))
     except pyarrow.ArrowException as error:
-        raise BadInput(f"{name}: not a whole Parquet file: {error}. Write it again.") from error
+        raise BadInput(f"{name}: not a valid Parquet file: {error}. Write it again.") from error
 
 
 def read_saved(folder: str, wanted: Collection[str] | None = None) -> Iterator[Row]:
-    """The rows of a directory that `datasets.Dataset.save_to_disk` wrote; `line` is the row's number, from 1.
+    """The rows of a directory written by `datasets.Dataset.save_to_disk`; `line` is the row's number, from 1.
 
     Args:
       wanted: as in `read_parquet`.
@@ -53,7 +53,7 @@ def read_saved(folder: str, wanted: Collection[str] | None = None) -> Iterator[R
         with open(state, encoding="utf-8") as file:
             names = [part["filename"] for part in json.load(file)["_data_files"]]
     except (ValueError, LookupError, TypeError) as error:
-        raise BadInput(f"{state}: does not list the data set's files ({error}). Save it again.") from error
+        raise BadInput(f"{state}: does not list the dataset's files ({error}). Save it again.") from error
     number = 1
     for name in names:
         path = os.path.join(folder, name)
@@ -66,11 +66,11 @@ def read_saved(folder: str, wanted: Collection[str] | None = None) -> Iterator[R
                     number = row.line + 1
                     yield row
         except pyarrow.ArrowException as error:
-            raise BadInput(f"{path}: not a whole Arrow file: {error}. Save the data set again.") from error
+            raise BadInput(f"{path}: not a valid Arrow file: {error}. Save the dataset again.") from error
 
 
 def _taken(names: list[str], wanted: Collection[str] | None) -> list[str] | None:
-    """The columns to read; None for all. A table of which nobody reads anything shows its columns all the same."""
+    """The columns to read; None for all. If none is wanted, the first is read, so that the rows still exist."""
     taken = [name for name in names if wanted is None or name in wanted]
     return None if len(taken) == len(names) else taken or names[:1]
 
@@ -95,13 +95,13 @@ _Convert = Callable[[Any], Any]
 
 
 def _as_read(column: Any) -> tuple[Any, _Convert | None]:
-    """A column as it is stored, without extension types, and what makes of a value what it means."""
+    """A column cast to its storage type, and the conversion of its values if they need one."""
     stored, convert = _stored(column.type)
     return column if stored == column.type else column.cast(stored), convert
 
 
 def _stored(kind: Any) -> tuple[Any, _Convert | None]:
-    """The type that an Arrow type is stored as, and what marks JSON text in its values; None where they hold none."""
+    """The storage type of an Arrow type, and the function that marks JSON text in its values, if there is any."""
     import pyarrow
     from pyarrow import types
 
@@ -133,10 +133,10 @@ def _json(value: Any) -> Any:
 
 
 def _values(column: Any, convert: _Convert | None) -> list[Any]:
-    """The values of a column; one that is no text where it should be is marked."""
+    """The values of a column; strings that are not valid UTF-8 become `Undecodable`."""
     try:
         values = column.to_pylist()
-    except UnicodeDecodeError:  # Arrow does not look into texts when it reads them
+    except UnicodeDecodeError:  # Arrow does not validate strings on reading
         values = [_value(one, column.type) for one in column]
     return values if convert is None else [convert(value) for value in values]
 

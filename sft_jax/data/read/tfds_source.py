@@ -1,4 +1,4 @@
-"""Rows of TFDS data sets: registered ones and any prepared directory, read at random access without TensorFlow."""
+"""Reads TFDS datasets, registered ones and prepared directories, without TensorFlow."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ from sft_jax.data.read.rows import Row
 from sft_jax.errors import BadInput, nearest
 
 _OWN = {"house_assistant": "sft_jax.demonstrations.house_assistant.house_assistant_dataset_builder"}
-"""Builders of this package: TFDS knows them once their module is imported. By name, as the data room stands above."""
+"""Builders of this package, registered with TFDS on import. By name: data must not import demonstrations."""
 _NAME = re.compile(r"tfds://(?P<name>[^:].*?)(?::(?P<split>[A-Za-z_]\w*(?:\[[^\]]*\])?(?:\+[^/]+)?))?")
 _AT_ONCE = 64
 
@@ -18,13 +18,13 @@ _AT_ONCE = 64
 def read_tfds(source: str, wanted: Collection[str] | None = None) -> Iterator[Row]:
     """The rows of `tfds://name:split` or `tfds:///prepared/directory:split`; `line` is the row's number, from 1.
 
-    A registered data set that is not yet prepared is prepared first, in TFDS' own directory, as ArrayRecord.
+    A registered dataset is first prepared as ArrayRecord in TFDS's own directory if necessary.
 
     Args:
-      wanted: features that may be read; None reads all.
+      wanted: features to read; None reads all.
 
     Raises:
-      BadInput: an unknown name or split (lists what exists), or a data set that cannot be prepared or read.
+      BadInput: an unknown name or split (lists the known ones), or a dataset that cannot be prepared or read.
     """
     name, split = _split(source)
     builder = _builder(source, name)
@@ -48,7 +48,7 @@ def read_tfds(source: str, wanted: Collection[str] | None = None) -> Iterator[Ro
 
 
 def prepared_directory(source: str) -> str:
-    """The directory that holds the data set's files, prepared now if need be."""
+    """The directory with the dataset's files; prepares it if necessary."""
     return str(_builder(source, _split(source)[0]).data_path)
 
 
@@ -72,8 +72,8 @@ def _builder(source: str, name: str) -> Any:
         if plain not in known:
             hint = nearest(plain, sorted({*known, *_OWN}))
             raise BadInput(
-                f"{source}: TFDS knows no {plain!r}. {hint if 'mean' in hint else f'It knows {len(known)} names.'} "
-                "A prepared directory is named tfds:///path/to/name/1.0.0:split."
+                f"{source}: TFDS has no dataset {plain!r}. {hint if 'mean' in hint else f'It has {len(known)}.'} For "
+                "a prepared directory, use tfds:///path/to/name/1.0.0:split."
             )
         builder = tfds.builder(name, file_format="array_record")
         tfds.disable_progress_bar()
@@ -88,7 +88,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _python(feature: Any, value: Any) -> Any:
-    """What TFDS gives, as JSON would have it. A sequence of objects comes as an object of sequences."""
+    """A TFDS value as plain JSON. TFDS gives a sequence of objects as an object of sequences."""
     import numpy as np
     import tensorflow_datasets as tfds
 

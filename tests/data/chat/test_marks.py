@@ -36,5 +36,5 @@ def test_a_closing_token_inside_the_marks_is_not_the_turns(make_tokenizer, templ
 
 def test_marks_that_do_not_match_the_turns_are_refused(make_tokenizer, templates):
     skipping = templates.MARKED.replace("m.role == 'assistant'", "m.role == 'assistant' and loop.last")
-    with pytest.raises(BadInput, match=r"marks 1 turns with \{% generation %\}, the conversation has 2"):
+    with pytest.raises(BadInput, match=r"marks 1 turns with \{% generation %\}, but the conversation has 2"):
         chat(make_tokenizer(skipping), TALK)

@@ -98,7 +98,7 @@ def test_a_template_that_asks_for_too_much_memory_is_refused_and_the_next_one_is
 def test_a_template_without_an_end_is_refused_its_process_gone_and_the_next_one_is_rendered(source: str):
     text(PLAIN)
     before, begun = pid(), time.monotonic()
-    with pytest.raises(OverLimit, match=r"^does not come to an end within 0.5 s$"):
+    with pytest.raises(OverLimit, match=r"^does not finish within 0.5 s$"):
         text(source)
     assert time.monotonic() - begun < 20
     assert is_gone(before)
@@ -132,7 +132,7 @@ def test_a_process_that_is_killed_is_said_to_be_and_started_again(caplog):
     os.kill(before, signal.SIGKILL)
     with caplog.at_level(logging.WARNING):
         assert text(PLAIN).startswith("user: hello")
-    assert "ended by signal 9; it is started again" in caplog.text
+    assert "killed by signal 9; restarting it" in caplog.text
     assert is_gone(before) and pid() != before
 
 
@@ -151,7 +151,7 @@ def test_a_process_that_is_killed_within_a_render_renders_again_and_twice_is_the
     left += [signal.SIGKILL]
     assert text(PLAIN).startswith("user: hello") and not left
     left += [signal.SIGKILL] * 2
-    with pytest.raises(OverLimit, match="ends the process that renders it, every time"):
+    with pytest.raises(OverLimit, match="crashes its rendering process every time"):
         text(PLAIN)
     assert text(PLAIN).startswith("user: hello") and not left
 
@@ -161,7 +161,7 @@ def test_one_bad_conversation_of_a_batch_is_told_from_the_others():
     talks = [[{"role": "user", "content": word}] for word in ("a", "loop", "b")]
     batch = Batch([Request(settings, talk) for talk in talks])
     assert batch.result(0).text == "user: a\n"
-    with pytest.raises(OverLimit, match="does not come to an end"):
+    with pytest.raises(OverLimit, match="does not finish"):
         batch.result(1)
     assert batch.result(2).text == "user: b\n"
 

@@ -139,12 +139,15 @@ def test_a_stop_token_that_depends_on_what_the_turn_says_is_refused(make_tokeniz
         "{{ '<|im_end|>\n' }}", "{{ '<|im_end|>\n' if m.content | length < 9 else '<|pad|>\n' }}"
     )
     assert branching != templates.REWRITES_HISTORY
-    with pytest.raises(NoExactSpan, match="what ends this turn in the conversation"):
+    with pytest.raises(NoExactSpan, match="this turn ends differently in mid-conversation"):
         turns(make_tokenizer(branching), [*TWO_TURNS[:1], {"role": "assistant", "content": "hello"}, *TWO_TURNS[2:]])
 
 
 def test_the_refusal_names_the_record_the_message_and_the_way_out(make_tokenizer, templates):
-    with pytest.raises(BadInput, match=r"demos.jsonl:17: messages\[1\]: cannot tell exactly .*data.chat_template"):
+    with pytest.raises(
+        BadInput,
+        match=r"demos.jsonl:17: messages\[1\]: cannot locate the assistant's text exactly: .*data.chat_template",
+    ):
         encode("demos.jsonl:17", Conversation(TWO_TURNS), make_tokenizer(templates.NEVER_STOPS), "assistant")
 
 
@@ -189,7 +192,7 @@ def test_a_turn_that_the_template_merges_with_the_one_before_is_refused(make_tok
         "{% if loop.last or messages[loop.index].role != m.role %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    with pytest.raises(BadInput, match=r"messages\[2\]: cannot tell .* writes no header between"):
+    with pytest.raises(BadInput, match=r"messages\[2\]: cannot locate .* writes no header between"):
         encode("f:1", Conversation([*TWO_TURNS[:2], TWO_TURNS[3]]), make_tokenizer(template), "last_assistant")
 
 

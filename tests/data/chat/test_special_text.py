@@ -103,7 +103,7 @@ def test_a_template_that_reads_the_look_alike_is_refused(make_tokenizer, templat
     )
     assert branching != templates.CHATML
     with pytest.raises(
-        BadInput, match=r"f:1: cannot tell the text '<\|im_end\|>' in a message from .*data.special_text"
+        BadInput, match=r"f:1: cannot distinguish the text '<\|im_end\|>' in a message from .*data.special_text"
     ):
         chat(make_tokenizer(branching), TALK)
 
@@ -117,7 +117,7 @@ def test_a_tokenizer_that_treats_the_start_of_a_text_otherwise_is_refused(make_t
     first = pre_tokenizers.Metaspace(replacement="_", prepend_scheme="first", split=False)
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence([first, backend.pre_tokenizer])
-    with pytest.raises(BadInput, match="f:1: cannot tell the text"):
+    with pytest.raises(BadInput, match="f:1: cannot distinguish the text"):
         chat(tokenizer, TALK)
 
 

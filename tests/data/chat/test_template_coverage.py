@@ -129,7 +129,7 @@ def test_a_lossy_row_is_counted_once(make_tokenizer, templates, jsonl):
     prepared = prepare(data, make_tokenizer(templates.DROPS_CALLS))
     assert prepared.counts.lossy == 1 and prepared.counts.used == 2
     told = describe_counts(prepared.counts, prepared.dropped)
-    assert "1 rows of which the chat template leaves out a part (data.allow_lossy)" in told
+    assert "1 rows of which the chat template drops a part (data.allow_lossy)" in told
 
 
 def test_a_template_without_stop_tokens_ends_a_turn_with_the_next_header(make_tokenizer):

@@ -53,7 +53,9 @@ def test_equal_instructions_stand_once_and_different_ones_are_refused(role):
 
 @pytest.mark.parametrize("rest", [{"completion": "b"}, {"chosen": "b", "rejected": "c"}])
 def test_a_plain_string_has_no_place_for_a_system_turn_unless_it_holds_it(rest):
-    with pytest.raises(BadRow, match=r"system is 'Be brief\.', and a plain string has no place for it\. Write it into"):
+    with pytest.raises(
+        BadRow, match=r"system is 'Be brief\.', but a plain string prompt has no system turn. Add it to"
+    ):
         made({"prompt": "a", "system": "Be brief.", **rest})
     assert made({"prompt": "Be brief.\n\na", "system": "Be brief.", **rest}).prompt == "Be brief.\n\na"
     assert made({"prompt": "a", "system": "", **rest}).prompt == "a"

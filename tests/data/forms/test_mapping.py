@@ -28,10 +28,10 @@ def test_a_value_that_is_not_there_leaves_our_key_out():
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        (("prompt",), "found 'prompt', expected our key = their key"),
-        (("=a",), "expected our key"),
-        (("prompt=",), "expected our key"),
-        (("prompt=a..b",), "expected our key"),
+        (("prompt",), "found 'prompt', expected OUR_KEY=YOUR_KEY"),
+        (("=a",), "expected OUR_KEY=YOUR_KEY"),
+        (("prompt=",), "expected OUR_KEY=YOUR_KEY"),
+        (("prompt=a..b",), "expected OUR_KEY=YOUR_KEY"),
         (("promt=a",), "Did you mean 'prompt'?"),
         (("prompt=a", "prompt=b"), "'prompt' is given twice: a and b"),
     ],

@@ -44,7 +44,7 @@ def test_valid_messages_come_back_with_arguments_parsed():
         ({"content": ""}, ("unknown role None", "system, developer, user, assistant, tool")),
         ({"role": "user"}, ("content is missing",)),
         ({"role": "user", "content": None}, ("content is null",)),
-        ({"role": "assistant", "content": None}, ("content is null", "beside tool_calls")),
+        ({"role": "assistant", "content": None}, ("content is null", "null with tool_calls")),
         ({"role": "user", "content": 3}, ("content is a number",)),
         ({"role": "user", "content": [{"type": "text"}]}, (".content[0]", "text is null", "a string")),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ("'image_url'", "only text")),

@@ -72,5 +72,5 @@ def test_what_asks_nothing_has_no_prompt(tmp_path):
 
 
 def test_a_system_beside_a_lone_string_is_refused_as_in_training():
-    with pytest.raises(BadRow, match="a plain string has no place for it"):
+    with pytest.raises(BadRow, match="a plain string prompt has no system turn"):
         asked({"prompt": "P", "system": "S"})

@@ -59,7 +59,7 @@ def test_a_runs_values_are_json_or_text_and_the_rows_own_win():
         (("enable_thinking",), "expected name=value, such as enable_thinking=false"),
         (("a b=1",), "expected name=value"),
         (("x=1", "x=2"), "'x' is given twice"),
-        (("messages=[]",), "'messages' is no value for a template"),
+        (("messages=[]",), "'messages' is reserved"),
     ],
 )
 def test_a_runs_values_are_checked_before_any_row_is_read(run, said):

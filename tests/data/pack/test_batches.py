@@ -169,7 +169,7 @@ def test_evaluation_visits_every_example_once_in_plan_order():
 def test_a_plan_of_other_data_and_an_indivisible_batch_are_refused():
     examples = some_examples()
     plan = source(examples).plan
-    with pytest.raises(BadInput, match=r"plan is of 37 documents, .* 36"):
+    with pytest.raises(BadInput, match=r"plan is for 37 documents, .* 36"):
         Batches(examples[:36], plan, 0, 4)
     with pytest.raises(BadInput, match=r"batch_size 4 is not divisible by train\.accumulation 3"):
         Batches(examples, plan, 0, 4, 3)

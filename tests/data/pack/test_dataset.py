@@ -105,7 +105,9 @@ def test_files_are_read_and_prepared_once(make_tokenizer, jsonl, tmp_path: Path,
     data = Data(train=(jsonl(ROWS),), sequence_length=16)
     digests: list[str] = []
     digest = module.content_digest
-    monkeypatch.setattr(module, "content_digest", lambda name, gets_on: digests.append(name) or digest(name, gets_on))
+    monkeypatch.setattr(
+        module, "content_digest", lambda name, keep_alive: digests.append(name) or digest(name, keep_alive)
+    )
     store = opened(data, make_tokenizer(), tmp_path / "cache")
     assert digests == list(data.train) and len(store) == 2
     monkeypatch.setattr(module, "prepare_split", lambda *_: pytest.fail("prepared again"))
@@ -166,7 +168,7 @@ def test_a_set_that_was_prepared_otherwise_is_refused_setting_by_setting(make_to
     message = str(caught.value)
     assert "data.train_on: prepared with 'assistant', the config says 'all'" in message
     assert "data.sequence_length: prepared with 1024, the config says 64" in message
-    assert "the tokenizer or its chat template is another one" in message
+    assert "the tokenizer or its chat template differs" in message
 
 
 def test_rows_are_reported_while_they_are_tokenised(make_tokenizer, jsonl, tmp_path: Path, monkeypatch):
@@ -193,5 +195,5 @@ def test_a_directory_that_another_process_has_finished_meanwhile_is_told(make_to
 
     monkeypatch.setattr(module, "write_part", finished_meanwhile)
     data = Data(train=(jsonl(ROWS),), sequence_length=128)
-    with pytest.raises(BadInput, match=r"another process has prepared the same data .*Run this again"):
+    with pytest.raises(BadInput, match=r"another process prepared the same data .*Run this command again"):
         prepare_split(data, make_tokenizer(), data.train, tmp_path / "set", "train")

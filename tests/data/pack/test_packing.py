@@ -189,7 +189,7 @@ def test_target_capacity_keeps_its_bounds():
 
 def test_nothing_to_pack_or_a_document_beyond_a_capacity_is_refused():
     none = np.asarray([], np.int64)
-    with pytest.raises(BadInput, match="data set is empty"):
+    with pytest.raises(BadInput, match="dataset is empty"):
         plan_packing(none, none, 8, 8)
     with pytest.raises(BadInput, match=r"9 tokens, a row (holds )?8.*data.sequence_length"):
         plan_packing(np.asarray([9]), np.asarray([1]), 8, 8)

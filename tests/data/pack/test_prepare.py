@@ -68,7 +68,7 @@ def test_bad_rows_stop_the_preparation_or_are_left_out_and_counted_with_their_re
 
 def test_what_is_wrong_with_the_whole_file_is_never_skipped(make_tokenizer, tmp_path: Path):
     (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
-    with pytest.raises(BadInput, match="damaged or cut off"):
+    with pytest.raises(BadInput, match="damaged or truncated"):
         prepare(Data(train=(str(tmp_path / "a.jsonl.gz"),), bad_rows="skip"), make_tokenizer())
 
 
@@ -192,7 +192,7 @@ def test_the_first_bad_row_is_the_one_that_is_named_whatever_is_wrong_with_the_n
     for rows, said in (
         ([good, refused, broken, endless], ":2: the chat template fails on this"),
         ([good, good, refused, endless], ":3: the chat template fails on this"),
-        ([good, endless, refused, broken], ":2: the chat template .* does not come to an end"),
+        ([good, endless, refused, broken], ":2: the chat template .* does not finish"),
         ([good, broken, endless, refused], ":2:2: not valid JSON"),
     ):
         (tmp_path / "a.jsonl").write_text("".join(rows))

@@ -100,7 +100,7 @@ def test_a_data_set_counts_only_once_it_is_described(tmp_path: Path):
     write_part(directory / "p0", made(2), {})
     about = finish_split(directory, "train", [directory / "p0"], {})
     assert not is_store(directory)
-    with pytest.raises(BadInput, match="no prepared data set"):
+    with pytest.raises(BadInput, match="not a prepared dataset"):
         Store(directory)
     finish(directory, {"train": about}, "", "")
     assert is_store(directory) and len(Store(directory)) == 2

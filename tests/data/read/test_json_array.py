@@ -46,16 +46,16 @@ def test_a_byte_order_mark_counts_in_the_offset():
     ("content", "parts"),
     [
         ('{"text": "a"}\n{"text": "b"}\n', ("an object without a list", ".jsonl")),
-        ('{"messages": [{"role": "user"}]}', (":1:", "looks like a record ('messages')", "between [ and ]")),
-        ('{"a": [{}], "b": [{}]}', ("a second list, 'b', beside 'a'",)),
-        ('{"a": [{}]}\n{"a": [{}]}', ("a.json:2", "found '{' after the end", ".jsonl")),
-        ("[{}]\n]", ("a.json:2", "after the end")),
+        ('{"messages": [{"role": "user"}]}', (":1:", "looks like a record ('messages')", "enclose it in [ ]")),
+        ('{"a": [{}], "b": [{}]}', ("two lists, 'a' and 'b'",)),
+        ('{"a": [{}]}\n{"a": [{}]}', ("a.json:2", "found '{' after the first value", ".jsonl")),
+        ("[{}]\n]", ("a.json:2", "after the first value")),
         ("3", ("found '3', expected an array",)),
         ('"a', ("found '\"'",)),
-        ("[{}", ("cut off", "does not end")),
-        ('[{"text": "a', ("cut off",)),
-        ('{"a": [{}]', ("cut off",)),
-        ('{"a": ', ("cut off",)),
+        ("[{}", ("truncated", "not closed")),
+        ('[{"text": "a', ("truncated",)),
+        ('{"a": [{}]', ("truncated",)),
+        ('{"a": ', ("truncated",)),
         ("[{}}", ("found '}' in an array",)),
         ("[{}, {]}, {}]", ("found '}' in an array",)),
         ("", ("an empty file",)),
@@ -93,6 +93,6 @@ def test_an_element_without_an_end_is_not_read_for_ever(monkeypatch):
     monkeypatch.setattr(json_array, "ROW_LIMIT", 1000)
     monkeypatch.setattr(json_array, "_CHUNK", 100)
     file = io.BytesIO(b' {"a": "' + b"x" * 10**6)
-    with pytest.raises(BadInput, match="element of more than 1,000 bytes"):
+    with pytest.raises(BadInput, match="element larger than 1,000 bytes"):
         list(read_array("a.json", file, b"[", 0))
     assert file.tell() < 5000

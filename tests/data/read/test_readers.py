@@ -76,7 +76,7 @@ def test_a_bad_row_does_not_end_the_reading_of_the_rows_after_it(tmp_path: Path,
         except BadRow as error:
             bad.append(str(error))
     assert good == [*ROWS[:2], {"text": "z"}]
-    assert bad[0] == f"{path}:3: the line has 3,013 bytes, limit 1,000. Does the file have line ends?"
+    assert bad[0] == f"{path}:3: the line has 3,013 bytes, limit 1,000. Are line breaks missing?"
     assert "a.jsonl:4:1: not usable JSON: NaN" in bad[1]
 
 
@@ -98,23 +98,23 @@ def test_an_empty_file_is_refused(tmp_path: Path):
         (tmp_path / name).write_bytes(content)
         refused(tmp_path / name, "empty", "expected")
     (tmp_path / "e.json").write_bytes(b"[ ]")
-    refused(tmp_path / "e.json", "holds no row")
+    refused(tmp_path / "e.json", "has no rows")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("a.jsonl", b'[{"text": "a"}]\n', (":1:", "begins with a list", ".json file")),
+        ("a.jsonl", b'[{"text": "a"}]\n', (":1:", "begins with a list", "end in .json")),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), ("UTF-16", "iconv")),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16-le"), ("NUL bytes", "UTF-8")),
         ("a.jsonl", b"\0" * 100, ("NUL bytes",)),
         ("a.jsonl", GZIPPED, ("gzip", ".gz")),
         ("a.json", zstandard.ZstdCompressor().compress(LINES), ("Zstandard", ".zst")),
         ("a.jsonl", b"PAR1....", ("Parquet", ".parquet")),
-        ("a.jsonl.gz", LINES, ("damaged or cut off", "Not a gzipped file")),
-        ("a.jsonl.gz", GZIPPED[:-12], ("cut off",)),
-        ("a.jsonl.zst", LINES, ("damaged or cut off",)),
-        ("a.jsonl.zst", zstandard.ZstdCompressor().compress(LINES)[:-5], ("cut off", "does not end")),
+        ("a.jsonl.gz", LINES, ("damaged or truncated", "Not a gzipped file")),
+        ("a.jsonl.gz", GZIPPED[:-12], ("truncated",)),
+        ("a.jsonl.zst", LINES, ("damaged or truncated",)),
+        ("a.jsonl.zst", zstandard.ZstdCompressor().compress(LINES)[:-5], ("truncated", "incomplete")),
         ("a.jsonl.zst", zstandard.ZstdCompressor(write_checksum=True).compress(LINES)[:-1] + b"!", ("damaged",)),
         ("a.parquet", b"PAR1....", ("Parquet",)),
         ("a.parquet", LINES, ("Parquet",)),
@@ -128,7 +128,7 @@ def test_a_file_that_is_not_what_its_name_says_or_is_cut_off_is_refused(tmp_path
 @pytest.mark.parametrize("kept", [-2, -100, -3004, LINES.index(b"\xc3") + 1])
 def test_a_last_line_that_is_cut_off_is_said_to_be(tmp_path: Path, kept: int):
     (tmp_path / "a.jsonl").write_bytes(LINES[:kept])
-    refused(tmp_path / "a.jsonl", "not valid", "may be cut off, it ends without a line end")
+    refused(tmp_path / "a.jsonl", "not valid", "may be truncated, since it does not end with a newline")
 
 
 def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, jsonl, monkeypatch):

@@ -21,8 +21,8 @@ def refused(value: Any, *parts: str) -> None:
     [
         (b'{"text": "a", }', (":2:15:", "not valid JSON", "found '}'")),
         (b'{"text": "a"\n', (":2:13:", "found the end of the line")),
-        (b'{"text": "a"', (":2:13:", "found the end of the line", "cut off")),
-        (b'["a"]', (":2:1:", "found a list", "one JSON object a row")),
+        (b'{"text": "a"', (":2:13:", "found the end of the line", "truncated")),
+        (b'["a"]', (":2:1:", "found a list", "one JSON object per row")),
         (b"null", ("found null",)),
         (b'{"text": "\xff"}', (":2:", "not valid UTF-8", "byte 0xff at byte 24 of the file")),
         (b'{"text": NaN}', (":2:1:", "NaN is not JSON")),
@@ -33,8 +33,8 @@ def refused(value: Any, *parts: str) -> None:
         (b'{"\\uDC00": 1}', ("lone surrogate",)),
         (b'{"text": "a\\u0000b"}', ("NUL character", "remove it")),
         (b'{"text": "a\0b"}', (":2:12:", "control character")),
-        (b'{"text": "a", "text": "b"}', ("'text' stands twice", "Keep one")),
-        (b'{"a": {"b": 1, "c": 2, "b": 1}}', ("'b' stands twice",)),
+        (b'{"text": "a", "text": "b"}', ("duplicate key 'text'", "Keep one")),
+        (b'{"a": {"b": 1, "c": 2, "b": 1}}', ("duplicate key 'b'",)),
         (b'{"text": ' + b"[" * 101 + b"]" * 101 + b"}", ("nested deeper than 100 levels",)),
         (b'{"text": ' + b"[" * 100000 + b"]" * 100000 + b"}", ("nested deeper than 100 levels",)),
         (b'{\n"text": }', ("not valid JSON",)),
@@ -52,7 +52,7 @@ def test_a_whole_line_that_is_no_json_is_not_said_to_be_cut_off():
     for line in (b'{"text": "a"\n', b'{"text": "a\n', b'{"text": "a", }'):
         with pytest.raises(BadRow, match="not valid JSON") as caught:
             parse(Row("f", 1, line))
-        assert "cut off" not in str(caught.value)
+        assert "truncated" not in str(caught.value)
 
 
 def test_what_could_not_even_be_read_is_refused():

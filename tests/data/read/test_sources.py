@@ -1,4 +1,4 @@
-"""Names: which files and data sets they stand for, here and in buckets."""
+"""Names: which files and datasets they stand for, here and in buckets."""
 
 import os
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path):
 
 def test_a_directory_stands_for_its_files_of_known_kinds_and_nothing_further_down(tmp_path: Path, jsonl):
     (tmp_path / "below").mkdir()
-    refused(tmp_path, "a directory without a .jsonl", "It holds: below", "**/*.jsonl")
+    refused(tmp_path, "a directory without a .jsonl", "It contains: below", "**/*.jsonl")
     files = [jsonl([{"text": name}], name) for name in ("a.jsonl", "b.json", "c.parquet", ".hidden.jsonl", "README.md")]
     (tmp_path / "below" / "d.jsonl").touch()
     assert find_files((str(tmp_path),)) == files[:3]

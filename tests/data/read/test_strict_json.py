@@ -26,7 +26,7 @@ def test_valid_json_is_read_as_the_standard_library_does():
         ("NaN", "NaN is not JSON"),
         ("[Infinity]", "Infinity is not JSON"),
         ("-1e999", "too large"),
-        ('{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+        ('{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'"),
         (nested(MAX_DEPTH + 1), "nested deeper"),
         (nested(10**5), "nested deeper"),
         ('"\\ud83d"', "lone surrogate"),

@@ -1,4 +1,4 @@
-"""Parquet files and saved data sets give the rows that JSON would, a few at a time."""
+"""Parquet files and saved datasets give the rows that JSON would, a few at a time."""
 
 import dataclasses
 import json
@@ -75,7 +75,7 @@ def test_what_the_datasets_library_saves_is_read(tmp_path: Path):
     rows.save_to_disk(folder)
     assert [record.value for record in read_records((folder,))] == [CHAT[1], CHAT[0]]
     datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "both"))
-    refused(str(tmp_path / "both"), "the splits test, train", f"name one: {tmp_path / 'both'}/test")
+    refused(str(tmp_path / "both"), "the splits test, train", f"Pass one of them: {tmp_path / 'both'}/test")
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
@@ -108,9 +108,9 @@ def test_a_damaged_table_is_refused(tmp_path: Path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist(CHAT * 100), path)
     path.write_bytes(path.read_bytes()[:-20])
-    refused(str(path), "not a whole Parquet file")
+    refused(str(path), "not a valid Parquet file")
     pq.write_table(pa.Table.from_pylist(CHAT).slice(0, 0), path)
-    refused(str(path), "holds no row")
+    refused(str(path), "has no rows")
 
 
 def test_a_damaged_saved_data_set_is_refused(tmp_path: Path):
@@ -118,7 +118,7 @@ def test_a_damaged_saved_data_set_is_refused(tmp_path: Path):
     arrow = folder / "data-00001-of-00002.arrow"
     whole = arrow.read_bytes()
     arrow.write_bytes(whole[: len(whole) // 2])
-    refused(str(folder), "not a whole Arrow file")
+    refused(str(folder), "not a valid Arrow file")
     arrow.unlink()
     refused(str(folder), "No such file")
     (folder / "state.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""TFDS data sets: registered ones and prepared directories, read without TensorFlow."""
+"""TFDS datasets: registered ones and prepared directories, read without TensorFlow."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ ROWS = [json.loads(line) for line in TRAIN.read_text(encoding="utf-8").splitline
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
-    """Where TFDS prepares data sets: not in the home directory."""
+    """Where TFDS prepares datasets: not in the home directory."""
     folder = tmp_path_factory.mktemp("tfds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfds.core.constants, "DATA_DIR", str(folder))
@@ -50,8 +50,8 @@ def test_a_prepared_directory_is_read_also_a_slice_of_it(tfds_folder: Path):
 
 
 def test_an_unknown_name_or_split_lists_what_exists(tfds_folder: Path):
-    refused("tfds://house_asistant:train", "TFDS knows no 'house_asistant'", "Did you mean 'house_assistant'")
-    refused("tfds://zzzzzzzzzz:train", "It knows", "tfds:///path")
+    refused("tfds://house_asistant:train", "TFDS has no dataset 'house_asistant'", "Did you mean 'house_assistant'")
+    refused("tfds://zzzzzzzzzz:train", "It has", "tfds:///path")
     refused("tfds://house_assistant:trian", "no split 'trian'", "Did you mean 'train'?")
     refused("tfds://house_assistant", "names no split", "Splits: train, test")
     refused("tfds://house_assistant:train[:x]", "Error parsing split")
