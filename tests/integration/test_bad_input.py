@@ -237,4 +237,6 @@ def test_fewer_rows_than_a_batch_are_refused(run, config_file):
 
 def test_a_chat_template_that_does_not_compile_is_refused_with_its_line(run, config_file, tmp_path):
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}\n{{ m.content }\n{% endfor %}")
-    _refused(run("train", config_file, "--data.chat-template", tmp_path / "mine.jinja"), ["mine.jinja:2: no Jinja"])
+    _refused(
+        run("train", config_file, "--data.chat-template", tmp_path / "mine.jinja"), ["mine.jinja:2: not a valid Jinja"]
+    )
