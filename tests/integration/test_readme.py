@@ -21,6 +21,7 @@ def checkout(tmp_path_factory) -> Path:
     for name in ("sft_jax", "configs", "launch", "docs", ".cache"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
+    subprocess.run(["git", "init", "--quiet", folder], check=True)  # launch/tpu_vm.sh copies what git knows
     return folder
 
 
