@@ -48,6 +48,18 @@ def test_steps_taken_by_hand_are_those_of_fit(config, capsys):
     assert (whole.workdir.local() / "report.html").is_file() and (whole.workdir.local() / "handoff.json").is_file()
 
 
+def test_the_report_is_there_from_the_first_evaluation_on(config):
+    with sft.Run(config, **{"train.eval_every": 2}) as run:
+        report = run.workdir.local() / "report.html"
+        run.step(1)
+        assert not report.exists()
+        run.step(1)
+        run._report_page.wait()
+        assert "step 2: training" in report.read_text() and "held out" in report.read_text()
+        run.step(2)
+    assert "step 4: training" in report.read_text()
+
+
 def test_a_saved_run_goes_on(config):
     with sft.Run(config) as run:
         run.step(3)

@@ -26,6 +26,10 @@ def test_a_run_leaves_everything_and_learns(run, config_file, tmp_path, rows_of)
     status, _, err = run("train", config_file)
     assert status == 0, err
     workdir = tmp_path / "run"
+    stages = ("sft-jax 0.1.0: ", "reading the data ...", "model: ", "loading the weights ...", "compiling the training")
+    places = [err.find(f"\n{stage}") for stage in stages[1:]]
+    assert err.startswith(stages[0]) and -1 not in places and places == sorted(places), err
+    assert f"M parameters, float32; devices: 8 x cpu (fsdp 8); workdir: {workdir}" in err
     rows = rows_of(workdir)
     losses = [row["loss"] for row in rows if "loss" in row]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))

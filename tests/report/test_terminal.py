@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from sft_jax.report.terminal import TrainingProgress, clock
+from sft_jax.report.terminal import Stages, TrainingProgress, clock, count_progress
 
 
 def _row(step, seconds=2.0):
@@ -22,6 +22,29 @@ def test_a_log_gets_rate_and_time_left_without_the_compilation():
     # 2 seconds a step, 98 steps to go: the minute of the first step was compilation.
     assert "1,234 tokens/s" in lines[1] and "3:16 left" in lines[1]
     assert lines[2].endswith("held-out loss 0.5000, accuracy 75.0% over 1,000 tokens, exact 0.25")
+
+
+def test_a_stage_is_said_when_it_begins_and_its_seconds_when_it_took_some(monkeypatch):
+    out, now = io.StringIO(), iter([0.0, 0.4, 10.0, 12.34, 20.0, 20.0])
+    monkeypatch.setattr("sft_jax.report.terminal.time.monotonic", lambda: next(now))
+    stages = Stages(Console(file=out, width=200))
+    with stages("reading [/b] data"):
+        assert out.getvalue() == "reading [/b] data ...\n"
+    with stages("compiling"):
+        pass
+    assert out.getvalue().splitlines() == ["reading [/b] data ...", "compiling ...", "compiling: 2.3 s"]
+    with Stages(Console(file=out), lambda: False)("elsewhere"):
+        pass
+    assert "elsewhere" not in out.getvalue()
+
+
+def test_progress_counts_at_intervals_and_not_at_the_end(monkeypatch):
+    out, now = io.StringIO(), iter([0.0, 1.0, 6.0, 7.0, 20.0])
+    monkeypatch.setattr("sft_jax.report.terminal.time.monotonic", lambda: next(now))
+    show = count_progress(Console(file=out, width=200), "completions")
+    for done in (1, 2, 3, 4):
+        show(done, 4)
+    assert out.getvalue().splitlines() == ["2 of 4 completions"]
 
 
 def test_a_step_without_targets_is_shown_as_such():
