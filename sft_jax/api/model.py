@@ -33,7 +33,7 @@ from sft_jax.weights.fingerprint import weights_fingerprint
 from sft_jax.weights.pretrained import Pretrained, open_pretrained, put_on_devices
 
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
-"""A text to go on from, messages, or a whole row in any form that training reads."""
+"""A text to continue, messages, or a whole row in any form that training reads."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Completion:
     """What a model wrote."""
 
     text: str
-    """Without special tokens, and what stands before a stop string."""
+    """Without special tokens; cut before the stop string, if one was found."""
     tokens: list[int]
-    """With the stop token, where one ended it."""
+    """Including the stop token, if one ended the completion."""
     logprobs: list[float]
     """log p of each of `tokens` under the model itself (temperature 1, its whole vocabulary)."""
     finish: Finish
@@ -63,7 +63,7 @@ class Model:
         """
         Args:
           architecture: as laid out.
-          parameters: gives the parameters as they are when they are wanted: training goes on meanwhile.
+          parameters: returns the current parameters, which a training run keeps updating.
           compute: dtype and layout.
         """
         self.pretrained, self.architecture, self.compute = pretrained, architecture, compute
@@ -72,7 +72,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """MODEL, as it was named."""
+        """MODEL, as the user named it."""
         return self.pretrained.origin
 
     @property
@@ -82,7 +82,7 @@ class Model:
 
     @property
     def parameters(self) -> Mapping[str, jax.Array]:
-        """Name -> array; see `sft_jax.model.decoder`. Those of a run are replaced by its next step."""
+        """Name -> array; see `sft_jax.model.decoder`. A run's next step replaces them."""
         return self._parameters()
 
     def __repr__(self) -> str:
@@ -114,7 +114,7 @@ class Model:
     ) -> list[list[Completion]]:
         """`n` completions of every prompt, in order.
 
-        A completion depends on the seed, its prompt's place and its number, not on batches or mesh. See
+        A completion depends on the seed, its prompt's position and its own number, not on batches or mesh. See
         `sample.draw.Sampling` for the other arguments.
 
         Raises:

@@ -1,4 +1,4 @@
-"""A training run: made from a config, stepped by hand or to its end."""
+"""A training run: created from a config, stepped by hand or run to the end."""
 
 import contextlib
 import dataclasses
@@ -49,10 +49,10 @@ OnEvaluation = Callable[["Run", int], Mapping[str, Any]]
 
 
 class Run:
-    """A run in its workdir: the one that has begun there goes on, or a new one begins.
+    """A run in its workdir: resumes the run that started there, or starts a new one.
 
-    Making one reads the data, loads the model or the newest checkpoint, and writes config.json; nothing is trained yet.
-    It prints nothing and installs no handler: what the caller wants of that it passes in.
+    Creating it reads the data, loads the model or the newest checkpoint, and writes config.json; nothing trains yet. It
+    prints nothing and installs no signal handlers; callers pass in what they want of that.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def model(self) -> Model:
-        """The model as it is now, and as it will be after each step."""
+        """The model with the live parameters: it changes with every step."""
         compute = dataclasses.replace(self.program.compute, remat="none")
         pretrained = dataclasses.replace(self.inputs.pretrained, data=self.config.data)
         return Model(pretrained, self.program.architecture, self._parameters, compute)
@@ -126,9 +126,9 @@ class Run:
     # --- what it does -------------------------------------------------------------------------------------------------
 
     def step(self, n: int = 1) -> list[MetricsRow]:
-        """Take `n` steps, or as many as are left; the rows of metrics.jsonl that came of them.
+        """Take `n` steps, or as many as are left, and return their rows of metrics.jsonl.
 
-        Evaluations and checkpoints happen when they are due, as in `fit`.
+        Evaluations and checkpoints happen when due, as in `fit`.
 
         Raises:
           NonFinite, Preempted: as `fit`.
@@ -138,7 +138,7 @@ class Run:
         return rows
 
     def fit(self, on_row: Callable[[MetricsRow], None] = lambda row: None) -> Model:
-        """Go on to the end; then write what the RL stage starts from, and report.html.
+        """Train to the end; then write handoff.json, which the RL stage starts from, and report.html.
 
         Args:
           on_row: called with every row of metrics.jsonl as it is written.
@@ -154,7 +154,7 @@ class Run:
         return self.model
 
     def evaluate(self) -> MetricsRow:
-        """The held-out metrics now; they are not written down.
+        """Compute the held-out metrics now; they are returned, not logged.
 
         Raises:
           BadInput: the config names no held-out rows.
@@ -166,12 +166,12 @@ class Run:
         return row
 
     def save(self) -> None:
-        """A checkpoint of the state as it is now; returns when it is committed."""
+        """Save a checkpoint of the current state; returns once it is committed."""
         self._loop.save()
         self._loop.wait()
 
     def close(self) -> None:
-        """Wait for what is being saved, and close the files. A run that is not closed is closed with the process."""
+        """Wait for pending saves, and close the files. A run that is never closed ends with the process."""
         self._stack.close()
 
     def __enter__(self) -> "Run":
@@ -247,7 +247,7 @@ class Run:
             stack.callback(lambda: [tell(f"streamed: {line}") for line in source.account()])
 
     def _missed(self, begin: int, is_first: bool) -> bool:
-        """Whether the run was stopped at a step whose evaluation was due, before it was made."""
+        """Whether the run was stopped at a step before the evaluation that was due there."""
         every = self.config.train.eval_every
         due = bool(begin and every and begin % every == 0)
         missed = due and is_first and not has_evaluation(self.workdir.local(), begin)
@@ -291,13 +291,13 @@ class Run:
 
 
 def _verdict_before_the_log_closes(kind: Any, error: BaseException | None, trace: Any) -> None:
-    """So that the log says which process was lost, not only which collective failed."""
+    """Lets the log name the process that was lost, not only the collective that failed."""
     if starting.watch is not None and error is not None:
         wait_for_watchdog(starting.watch, error)
 
 
 def _read(config: RunConfig, workdir: Location, progress: Any, locate: Locate) -> Inputs:
-    """The same inputs on every process, or the same refusal."""
+    """The same inputs on every process, or the same error."""
     return agreed(
         "data",
         lambda: read_inputs(config, workdir, progress, locate),
@@ -308,10 +308,10 @@ def _read(config: RunConfig, workdir: Location, progress: Any, locate: Locate) -
 
 
 def _checked_program(inputs: Inputs, mesh: jax.sharding.Mesh) -> TrainProgram:
-    """The run's programs; a layout that does not fit is refused before anything is written or any weight is read.
+    """The run's programs. A layout that does not fit is refused before anything is written or any weight is read.
 
     Raises:
-      BadInput: what does not divide or collides, of parameters, batches and activations.
+      BadInput: a parameter, batch or activation that the mesh does not divide, or whose axes collide.
     """
     config, shapes = inputs.config, batch_shapes_of(inputs.source)
     program = make_program(config, inputs.pretrained.architecture, shapes, mesh)
@@ -322,10 +322,10 @@ def _checked_program(inputs: Inputs, mesh: jax.sharding.Mesh) -> TrainProgram:
 
 
 def _initial(inputs: Inputs, program: TrainProgram, manager: Any, step: int | None) -> tuple[TrainState, dict, dict]:
-    """(state, frozen parameters, what the record says of them): the checkpoint of `step`, or the pretrained weights.
+    """(state, frozen parameters, their entry in the record), from the checkpoint of `step` or the pretrained weights.
 
     Raises:
-      BadInput: a checkpoint or weights that do not fit, or another base than the run began with.
+      BadInput: a checkpoint or weights that do not fit, or a base other than the one the run started from.
     """
     architecture = program.architecture
     wanted = dict(program.frozen_layout) if step is not None else program.parameter_layout
