@@ -112,7 +112,7 @@ def test_a_pair_is_two_documents_whose_last_tokens_count(tokenizer):
     chosen, rejected = split_pair(Example("x", "f", 1, encoded.tokens, encoded.weights))
     assert tokenizer.decode(chosen) == "Q yes<|im_end|>" and tokenizer.decode(rejected) == "Q no<|im_end|>"
     assert encoded.weights[np.flatnonzero(encoded.weights)].tolist() == [1.0, 1.5]
-    with pytest.raises(BadRow, match="are the same tokens"):
+    with pytest.raises(BadRow, match="have the same tokens"):
         encode(
             "f:1", Pair(PromptCompletion("Q", "a"), PromptCompletion("Q", "a")), tokenizer, "assistant", RenderOptions()
         )
