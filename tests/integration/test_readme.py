@@ -27,14 +27,14 @@ def checkout(tmp_path_factory) -> Path:
 
 def ran(command: list[str], checkout: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XLA_")}
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=800)
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=1600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.xdist_group("README")
 def test_the_commands_for_your_own_data_run_as_they_stand(checkout):
     own_data, _ = SHELL
@@ -47,7 +47,7 @@ def test_the_commands_for_your_own_data_run_as_they_stand(checkout):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.xdist_group("README")
 def test_the_commands_for_layouts_run_as_they_stand(checkout):
     _, layouts = SHELL
