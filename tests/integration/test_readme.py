@@ -21,7 +21,8 @@ def checkout(tmp_path_factory) -> Path:
     for name in ("sft_jax", "configs", "launch", "docs", ".cache"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
-    subprocess.run(["git", "init", "--quiet", folder], check=True)  # launch/tpu_vm.sh copies what git knows
+    subprocess.run(["git", "init", "--quiet", folder], check=True)  # launch/tpu_vm.sh packs what git does not ignore
+    (folder / ".gitignore").write_text("runs/\nmy-model/\n.venv\n.cache\n", encoding="utf-8")
     return folder
 
 
