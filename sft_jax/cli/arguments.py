@@ -7,8 +7,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from sft_jax.cli.fields import Option, options_of
 from sft_jax.cli.help import HELP_OPTIONS, show_help
@@ -88,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
             raise BadInput(f"{self.prog}: {error.argument_name}: {error.message}") from error
         for name, value in found.items():
             if isinstance(value, list):
-                empty = value == ["none"] and self._options[f"--{name}"].may_be_none
+                empty = value == ["none"] and self._options[f"--{name}"].none_empties
                 found[name] = () if empty else tuple(value)
         return found
 
@@ -123,20 +122,15 @@ class _Parser(argparse.ArgumentParser):
 
 def _converter(option: Option) -> tuple[Callable[[str], Any], bool]:
     """(text -> value, whether the option takes several of them)."""
-    kind, optional = option.kind, False
-    if get_origin(kind) in (Union, UnionType):
-        [kind] = [one for one in get_args(kind) if one is not type(None)]
-        optional = True
-    several = get_origin(kind) is tuple
-    if several:
-        kind = get_args(kind)[0]
+    several = get_origin(option.kind) is tuple
+    kind = get_args(option.kind)[0] if several else option.kind
 
     def convert(text: str) -> Any:
-        if optional and text == "none":
+        if option.optional and text == "none":
             return None
         value = _value(kind, text)
         if value is None:
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected {_expected(kind, text)}")
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {_expected(kind)}")
         return value
 
     return convert, several
@@ -149,12 +143,12 @@ def _value(kind: Any, text: str) -> Any:
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower())
     try:
-        return kind(text.replace(",", "") if kind is int and "," in text else text)
+        return kind(text)
     except ValueError:
         return None
 
 
-def _expected(kind: Any, text: str) -> str:
+def _expected(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     return {bool: "True or False", int: "a whole number", float: "a number"}[kind]

@@ -93,7 +93,8 @@ def audit(arguments: Sequence[str]) -> int:
     try:
         found = read_demonstrations(config, Location(config.workdir), _progress())
     except NothingTrains as error:
-        print("\n".join(faults_text(checks.faults_of(error.dropped))))
+        faults = checks.faults_of(error.dropped, error.counts)
+        print(json.dumps({"faults": faults}) if options.json else "\n".join(faults_text(faults)))
         raise
     config = dataclasses.replace(config, data=found.data)
     source, _, _ = pack(config, found.train)

@@ -5,7 +5,8 @@ import inspect
 import textwrap
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 
 class Positional(NamedTuple):
@@ -20,13 +21,15 @@ class Option(NamedTuple):
     name: str
     """Dotted, with dashes: `optimizer.learning-rate`."""
     kind: Any
-    """Its type: str, int, float, bool, a Literal, a tuple of these, or one of them or None."""
+    """Its type: str, int, float, bool, a Literal, or a tuple of these."""
     default: Any
     """MISSING where it must be given."""
     doc: str
     positional: str = ""
     """What the usage line calls it, where it is given without a name."""
-    may_be_none: bool = False
+    optional: bool = False
+    """None is a value too, spelled `none`."""
+    none_empties: bool = False
     """A tuple of a config that is empty by default: `none` empties it again."""
 
 
@@ -47,7 +50,11 @@ def options_of(kind: type, default: Any = None, prefix: str = "") -> list[Option
         if get_origin(type_) is Annotated:
             type_, mark = get_args(type_)
             positional = mark.name
-        found.append(Option(name, type_, value, docs.get(field.name, ""), positional, given == () and bool(prefix)))
+        optional = get_origin(type_) in (Union, UnionType)
+        if optional:
+            [type_] = [one for one in get_args(type_) if one is not type(None)]
+        empty = given == () and bool(prefix)
+        found.append(Option(name, type_, value, docs.get(field.name, ""), positional, optional, empty))
     return found
 
 

@@ -5,8 +5,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
 from itertools import groupby
-from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from sft_jax.cli.fields import Option
 
@@ -87,8 +86,6 @@ def _meaning(option: Option, whole: bool) -> str:
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
-    if get_origin(kind) in (Union, UnionType):
-        [kind] = [one for one in get_args(kind) if one is not type(None)]
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
@@ -101,8 +98,6 @@ def _default(value: Any) -> str:
 
 
 def _value_name(kind: Any) -> str:
-    if get_origin(kind) in (Union, UnionType):
-        [kind] = [one for one in get_args(kind) if one is not type(None)]
     if get_origin(kind) is tuple:
         return f"{_value_name(get_args(kind)[0])} ..."
     return {int: " INT", float: " FLOAT", str: " STR"}.get(kind, "")

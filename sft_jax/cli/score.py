@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sft_jax.cli.arguments import check_writable, parse, require
 from sft_jax.cli.options import ModelOptions, ModelPath, at_least, load_model, stages, write_lines
 from sft_jax.errors import EXIT_DONE
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

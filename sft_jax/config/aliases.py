@@ -34,9 +34,8 @@ ALIASES: dict[str, Meaning] = {
         ),
         (
             Meaning("model.dtype", "bfloat16 or float32"),
-            "bf16 fp16 torch_dtype mixed_precision precision compute_dtype",
+            "bf16 fp16 torch_dtype mixed_precision precision compute_dtype param_dtype activation_dtype",
         ),
-        (Meaning("model.dtype", "bfloat16 or float32"), "param_dtype activation_dtype"),
         (
             Meaning("model.remat", "full recomputes everything"),
             "gradient_checkpointing activation_checkpointing remat_policy use_gradient_checkpointing checkpointing",
@@ -90,9 +89,9 @@ ALIASES: dict[str, Meaning] = {
         (Meaning("optimizer.warmup_steps"), "num_warmup_steps lr_warmup_steps warmup_iters"),
         (
             Meaning("optimizer.clip_norm"),
-            "max_grad_norm gradient_clip_val grad_clip gradient_clipping_threshold clip_grad",
+            "max_grad_norm gradient_clip_val grad_clip gradient_clipping_threshold clip_grad gradient_clipping "
+            "max_norm clip_grad_norm",
         ),
-        (Meaning("optimizer.clip_norm"), "gradient_clipping max_norm clip_grad_norm"),
         (Meaning("optimizer.name"), "optim optimizer_name opt_type optimizer optimizer_type"),
         (Meaning("optimizer.weight_decay"), "wd adam_weight_decay decay"),
         (Meaning("optimizer.b1"), "adam_beta1 beta1 beta_1 adam_b1"),

@@ -54,7 +54,7 @@ def audit_split(
     report = {
         "counts": dataclasses.asdict(counts),
         "dropped": [{"row": row.where, "reason": row.reason} for row in dropped[:LISTED]],
-        "faults": faults_of(dropped),
+        "faults": faults_of(dropped, counts),
         "over_length": over_length_of(counts, limit),
         "lengths": distribution(examples.lengths),
         "targets": distribution(examples.targets),
@@ -65,16 +65,21 @@ def audit_split(
     return report, {"examples": set(whole), "prompts": set(prompts)}
 
 
-def faults_of(dropped: Sequence[Dropped]) -> list[dict[str, Any]]:
+def faults_of(dropped: Sequence[Dropped], counts: Counts) -> list[dict[str, Any]]:
     """Why rows were dropped, most frequent first: `reason` of the first such row, `count`, `rows`.
 
-    Reasons that differ only in numbers and quoted values are grouped.
+    Reasons that differ only in numbers and quoted values are grouped. Datasets remember a limited number of dropped
+    rows; the last entry counts the others.
     """
     kinds: dict[str, list[Dropped]] = {}
     for row in dropped:
         kinds.setdefault(_VALUES.sub("", row.reason), []).append(row)
     found = sorted(kinds.values(), key=len, reverse=True)
-    return [{"reason": rows[0].reason, "count": len(rows), "rows": [row.where for row in rows[:5]]} for rows in found]
+    faults: list[dict[str, Any]] = [
+        {"reason": rows[0].reason, "count": len(rows), "rows": [row.where for row in rows[:5]]} for rows in found
+    ]
+    others = counts.bad_rows + counts.dropped_over_length + counts.dropped_no_target - len(dropped)
+    return faults + ([{"reason": "more rows dropped, reasons not kept", "count": others, "rows": []}] if others else [])
 
 
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*")

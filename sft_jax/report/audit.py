@@ -79,7 +79,7 @@ def faults_text(faults: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for fault in faults:
         rows = ", ".join(fault["rows"][:3]) + (", ..." if fault["count"] > 3 else "")
-        lines.append(f"{fault['count']:,} x {fault['reason']} ({rows})")
+        lines.append(f"{fault['count']:,} x {fault['reason']}" + (f" ({rows})" if fault["rows"] else ""))
     return lines
 
 

@@ -65,9 +65,11 @@ def test_faults_that_differ_in_their_values_alone_are_one_kind():
         Dropped("a:2", "bad row: unknown role 'x'"),
         *(Dropped(f"b:{line}", f"bad row: unknown role 'y{line}'") for line in range(1, 7)),
     ]
-    worst, other = faults_of(rows)
+    counts = Counts(bad_rows=7, dropped_over_length=1)
+    worst, other = faults_of(rows, counts)
     assert worst == {"reason": "bad row: unknown role 'x'", "count": 7, "rows": ["a:2", "b:1", "b:2", "b:3", "b:4"]}
     assert other["count"] == 1
+    assert faults_of(rows[:1], counts)[-1] == {"reason": "more rows dropped, reasons not kept", "count": 7, "rows": []}
 
 
 @pytest.mark.parametrize(

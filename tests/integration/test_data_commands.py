@@ -96,10 +96,12 @@ def test_the_audit_reads_every_row_and_needs_no_field_of_training(run, tmp_path,
     )
     status, shown, err = run("data", "audit", *options, "--data.bad-rows", "skip")
     assert status == 0, err
-    status, shown, err = run("data", "audit", *options[:2], "--data.train", jsonl([bad] * 3, "bad.jsonl"), *options[4:])
-    assert (
-        status == 2 and "3 x bad row: messages[0]: unknown role" in shown and "none of which has a trained token" in err
-    )
+    nothing = (*options[:2], "--data.train", jsonl([bad] * 3, "bad.jsonl"), *options[4:])
+    status, shown, err = run("data", "audit", *nothing)
+    assert status == 2 and "none of which has a trained token" in err
+    assert "3 x bad row: messages[0]: unknown role" in shown
+    status, shown, _ = run("data", "audit", *nothing, "--json")
+    assert status == 2 and json.loads(shown)["faults"][0]["count"] == 3
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,10 @@ def check_settings(store: Store, data: Data, tokenizer: Any) -> None:
     """
     prepared = {"template_kwargs": [], **store.about["settings"]}  # missing in older datasets
     wanted = {name: _plain(getattr(data, name)) for name in SETTINGS}
-    if not store.about["counts"]["bad_rows"]:  # the policy was never used
+    counts = store.about["counts"]
+    if not any(counts.get(name) for name in ("over_length", "dropped_over_length", "truncated", "split")):
+        wanted["over_length"] = prepared["over_length"]
+    if not counts["bad_rows"]:  # the policy was never used
         wanted["bad_rows"] = prepared["bad_rows"]
     # An empty date means today; a dataset keeps the date on which it was prepared.
     wanted["template_date"] = wanted["template_date"] or prepared["template_date"]

@@ -158,6 +158,21 @@ def test_a_prepared_directory_is_a_source_by_itself(make_tokenizer, jsonl, tmp_p
         opened(replace(data, train=(f"{tmp_path / 'set'}:eval",)), make_tokenizer(), tmp_path / "cache")
 
 
+def test_policies_that_no_row_called_for_may_differ_from_those_of_a_prepared_set(make_tokenizer, jsonl, tmp_path):
+    """An audit skips bad rows and drops long ones, whatever the set was prepared with."""
+    data = Data(train=(jsonl(MANY),), bad_rows="error", over_length="error")
+    made(data, make_tokenizer(), tmp_path / "set")
+    other = replace(data, train=(str(tmp_path / "set"),), bad_rows="skip", over_length="drop")
+    assert len(opened(other, make_tokenizer(), tmp_path))
+    made(
+        replace(data, train=(jsonl([*MANY, {"text": "a " * 2000}], "long.jsonl"),), over_length="drop"),
+        make_tokenizer(),
+        tmp_path / "cut",
+    )
+    with pytest.raises(BadInput, match=r"data\.over_length: prepared with 'drop', the config says 'truncate'"):
+        opened(replace(other, train=(str(tmp_path / "cut"),), over_length="truncate"), make_tokenizer(), tmp_path)
+
+
 def test_a_set_that_was_prepared_otherwise_is_refused_setting_by_setting(make_tokenizer, jsonl, templates, tmp_path):
     data = Data(train=(jsonl(MANY),))
     made(data, make_tokenizer(), tmp_path / "set")
